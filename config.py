@@ -1,0 +1,159 @@
+"""Every setting of the server, once.
+
+Three ways to set one, the later winning: edit its default here, set the environment variable
+`DEEPSEEK_OCR_<NAME>`, or give the flag (`BASE_SIZE` is `--base-size`). `python openai_api_server.py
+--help` lists them all; so does the table in OPENAI_API_GUIDE.md, which is made from this file.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+from deepseek_ocr.modes import ResolutionMode
+
+ROOT = Path(__file__).resolve().parent
+EMBEDDED_CHECKPOINT = ROOT / "nano" / "checkpoint"
+PUBLISHED_MODEL = "deepseek-ai/DeepSeek-OCR"
+ENV_PREFIX = "DEEPSEEK_OCR_"
+
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_prog_name="openai_api_server.py",
+        cli_shortcuts={"model-path": "model"},
+    )
+
+    # The server
+    HOST: str = "0.0.0.0"
+    """Address to listen on; 127.0.0.1 keeps the server to this machine."""
+    PORT: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0 takes a free one."""
+    MODEL_NAME: Annotated[str, Field(pattern=r"^[^:\s]+$")] = "deepseek-ocr"
+    """The name that requests use. `<name>:<mode>` asks for a resolution mode."""
+    SHUTDOWN_TIMEOUT: Seconds = 30.0
+    """Seconds that requests in flight have to finish after SIGTERM."""
+    LOG_LEVEL: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is logged."""
+
+    # The model
+    MODEL_PATH: str = "auto"
+    """A folder or a Hugging Face id. `auto` is deepseek-ai/DeepSeek-OCR where there is an NVIDIA GPU,
+    else the small embedded checkpoint."""
+    MAX_MODEL_LEN: Annotated[int, Field(ge=256)] = 8192
+    """Longest prompt and answer together, tokens, picture included; 8192 is the model's own limit."""
+    GPU_MEMORY_UTILIZATION: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the GPU's memory that vLLM may take for weights, activations and KV cache."""
+    CPU_KV_CACHE_GIB: Positive = 2
+    """Size of the KV cache without a GPU, GiB."""
+    TENSOR_PARALLEL_SIZE: Positive = 1
+    """GPUs that one copy of the model is spread over; this model fits on one."""
+    MAX_CONCURRENCY: Positive = 100
+    """Most pages that the engine reads at once; further ones wait."""
+    ENFORCE_EAGER: bool | None = None
+    """Skip torch.compile and CUDA graphs: starts sooner, reads slower. By default only without a GPU."""
+
+    # How pictures are read, unless a request says otherwise
+    BASE_SIZE: int = 1024
+    """Side of the global view, pixels."""
+    IMAGE_SIZE: int = 640
+    """Side of a tile, pixels."""
+    CROP_MODE: bool = True
+    """Cut pictures larger than a tile into tiles, beside the global view (gundam mode)."""
+    MIN_CROPS: int = 2
+    """Fewest tiles of a picture that is cut."""
+    MAX_CROPS: int = 6
+    """Most tiles of a picture; at most 9. Lower it where GPU memory is short."""
+    DEFAULT_PROMPT: str = "<|grounding|>Convert the document to markdown."
+    """What is asked about a picture that comes without text."""
+    NGRAM_SIZE: Annotated[int, Field(ge=0)] = 30
+    """No n-gram of this length is repeated within the window; 0 turns the guard off."""
+    WINDOW_SIZE: Positive = 90
+    """How many of the last tokens the n-gram guard looks at."""
+
+    # What is accepted
+    MAX_IMAGES: Positive = 64
+    """Most pictures (pages) in one request."""
+    MAX_BODY_MB: Positive = 100
+    """Largest request body, megabytes."""
+    MAX_IMAGE_MB: Positive = 50
+    """Largest single picture, as a file, megabytes."""
+    MAX_IMAGE_MEGAPIXELS: Positive = 100
+    """Largest single picture, decoded, megapixels."""
+    MAX_PROMPT_CHARS: Positive = 8000
+    """Longest text beside a picture, characters."""
+    ALLOW_URLS: bool = True
+    """Fetch pictures from http(s) URLs."""
+    ALLOW_PRIVATE_URLS: bool = False
+    """Fetch also from private and loopback addresses. Leave it off where strangers can send requests."""
+    FETCH_TIMEOUT: Seconds = 20.0
+    """Seconds in which a picture must have been fetched."""
+    PREPARE_THREADS: Annotated[int, Field(ge=0)] = 0
+    """Threads that decode and resize pictures; 0 is one for each core, at most 16."""
+
+    @model_validator(mode="after")
+    def _legal_mode(self) -> Settings:
+        _ = self.resolution_mode  # raises what is wrong with it
+        if self.NGRAM_SIZE > self.WINDOW_SIZE:
+            raise ValueError(f"NGRAM_SIZE must not be above WINDOW_SIZE ({self.WINDOW_SIZE})")
+        return self
+
+    @property
+    def resolution_mode(self) -> ResolutionMode:
+        """The mode of pictures for which a request names none."""
+        return ResolutionMode(
+            base_size=self.BASE_SIZE,
+            image_size=self.IMAGE_SIZE,
+            crop_mode=self.CROP_MODE,
+            min_crops=self.MIN_CROPS,
+            max_crops=self.MAX_CROPS,
+        )
+
+    @property
+    def model_path(self) -> str:
+        """MODEL_PATH with `auto` resolved."""
+        if self.MODEL_PATH != "auto":
+            return self.MODEL_PATH
+        return PUBLISHED_MODEL if has_nvidia_gpu() else str(EMBEDDED_CHECKPOINT)
+
+    @property
+    def checkpoint_name(self) -> str:
+        """What is served, as it may be shown to clients: no path of this machine."""
+        return "the embedded checkpoint (nano)" if self.is_embedded else Path(self.model_path).name if Path(self.model_path).is_dir() else self.model_path
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the small embedded checkpoint is served, not the real model."""
+        return Path(self.model_path).resolve() == EMBEDDED_CHECKPOINT
+
+
+def load(arguments: list[str] | None = None) -> Settings:
+    """Settings from this file, the environment and flags; exits with a clear message if one is wrong."""
+    try:
+        return CliApp.run(Settings, cli_args=sys.argv[1:] if arguments is None else arguments)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = str(problem["loc"][0]) if problem["loc"] else "settings"
+            print(f"error: {name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        print("Run with --help to see every setting.", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether there is a GPU that the installed torch can use."""
+    import torch  # takes seconds, and most settings need no answer
+
+    return torch.cuda.is_available()

@@ -1,0 +1,119 @@
+"""Views of pictures → the embeddings that stand in the decoder's prompt for them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from deepseek_ocr.encoder.clip import Clip
+from deepseek_ocr.encoder.config import EncoderConfig
+from deepseek_ocr.encoder.sam import Sam
+from deepseek_ocr.images import normalize
+from deepseek_ocr.modes import CropGrid
+
+PIXELS_PER_PASS = 4 * 1024 * 1024
+"""Most pixels encoded at once: bounds the memory of SAM's attention bias (about 0.4 GB for each
+view of 1024 × 1024 in bf16) while it keeps an accelerator busy."""
+
+
+class Views(NamedTuple):
+    """The views of one picture, uint8, on the encoder's device."""
+
+    global_view: torch.Tensor
+    """[base_size, base_size, 3]"""
+    tiles: torch.Tensor
+    """[grid.tiles, image_size, image_size, 3]"""
+    grid: CropGrid
+
+
+class DeepEncoder(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.sam_model = Sam(config.sam)
+        self.vision_model = Clip(config.clip)
+        self.projector = Projector(config.projector_input, config.hidden_size)
+        self.image_newline = nn.Parameter(torch.zeros(config.hidden_size))
+        self.view_seperator = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels [B, 3, size, size] → [B, n·n, hidden], n = size / 64, row by row."""
+        sam = self.sam_model(pixels)
+        clip = self.vision_model(sam)
+        features = torch.cat([clip[:, 1:], sam.flatten(2).transpose(1, 2)], dim=-1)
+        out: torch.Tensor = self.projector(features)
+        return out
+
+    def embed(self, pictures: Sequence[Views]) -> list[torch.Tensor]:
+        """The embeddings of each picture, [tokens, hidden].
+
+        Every view of every picture that has the same size is encoded together, whichever picture
+        it belongs to and whether it is a tile or a global view.
+        """
+        by_size: dict[int, list[torch.Tensor]] = defaultdict(list)
+        for picture in pictures:
+            by_size[picture.global_view.shape[0]].append(picture.global_view[None])
+            if picture.grid.tiles:
+                by_size[picture.tiles.shape[1]].append(picture.tiles)
+        encoded = {size: self._encode(torch.cat(views)) for size, views in by_size.items()}
+
+        embeddings = []
+        for picture in pictures:
+            (global_view,) = next_views(encoded[picture.global_view.shape[0]], 1)
+            tiles = next_views(encoded[picture.tiles.shape[1]], picture.grid.tiles) if picture.grid.tiles else None
+            embeddings.append(self.assemble(global_view, tiles, picture.grid))
+        return embeddings
+
+    def assemble(self, global_view: torch.Tensor, tiles: Sequence[torch.Tensor] | None, grid: CropGrid) -> torch.Tensor:
+        """Put the encoded views of one picture in the decoder's order.
+
+        Args:
+            global_view: [qb·qb, hidden]
+            tiles: grid.tiles × [q·q, hidden], row by row, or None.
+            grid: how the tiles lie.
+
+        Returns:
+            `[tiles, global view, view_seperator]`, each grid with a newline after every row; the
+            tiles form one grid of (tall·q) × (wide·q).
+        """
+        parts = []
+        if tiles:
+            side = _side(tiles[0])
+            stacked = torch.stack(list(tiles)).view(grid.tall, grid.wide, side, side, -1)
+            parts.append(self._with_newlines(stacked.transpose(1, 2).reshape(grid.tall * side, grid.wide * side, -1)))
+        side = _side(global_view)
+        parts.append(self._with_newlines(global_view.view(side, side, -1)))
+        parts.append(self.view_seperator[None])
+        return torch.cat(parts)
+
+    def _encode(self, views: torch.Tensor) -> Iterator[torch.Tensor]:
+        """uint8 [B, size, size, 3] → one [n·n, hidden] after the other."""
+        size = views.shape[1]
+        for chunk in views.split(max(1, PIXELS_PER_PASS // (size * size))):
+            yield from self(normalize(chunk, self.image_newline.dtype))
+
+    def _with_newlines(self, rows: torch.Tensor) -> torch.Tensor:
+        """[rows, columns, hidden] → [rows · (columns + 1), hidden]."""
+        newline = self.image_newline.expand(rows.shape[0], 1, -1)
+        return torch.cat([rows, newline], dim=1).flatten(0, 1)
+
+
+class Projector(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Linear(inputs, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layers(x)
+        return y
+
+
+def next_views(views: Iterator[torch.Tensor], count: int) -> list[torch.Tensor]:
+    return [next(views) for _ in range(count)]
+
+
+def _side(view: torch.Tensor) -> int:
+    return int(view.shape[0] ** 0.5 + 0.5)

@@ -1,0 +1,126 @@
+"""The model as vLLM runs it: our DeepEncoder in front of vLLM's DeepSeek-V2 decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.models.interfaces import MultiModalEmbeddings, SupportsMultiModal, SupportsPP
+from vllm.model_executor.models.module_mapping import MultiModelKeys
+from vllm.model_executor.models.utils import (
+    AutoWeightsLoader,
+    WeightsMapper,
+    init_vllm_registered_model,
+    maybe_prefix,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.sequence import IntermediateTensors
+
+from deepseek_ocr.encoder import DeepEncoder, EncoderConfig
+from deepseek_ocr.encoder.deep_encoder import Views
+from deepseek_ocr.layout import checked, published_layout
+from deepseek_ocr.modes import CropGrid
+from deepseek_ocr.processor import IMAGE_TOKEN, DummyInputsBuilder, ProcessingInfo, Processor
+
+
+@MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputsBuilder)
+class DeepseekOCRForCausalLM(nn.Module, SupportsMultiModal, SupportsPP):
+    """`DeepseekOCRForCausalLM` of a checkpoint's `architectures`, in the place of vLLM's own."""
+
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_prefix={
+            "model.embed_tokens.": "language_model.model.embed_tokens.",
+            "model.layers.": "language_model.model.layers.",
+            "model.norm.": "language_model.model.norm.",
+            "lm_head.": "language_model.lm_head.",
+            "model.": "encoder.",
+        }
+    )
+
+    @classmethod
+    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+        if modality != "image":
+            raise ValueError(f"DeepSeek-OCR reads images only, not {modality}")
+        return IMAGE_TOKEN
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        config = vllm_config.model_config.hf_config
+        self.config = config
+        self.quantized = vllm_config.quant_config is not None
+        encoder_config = EncoderConfig.from_checkpoint(
+            config.vision_config.to_dict(), config.projector_config.to_dict()
+        )
+        with self._mark_tower_model(vllm_config, "image"):
+            self.encoder = DeepEncoder(encoder_config)
+        with self._mark_language_model(vllm_config):
+            self.language_model: Any = init_vllm_registered_model(
+                vllm_config=vllm_config,
+                hf_config=config.text_config,
+                prefix=maybe_prefix(prefix, "language_model"),
+            )
+        self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+
+    def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings | None:
+        """The embeddings of every picture of the step, in order.
+
+        vLLM hands over a field as one tensor where all pictures agree in size, else as a list.
+        """
+        if "global_view" not in kwargs:
+            return None
+        return self.encoder.embed(
+            [
+                Views(global_view, tiles, CropGrid(*grid.tolist()))
+                for global_view, tiles, grid in zip(
+                    kwargs["global_view"], kwargs["tiles"], kwargs["crop_grid"], strict=True
+                )
+            ]
+        )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **_: object,
+    ) -> torch.Tensor | IntermediateTensors:
+        if intermediate_tensors is not None:  # a later stage of a pipeline gets hidden states instead
+            inputs_embeds = None
+        hidden: torch.Tensor | IntermediateTensors = self.language_model(
+            input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds
+        )
+        return hidden
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        logits: torch.Tensor | None = self.language_model.compute_logits(hidden_states)
+        return logits
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load by the published names.
+
+        Raises:
+            ValueError: a tensor is missing, unexpected or misshapen (unquantised checkpoints).
+        """
+        if not self.quantized:  # quantised ones have scales and packed shapes of their own
+            config = self.config
+            layout = published_layout(
+                {
+                    "language_config": config.text_config.to_dict(),
+                    "vision_config": config.vision_config.to_dict(),
+                    "projector_config": config.projector_config.to_dict(),
+                }
+            )
+            weights = checked(weights, layout)
+        loaded: set[str] = AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
+        return loaded
+
+    def get_mm_mapping(self) -> MultiModelKeys:
+        return MultiModelKeys.from_string_field(
+            language_model="language_model",
+            connector="encoder.projector",
+            tower_model=["encoder.sam_model", "encoder.vision_model"],
+        )

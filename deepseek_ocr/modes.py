@@ -1,0 +1,189 @@
+"""Resolution modes, tile grids and token counts: arithmetic only, no torch, no vLLM.
+
+A picture reaches the decoder as one *global view* (the whole picture, `base_size` square) and, in
+cropping modes, a grid of *tiles* (`image_size` square each). Sources: the DeepSeek-OCR paper
+(arXiv 2510.18234) and the configuration of `deepseek-ai/DeepSeek-OCR`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+PATCH_SIZE: Final = 16
+"""Pixels a side of one SAM patch."""
+DOWNSAMPLE: Final = 4
+"""SAM's two stride-2 convolutions: patches a side for one vision token."""
+
+MIN_VIEW_SIZE: Final = 64
+MAX_VIEW_SIZE: Final = 1280
+"""Legal `base_size` and `image_size`, pixels; 1280 is the largest the model was trained on."""
+MAX_TILES: Final = 9
+"""The most tiles a picture may be cut into; upstream advises against more."""
+
+
+class CropGrid(NamedTuple):
+    """How many tiles wide and tall a picture is cut; (1, 1) means that there are no tiles."""
+
+    wide: int
+    tall: int
+
+    @property
+    def tiles(self) -> int:
+        """The number of tiles; 0 for (1, 1), where the global view stands alone."""
+        return 0 if self == NO_TILES else self.wide * self.tall
+
+
+NO_TILES: Final = CropGrid(1, 1)
+
+
+@dataclass(frozen=True)
+class ResolutionMode:
+    """How one picture is turned into views.
+
+    Raises:
+        ValueError: a value is not legal; its text starts with the name of the field.
+    """
+
+    base_size: int = 1024
+    """Side of the global view, pixels; a multiple of 16."""
+    image_size: int = 640
+    """Side of a tile, pixels; a multiple of 16. Pictures no larger than this are not cut."""
+    crop_mode: bool = True
+    """Whether large pictures are cut into tiles beside the global view."""
+    min_crops: int = 2
+    """The fewest tiles a picture is cut into, when it is cut."""
+    max_crops: int = 6
+    """The most tiles a picture is cut into."""
+
+    def __post_init__(self) -> None:
+        for name in ("base_size", "image_size"):
+            size = _whole_number(name, getattr(self, name))
+            if not MIN_VIEW_SIZE <= size <= MAX_VIEW_SIZE or size % PATCH_SIZE:
+                raise ValueError(
+                    f"{name} must be a multiple of {PATCH_SIZE} from {MIN_VIEW_SIZE} to {MAX_VIEW_SIZE}, "
+                    f"not {size}"
+                )
+        if not isinstance(self.crop_mode, bool):
+            raise ValueError(f"crop_mode must be true or false, not {self.crop_mode!r}")
+        for name in ("min_crops", "max_crops"):
+            count = _whole_number(name, getattr(self, name))
+            if not 1 <= count <= MAX_TILES:
+                raise ValueError(f"{name} must be from 1 to {MAX_TILES}, not {count}")
+        if self.min_crops > self.max_crops:
+            raise ValueError(f"min_crops must not be above max_crops ({self.max_crops}), not {self.min_crops}")
+
+    @property
+    def squashes(self) -> bool:
+        """Whether the picture is squashed to a square instead of padded.
+
+        The reference does so without cropping at sizes up to 640 (tiny and small).
+        """
+        return not self.crop_mode and self.image_size <= 640
+
+    def crop_grid(self, width: int, height: int) -> CropGrid:
+        """The grid for a picture of `width` × `height` pixels.
+
+        The grid whose aspect ratio is nearest to the picture's wins; of equally near ones the later
+        in order of area replaces the earlier if the picture has more than half of its pixels.
+        """
+        if not self.crop_mode or (width <= self.image_size and height <= self.image_size):
+            return NO_TILES
+        aspect = width / height
+        best, least = NO_TILES, float("inf")
+        for grid in _grids(self.min_crops, self.max_crops):
+            difference = abs(aspect - grid.wide / grid.tall)
+            if difference < least:
+                best, least = grid, difference
+            elif difference == least and width * height > 0.5 * self.image_size**2 * grid.wide * grid.tall:
+                best = grid
+        return best
+
+    def vision_tokens(self, grid: CropGrid) -> int:
+        """The number of embeddings (= placeholders in the prompt) of a picture cut by `grid`."""
+        return view_tokens(self.base_size, self.image_size, grid)
+
+    def max_vision_tokens(self) -> int:
+        """The most embeddings any picture can have in this mode."""
+        return self.vision_tokens(self.largest_grid())
+
+    def largest_grid(self) -> CropGrid:
+        """The grid that costs the most tokens in this mode."""
+        if not self.crop_mode:
+            return NO_TILES
+        return max(_grids(self.min_crops, self.max_crops), key=self.vision_tokens)
+
+    def with_changes(self, changes: Mapping[str, Any]) -> ResolutionMode:
+        """This mode with some fields replaced; a ValueError names the field that is wrong."""
+        names = {field.name for field in fields(self)}
+        for name in changes:
+            if name not in names:
+                raise ValueError(f"{name} is not a field of a resolution mode")
+        return replace(self, **changes)
+
+
+def view_tokens(base_size: int, image_size: int, grid: CropGrid) -> int:
+    """Embeddings of one picture: both grids with a newline after each row, and the separator.
+
+    `N = qb (qb + 1) + 1 + [tall q (wide q + 1) if there are tiles]`, q being vision tokens a side.
+    """
+    qb, q = view_side(base_size), view_side(image_size)
+    tiles = grid.tall * q * (grid.wide * q + 1) if grid.tiles else 0
+    return tiles + qb * (qb + 1) + 1
+
+
+def view_side(size: int) -> int:
+    """Vision tokens along one side of a square view of `size` pixels: ceil((size // 16) / 4)."""
+    return -(-(size // PATCH_SIZE) // DOWNSAMPLE)
+
+
+def most_expensive_mode(max_tokens: int) -> ResolutionMode:
+    """The legal mode with the most vision tokens that still fits `max_tokens`.
+
+    What a request may ask for is bounded by legality and by the context alone, so this is what the
+    engine has to be profiled with.
+
+    Raises:
+        ValueError: not even the smallest mode fits.
+    """
+    sizes = range(MAX_VIEW_SIZE, MIN_VIEW_SIZE - 1, -PATCH_SIZE * DOWNSAMPLE)
+    candidates = [
+        ResolutionMode(base_size=base, image_size=size, max_crops=MAX_TILES)
+        for base in (MAX_VIEW_SIZE, 1024, 640, 512, MIN_VIEW_SIZE)
+        for size in sizes
+    ]
+    fitting = [mode for mode in candidates if mode.max_vision_tokens() <= max_tokens]
+    if not fitting:
+        raise ValueError(f"a context of {max_tokens} tokens is too short for any picture")
+    return max(fitting, key=ResolutionMode.max_vision_tokens)
+
+
+@lru_cache(maxsize=64)
+def _grids(fewest: int, most: int) -> tuple[CropGrid, ...]:
+    """All grids of `fewest` to `most` tiles, in order of area, wide ones last within an area."""
+    grids = [
+        CropGrid(wide, tall)
+        for wide in range(1, most + 1)
+        for tall in range(1, most + 1)
+        if fewest <= wide * tall <= most
+    ]
+    return tuple(sorted(grids, key=lambda grid: grid.wide * grid.tall))
+
+
+def _whole_number(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    return value
+
+
+MODES: Final[Mapping[str, ResolutionMode]] = {
+    "tiny": ResolutionMode(base_size=512, image_size=512, crop_mode=False),
+    "small": ResolutionMode(base_size=640, image_size=640, crop_mode=False),
+    "base": ResolutionMode(base_size=1024, image_size=1024, crop_mode=False),
+    "large": ResolutionMode(base_size=1280, image_size=1280, crop_mode=False),
+    "gundam": ResolutionMode(base_size=1024, image_size=640, crop_mode=True),
+    "gundam-m": ResolutionMode(base_size=1280, image_size=1024, crop_mode=True),
+}
+"""The modes that have a name; gundam is the model's default."""

@@ -1,0 +1,207 @@
+"""The no-repeat n-gram guard, for both of vLLM's model runners.
+
+DeepSeek-OCR is decoded greedily with a guard against loops: a token is banned when it would complete
+an n-gram that already stands in the last `window_size` output tokens. Table cells repeat by nature,
+so `<td>` and `</td>` are exempt. The published settings are n = 30, window = 90 for single pictures.
+
+A request sets the guard through `SamplingParams.extra_args` (vLLM's own server: `vllm_xargs`):
+`ngram_size` (0 turns it off), `window_size`, `whitelist_token_ids`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from vllm.logits_process import LogitsProcessor as RequestLogitsProcessor
+from vllm.sampling_params import SamplingParams
+from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+from vllm.v1.worker.gpu.sample.logits_processor.interface import (
+    LogitsContext,
+    LogitsProcRequestState,
+)
+from vllm.v1.worker.gpu.sample.logits_processor.interface import (
+    LogitsProcessor as LogitsProcessorV2,
+)
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+NGRAM_SIZE = 30
+WINDOW_SIZE = 90
+MAX_WINDOW_SIZE = 8192
+MAX_WHITELIST = 32
+EXEMPT_TOKENS = ("<td>", "</td>")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """The settings of one request.
+
+    Raises:
+        ValueError: a value is not legal; its text starts with the name of the field.
+    """
+
+    ngram_size: int = NGRAM_SIZE
+    """n; 0 turns the guard off."""
+    window_size: int = WINDOW_SIZE
+    """How many of the last output tokens are searched."""
+    whitelist_token_ids: tuple[int, ...] | None = None
+    """Tokens never banned; None stands for `<td>` and `</td>`."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("ngram_size", 0), ("window_size", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_WINDOW_SIZE:
+                raise ValueError(f"{name} must be a whole number from {least} to {MAX_WINDOW_SIZE}, not {value!r}")
+        if self.ngram_size > self.window_size:
+            raise ValueError(f"ngram_size must not be above window_size ({self.window_size}), not {self.ngram_size}")
+        exempt = self.whitelist_token_ids
+        if exempt is not None and (
+            len(exempt) > MAX_WHITELIST
+            or not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in exempt)
+        ):
+            raise ValueError(f"whitelist_token_ids must be at most {MAX_WHITELIST} token ids")
+
+    @classmethod
+    def from_args(cls, args: Mapping[str, Any]) -> Guard:
+        """From `extra_args` of a request; other keys in them are somebody else's."""
+        exempt = args.get("whitelist_token_ids")
+        if exempt is not None and not isinstance(exempt, list | tuple | set | frozenset):
+            raise ValueError("whitelist_token_ids must be a list of token ids")
+        return cls(
+            ngram_size=args.get("ngram_size", NGRAM_SIZE),
+            window_size=args.get("window_size", WINDOW_SIZE),
+            whitelist_token_ids=None if exempt is None else tuple(exempt),
+        )
+
+    @classmethod
+    def of(cls, params: SamplingParams) -> Guard:
+        return cls.from_args(params.extra_args or {})
+
+    def to_args(self) -> dict[str, Any]:
+        """The `extra_args` that ask for this guard."""
+        args: dict[str, Any] = {"ngram_size": self.ngram_size, "window_size": self.window_size}
+        if self.whitelist_token_ids is not None:
+            args["whitelist_token_ids"] = list(self.whitelist_token_ids)
+        return args
+
+
+def guard_for(vllm_config: VllmConfig) -> str:
+    """The class that the model runner of this configuration takes, as `module:class`."""
+    runner_class = NoRepeatNGramV2 if vllm_config.use_v2_model_runner else NoRepeatNGramV1
+    return f"{__name__}:{runner_class.__name__}"
+
+
+def banned_tokens(output: Sequence[int], guard: Guard, exempt: frozenset[int]) -> set[int]:
+    """Tokens that must not follow `output`.
+
+    With the last n − 1 tokens as the prefix: for each i in [max(0, L − window), L − n], if
+    output[i : i + n − 1] equals the prefix, output[i + n − 1] is banned.
+    """
+    n, length = guard.ngram_size, len(output)
+    if n == 0 or length < n:
+        return set()
+    prefix = list(output[length - n + 1 :])
+    banned = set()
+    for last in range(max(0, length - guard.window_size) + n - 1, length):
+        if n > 1 and output[last - 1] != prefix[-1]:  # most candidates fall here
+            continue
+        if list(output[last - n + 1 : last]) == prefix:
+            banned.add(output[last])
+    return banned - exempt
+
+
+class NoRepeatNGramV1(AdapterLogitsProcessor):
+    """For runner V1 (the CPU build, and where Triton is missing)."""
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        super().__init__(vllm_config, device, is_pin_memory)
+        self.default_exempt = _default_exempt(vllm_config)
+
+    @classmethod
+    def validate_params(cls, params: SamplingParams) -> None:
+        Guard.of(params)
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def new_req_logits_processor(self, params: SamplingParams) -> RequestLogitsProcessor | None:
+        guard = Guard.of(params)
+        if guard.ngram_size == 0:
+            return None
+        exempt = guard.whitelist_token_ids
+        exempt_set = frozenset(self.default_exempt if exempt is None else exempt)
+
+        def ban(output: list[int], logits: torch.Tensor) -> torch.Tensor:
+            if banned := banned_tokens(output, guard, exempt_set):
+                logits[list(banned)] = -torch.inf
+            return logits
+
+        return ban
+
+
+class NoRepeatNGramV2(LogitsProcessorV2):
+    """For runner V2: all rows at once on the device, without waiting for it."""
+
+    def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
+        if vllm_config.speculative_config is not None:
+            raise ValueError("the no-repeat n-gram guard does not support speculative decoding")
+        self.req_states = req_states
+        self.default_exempt = _default_exempt(vllm_config)
+        slots, device = req_states.max_num_reqs, req_states.device
+        # Settings for each request slot: on the host for shapes, on the device for the arithmetic.
+        self.sizes = np.zeros((slots, 2), dtype=np.int64)
+        self.device_sizes = torch.zeros((slots, 2), dtype=torch.int64, device=device)
+        self.exempt = torch.full((slots, MAX_WHITELIST), -1, dtype=torch.int64, device=device)
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        Guard.of(sampling_params)
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        guard = Guard.of(sampling_params)
+        self.sizes[req_idx] = guard.ngram_size, guard.window_size
+        self.device_sizes[req_idx, 0] = guard.ngram_size
+        self.device_sizes[req_idx, 1] = guard.window_size
+        exempt = self.default_exempt if guard.whitelist_token_ids is None else guard.whitelist_token_ids
+        self.exempt[req_idx] = -1
+        for place, token in enumerate(exempt):
+            self.exempt[req_idx, place] = token
+        return guard.ngram_size > 0
+
+    def apply(self, logits: torch.Tensor, ctx: LogitsContext) -> torch.Tensor:
+        sizes = self.sizes[ctx.idx_mapping_np]
+        most_n, most_window = int(sizes[:, 0].max()), int(sizes[sizes[:, 0] > 0, 1].max(initial=0))
+        if most_n == 0:
+            return logits
+        slots = ctx.expanded_idx_mapping.long()
+        n, window = self.device_sizes[slots].unsqueeze(-1).unbind(1)  # [rows, 1] each
+        end = (ctx.pos.long() + 1).unsqueeze(-1)
+        start = torch.maximum(self.req_states.prompt_len.gpu[slots].long().unsqueeze(-1), end - window)
+
+        # The last tokens of every row, with room before the window for the n-grams that end in it.
+        columns = torch.arange(most_window + most_n - 1, device=logits.device)
+        places = end - len(columns) + columns
+        tokens = self.req_states.all_token_ids.gpu[slots.unsqueeze(-1), places.clamp(min=0)].long()
+
+        # ngrams[r, j] ends with last[r, j]; the first n − 1 of it are held against the row's end.
+        ngrams = tokens.unfold(1, most_n, 1)
+        last, last_places = ngrams[..., -1], places[:, most_n - 1 :]
+        prefix = tokens[:, None, len(columns) - most_n + 1 :]
+        counts = torch.arange(most_n - 1, device=logits.device) >= most_n - n  # [rows, most_n − 1]
+        equal = ((ngrams[..., :-1] == prefix) | ~counts[:, None]).all(-1)
+        exempt = (last.unsqueeze(-1) == self.exempt[slots].unsqueeze(1)).any(-1)
+        banned = equal & ~exempt & (n > 0) & (last_places >= start + n - 1)
+        # Adding −inf or 0 is the same whichever order equal tokens come in, unlike assigning.
+        return logits.scatter_add_(1, last, torch.where(banned, -torch.inf, 0.0).to(logits.dtype))
+
+
+def _default_exempt(vllm_config: VllmConfig) -> tuple[int, ...]:
+    tokenizer: Any = cached_tokenizer_from_config(vllm_config.model_config)
+    vocabulary = tokenizer.get_vocab()
+    return tuple(vocabulary[token] for token in EXEMPT_TOKENS if token in vocabulary)

@@ -1,0 +1,153 @@
+"""The application: `create_app(settings, engine)` puts the rooms together."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import torch
+import vllm
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ocr_server import __version__
+from ocr_server.errors import ApiError, error_body, internal_error, parameter_name
+from ocr_server.intake.limits import IntakeLimits
+from ocr_server.intake.prepare import Intake
+from ocr_server.middleware import BodyLimit, BodyTooLarge, RequestId
+from ocr_server.reading.engine import Engine
+from ocr_server.routes import chat, models, service
+from ocr_server.routes.common import Context
+from ocr_server.schemas.chat import REFUSED, ChatCompletionChunk
+
+if TYPE_CHECKING:
+    from config import Settings
+
+logger = logging.getLogger(__name__)
+
+MEGA = 1_000_000
+MAX_REDIRECTS = 5
+
+
+def create_app(settings: Settings, engine: Engine) -> FastAPI:
+    """The server's ASGI application. Its lifespan starts and closes `engine`."""
+    intake = Intake(
+        IntakeLimits(
+            max_image_bytes=settings.MAX_IMAGE_MB * MEGA,
+            max_image_pixels=settings.MAX_IMAGE_MEGAPIXELS * MEGA,
+            max_pages=settings.MAX_IMAGES,
+            fetch_timeout_s=settings.FETCH_TIMEOUT,
+            max_redirects=MAX_REDIRECTS,
+            allow_private_urls=settings.ALLOW_PRIVATE_URLS,
+            allow_urls=settings.ALLOW_URLS,
+        ),
+        threads=settings.PREPARE_THREADS,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        try:
+            yield
+        finally:
+            await intake.close()
+            await engine.close()
+
+    app = FastAPI(
+        title="DeepSeek-OCR API server",
+        version=__version__,
+        description="DeepSeek-OCR over OpenAI's Chat Completions API.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.context = Context(
+        settings=settings,
+        engine=engine,
+        intake=intake,
+        fingerprint=_fingerprint(settings),
+        started=int(time.time()),
+    )
+    for router in (chat.router, models.router, service.router):
+        app.include_router(router)
+    app.add_middleware(BodyLimit, limit=settings.MAX_BODY_MB * MEGA)
+    app.add_middleware(RequestId)  # added last, so it stands outermost
+    _handle_errors(app)
+    _document_chunks(app)
+    return app
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Every error leaves in OpenAI's envelope."""
+
+    @app.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> JSONResponse:
+        return JSONResponse(error.body(), status_code=error.status)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse(_validation_body(error), status_code=400)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error, BodyTooLarge):
+            return JSONResponse(error.error.body(), status_code=error.status_code, headers={"connection": "close"})
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        message = str(error.detail)
+        if error.status_code in (404, 405):
+            message = f"{request.method} {request.url.path} is not a route of this server; GET / lists those that are."
+        body = error_body(message, type_="invalid_request_error", code=code)
+        return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, _: Exception) -> JSONResponse:
+        # Starlette runs this outside all middleware and then raises the error on, to the log.
+        request_id = getattr(request.state, "request_id", "")
+        logger.error("request %s failed unexpectedly", request_id)
+        return JSONResponse(internal_error(), status_code=500, headers={"x-request-id": request_id})
+
+
+def _validation_body(error: RequestValidationError) -> dict[str, object]:
+    """The first thing that is wrong, said as OpenAI says it."""
+    problem = error.errors()[0]
+    location = [part for part in problem["loc"] if part != "body"]
+    param = parameter_name(location)
+    kind = problem["type"]
+    if kind == "json_invalid":
+        message, param = f"The body is not valid JSON: {problem.get('ctx', {}).get('error', 'it cannot be parsed')}.", None
+    elif kind == "extra_forbidden" and len(location) == 1 and location[0] in REFUSED:
+        message = f"{param} is not supported: {REFUSED[str(location[0])]}."
+    elif kind == "extra_forbidden":
+        message = f"Unknown parameter: {param}."
+    elif kind == "missing" and param is None:
+        message = "The request has no JSON body."
+    else:
+        message = f"{param}: {problem['msg']}." if param else f"{problem['msg']}."
+        param = param or (kind if kind in ("stop", "top_logprobs", "stream_options") else None)
+    code = "unsupported_parameter" if kind == "extra_forbidden" else None
+    return error_body(message, type_="invalid_request_error", param=param, code=code)
+
+
+def _fingerprint(settings: Settings) -> str:
+    versions = f"{settings.checkpoint_name} {__version__} {vllm.__version__} {torch.__version__}"
+    return "fp_" + hashlib.sha256(versions.encode()).hexdigest()[:12]
+
+
+def _document_chunks(app: FastAPI) -> None:
+    """Put the chunk's schema, which no route returns as a model, into the documentation."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, object]:
+        schema = generate()
+        chunk = ChatCompletionChunk.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = schema["components"]["schemas"]
+        for name, definition in {**chunk.pop("$defs"), "ChatCompletionChunk": chunk}.items():
+            schemas.setdefault(name, definition)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

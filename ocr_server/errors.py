@@ -1,0 +1,93 @@
+"""What can go wrong, as exceptions, and the one place that turns them into OpenAI's error body.
+
+Every error a client sees has the shape the official SDK parses::
+
+    {"error": {"message": str, "type": str, "param": str | null, "code": str | null}}
+
+Raise the most specific class; `error_body` and `status` do the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class ApiError(Exception):
+    """An error that is meant for the client: its message is safe to show."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code if code is not None else type(self).code
+
+    def body(self) -> dict[str, Any]:
+        return error_body(self.message, type_=self.type, param=self.param, code=self.code)
+
+
+class InvalidRequest(ApiError):
+    """400: the request itself is wrong; `param` names the part that is."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class NotFound(ApiError):
+    """404: there is no such thing (model, route, file)."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class TooLarge(ApiError):
+    """413: the body or a picture is over a limit of the server."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "too_large"
+
+
+class Unavailable(ApiError):
+    """503: the engine is loading, broken or shutting down; trying again later makes sense."""
+
+    status = 503
+    type = "server_error"
+    code = "engine_unavailable"
+
+
+class EngineFailure(ApiError):
+    """500: the engine failed on this request; the details are in the log, not in the answer."""
+
+    status = 500
+    type = "server_error"
+    code = "engine_error"
+
+
+def error_body(message: str, *, type_: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """OpenAI's error envelope; all four keys are always present, as the SDK expects."""
+    return {"error": {"message": message, "type": type_, "param": param, "code": code}}
+
+
+def internal_error() -> dict[str, Any]:
+    """For what was not foreseen: nothing of it is shown; the details are in the log."""
+    return error_body("The server failed on this request.", type_="server_error", code="internal_error")
+
+
+def parameter_name(location: Sequence[str | int]) -> str | None:
+    """A validation error's place as OpenAI writes it: `messages[0].content`.
+
+    Pydantic's names of union members, tagged in angle brackets, are no part of the request.
+    """
+    name = ""
+    for part in location:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif not part.startswith("<"):
+            name += f".{part}" if name else part
+    return name or None

@@ -1,0 +1,39 @@
+"""Which network addresses belong to the public internet."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+# Two blocks that `ipaddress` (Python 3.11) takes for public and that cloud providers serve instance metadata
+# from: 192.0.0.0/24 is set aside for protocols (RFC 6890), 168.63.129.16 is a public address that one cloud
+# keeps inside.
+_ALSO_PRIVATE = (ip_network("192.0.0.0/24"), ip_network("168.63.129.16/32"))
+_NAT64 = ip_network("64:ff9b::/96")  # RFC 6052: IPv4 behind a translator, in the last 32 bits
+
+
+def is_public(address: str) -> bool:
+    """Whether `address` (IPv4 or IPv6, textual) is one that any host on the internet may be asked to talk to.
+
+    False for private, loopback, link-local, multicast, reserved, unspecified and shared addresses, for those
+    of cloud metadata services, and for IPv6 addresses that stand for such an IPv4 one. Raises ValueError if
+    `address` isn't an address.
+    """
+    ip = ip_address(address)
+    if isinstance(ip, IPv6Address):
+        inner = _inner_ipv4(ip)
+        if inner is not None:
+            ip = inner
+        elif ip.is_site_local:
+            return False
+    if not ip.is_global or ip.is_multicast or ip.is_reserved:
+        return False
+    return not any(ip in network for network in _ALSO_PRIVATE)
+
+
+def _inner_ipv4(ip: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address that packets to `ip` may end up at: IPv4-mapped, 6to4, Teredo or NAT64."""
+    if ip in _NAT64:
+        return IPv4Address(int(ip) & 0xFFFFFFFF)
+    if ip.teredo is not None:
+        return ip.teredo[1]
+    return ip.ipv4_mapped or ip.sixtofour

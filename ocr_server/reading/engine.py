@@ -1,0 +1,212 @@
+"""The one seam to vLLM: pages go in, pieces of text come out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import TokensPrompt
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable
+from ocr_server.reading.page import LogprobStep, Page, PageDelta, TokenLogprob
+from ocr_server.reading.prompt import PromptEncoder
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from config import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """What the HTTP side needs of an engine."""
+
+    def unavailable(self) -> str | None:
+        """Why no page can be read now, as a sentence for the client; None if one can."""
+
+    def start(self) -> None:
+        """Begin to load, in the background."""
+
+    async def close(self) -> None:
+        """Stop and leave no process behind."""
+
+    def read(self, page: Page) -> AsyncGenerator[PageDelta]:
+        """Read one page. Closing the generator aborts the work in the engine.
+
+        Raises:
+            InvalidRequest: the page or its parameters can't be read; before the first piece.
+            Unavailable: the engine is loading, or died.
+            EngineFailure: it failed on this page.
+        """
+
+
+class VllmEngine:
+    """vLLM's async engine with our model, loaded in the background."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._llm: AsyncLLM | None = None
+        self._encoder: PromptEncoder | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._unavailable: str | None = "The engine has not been started."
+
+    def start(self) -> None:
+        self._unavailable = "The model is being loaded."
+        self._loading = asyncio.create_task(self._load())
+
+    async def loaded(self) -> None:
+        """Wait until the engine is ready.
+
+        Raises:
+            Exception: what kept it from loading.
+        """
+        assert self._loading is not None, "start() comes first"
+        await asyncio.shield(self._loading)
+
+    def unavailable(self) -> str | None:
+        if self._llm is not None and self._llm.errored:
+            return "The engine has stopped working; see the server's log."
+        return self._unavailable
+
+    async def close(self) -> None:
+        self._unavailable = "The server is shutting down."
+        if self._loading is not None:
+            await asyncio.wait([self._loading])  # a thread that loads can't be interrupted
+        if self._llm is not None:
+            await asyncio.to_thread(self._llm.shutdown)
+            self._llm = None
+
+    async def read(self, page: Page) -> AsyncGenerator[PageDelta]:
+        llm, encoder = self._ready()
+        prompt_ids = encoder.encode(page.prompt)
+        params = self._fit_context(page, prompt_tokens=len(prompt_ids) - 1 + page.image.num_tokens)
+        prompt = TokensPrompt(prompt_token_ids=prompt_ids, multi_modal_data={"image": [page.image]})
+        try:
+            (rendered,) = await llm.renderer.render_cmpl_async([prompt])
+            outputs = llm.generate(rendered, params, request_id=uuid.uuid4().hex)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    prompt_tokens = len(output.prompt_token_ids or ())
+                    for completion in output.outputs:
+                        if delta := _delta(completion, prompt_tokens, encoder):
+                            yield delta
+        except VLLMClientError as error:
+            parameter = getattr(error, "parameter", None)
+            raise InvalidRequest(str(error), param=parameter) from error
+        except EngineDeadError as error:
+            raise Unavailable(self.unavailable() or "The engine has stopped working.") from error
+
+    def _ready(self) -> tuple[AsyncLLM, PromptEncoder]:
+        reason = self.unavailable()
+        if reason is not None:
+            raise Unavailable(reason)
+        assert self._llm is not None
+        assert self._encoder is not None
+        return self._llm, self._encoder
+
+    def _fit_context(self, page: Page, prompt_tokens: int) -> SamplingParams:
+        """The page's parameters with `max_tokens` clamped to what its prompt leaves of the context."""
+        context = self._settings.MAX_MODEL_LEN
+        left = context - prompt_tokens
+        if left < 1:
+            raise InvalidRequest(
+                f"The picture and the prompt take {prompt_tokens} tokens, but the model's context is {context}. "
+                "Use a shorter prompt or a smaller resolution mode.",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        params = page.params.clone()
+        params.max_tokens = left if params.max_tokens is None else min(params.max_tokens, left)
+        params.min_tokens = min(params.min_tokens, params.max_tokens)
+        return params
+
+    async def _load(self) -> None:
+        try:
+            self._llm, self._encoder = await asyncio.to_thread(build, self._settings)
+        except Exception:
+            self._unavailable = "The model could not be loaded; see the server's log."
+            raise
+        if self._unavailable == "The model is being loaded.":
+            self._unavailable = None
+
+
+def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
+    """Load the model; takes from half a minute to several, and blocks.
+
+    Raises:
+        LoadError: with what to do about it.
+    """
+    from vllm import AsyncEngineArgs
+    from vllm.platforms import current_platform
+    from vllm.tokenizers import cached_tokenizer_from_config
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from deepseek_ocr.no_repeat_ngram import guard_for
+    from ocr_server.reading.preflight import check_architecture, check_memory, explained, local_model
+
+    on_cpu = current_platform.is_cpu()
+    folder = local_model(settings.model_path)
+    check_memory(folder, settings, on_cpu=on_cpu)
+    with explained():
+        config = AsyncEngineArgs(
+            model=str(folder),
+            served_model_name=[settings.MODEL_NAME],
+            dtype="bfloat16",
+            max_model_len=settings.MAX_MODEL_LEN,
+            max_num_seqs=settings.MAX_CONCURRENCY,
+            gpu_memory_utilization=settings.GPU_MEMORY_UTILIZATION,
+            tensor_parallel_size=settings.TENSOR_PARALLEL_SIZE,
+            enforce_eager=on_cpu if settings.ENFORCE_EAGER is None else settings.ENFORCE_EAGER,
+            limit_mm_per_prompt={"image": 1},
+            # No picture is expected twice, so neither cache would earn its keep.
+            enable_prefix_caching=False,
+            mm_processor_cache_gb=0,
+            skip_mm_profiling=on_cpu,  # a CPU's KV cache has a fixed size: there is nothing to profile for
+        ).create_engine_config()
+        check_architecture(config.model_config)
+        config.model_config.logits_processors = [guard_for(config)]
+        encoder = PromptEncoder(cached_tokenizer_from_config(config.model_config))
+        return AsyncLLM.from_vllm_config(config), encoder
+
+
+def _delta(completion: CompletionOutput, prompt_tokens: int, encoder: PromptEncoder) -> PageDelta | None:
+    if completion.finish_reason in ("abort", "error"):
+        raise EngineFailure("The engine stopped reading this page.")
+    text = encoder.clean(completion.text)
+    if not text and not completion.token_ids and completion.finish_reason is None:
+        return None
+    return PageDelta(
+        choice=completion.index,
+        text=text,
+        num_tokens=len(completion.token_ids),
+        prompt_tokens=prompt_tokens,
+        logprobs=_logprobs(completion),
+        finish_reason=completion.finish_reason,
+        stop_reason=completion.stop_reason,
+    )
+
+
+def _logprobs(completion: CompletionOutput) -> list[LogprobStep] | None:
+    if completion.logprobs is None:
+        return None
+    steps: list[LogprobStep] = []
+    alternatives: Sequence[Any] = completion.logprobs
+    for token_id, candidates in zip(completion.token_ids, alternatives, strict=False):
+        ranked = sorted(candidates.values(), key=lambda candidate: candidate.rank)
+        chosen = candidates[token_id]
+        steps.append(
+            LogprobStep(
+                chosen=TokenLogprob(chosen.decoded_token or "", chosen.logprob),
+                top=[TokenLogprob(each.decoded_token or "", each.logprob) for each in ranked],
+            )
+        )
+    return steps

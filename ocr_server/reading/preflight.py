@@ -1,0 +1,128 @@
+"""Checks before and while the model loads, so that what goes wrong is said with what to do about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from deepseek_ocr import ARCHITECTURE, MODEL_CLASS
+
+if TYPE_CHECKING:
+    from config import Settings
+
+GIB = 1024**3
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+class LoadError(Exception):
+    """The model can't be served; the message says why and what to do."""
+
+
+def local_model(name: str) -> Path:
+    """The folder of a model, downloaded first if `name` is a Hugging Face id.
+
+    Raises:
+        LoadError: there is no such model, it is not a DeepSeek-OCR, or it can't be downloaded.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+            raise LoadError(f"There is no folder {name!r}. Give --model a folder with a checkpoint or a Hugging Face id.")
+        folder = _download(name)
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise LoadError(f"{name!r} has no config.json, so it is not a checkpoint.")
+    try:
+        architectures = json.loads(config_file.read_text(encoding="utf-8")).get("architectures")
+    except (ValueError, AttributeError) as error:
+        raise LoadError(f"The config.json of {name!r} can't be read: {error}") from error
+    if architectures != [ARCHITECTURE]:
+        raise LoadError(f"{name!r} is not a DeepSeek-OCR checkpoint: its architectures are {architectures}.")
+    if not any(folder.glob("*.safetensors")):
+        raise LoadError(f"{name!r} has no *.safetensors weights.")
+    return folder
+
+
+def check_memory(folder: Path, settings: Settings, *, on_cpu: bool) -> None:
+    """Refuse to start where the weights and the smallest useful cache can't fit.
+
+    Raises:
+        LoadError: with the figures, and what to lower.
+    """
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / GIB
+    if on_cpu:
+        needed, free = weights + settings.CPU_KV_CACHE_GIB + 2, psutil.virtual_memory().available / GIB
+        advice = "Lower --cpu-kv-cache-gib, close other programs or use a machine with more memory."
+    else:
+        free_bytes, total_bytes = torch.cuda.mem_get_info()
+        needed, free = weights / settings.TENSOR_PARALLEL_SIZE + 2, free_bytes / GIB
+        wanted = total_bytes / GIB * settings.GPU_MEMORY_UTILIZATION
+        if free < wanted:
+            raise LoadError(
+                f"--gpu-memory-utilization {settings.GPU_MEMORY_UTILIZATION:g} asks for {wanted:.1f} GiB of GPU memory, "
+                f"but {free:.1f} GiB are free. Lower it, or stop what else runs on the GPU (see nvidia-smi)."
+            )
+        needed = max(needed, 0)
+        advice = "Stop what else runs on the GPU (see nvidia-smi), or use a larger one."
+        free = wanted
+    if free < needed:
+        raise LoadError(f"Loading this model needs about {needed:.1f} GiB of memory, but {free:.1f} GiB are to be had. {advice}")
+
+
+def check_architecture(model_config: Any) -> None:
+    """Prove that vLLM will run our model class, and not its own of the same name.
+
+    Raises:
+        LoadError: the plugin is not installed, or another one took its place.
+    """
+    from vllm import ModelRegistry
+
+    model_class, _ = ModelRegistry.resolve_model_cls([ARCHITECTURE], model_config)
+    resolved = f"{model_class.__module__}:{model_class.__qualname__}"
+    if resolved != MODEL_CLASS:
+        raise LoadError(
+            f"vLLM resolves {ARCHITECTURE} to {resolved}, not to {MODEL_CLASS}. Install this package into the "
+            "environment of vLLM, so that it finds the plugin: pip install -e . --no-deps"
+        )
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn the errors of vLLM's start that users can do something about into a LoadError."""
+    try:
+        yield
+    except LoadError:
+        raise
+    except Exception as error:
+        text = str(error)
+        if "No available memory for the cache blocks" in text or "out of memory" in text.lower():
+            raise LoadError(
+                "There is too little memory for the model and its KV cache. Lower --max-model-len or --max-concurrency, "
+                "or raise --gpu-memory-utilization."
+            ) from error
+        if "Engine core initialization failed" in text:
+            raise LoadError("vLLM's engine process could not start; the reason stands above, in its own log.") from error
+        raise LoadError(f"vLLM could not load the model: {text}") from error
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=MODEL_FILES))
+    except HFValidationError as error:
+        raise LoadError(f"{repository!r} is neither a folder nor a Hugging Face id.") from error
+    except HfHubHTTPError as error:
+        raise LoadError(f"Hugging Face has no model {repository!r} that can be downloaded: {error}") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise LoadError(
+            f"{repository!r} could not be downloaded ({error.__class__.__name__}). Check the network and the free disk "
+            "space; set HF_ENDPOINT to a mirror, HF_TOKEN if one is needed, or give --model a folder that has it."
+        ) from error

@@ -1,0 +1,63 @@
+"""What the server says of itself: `/`, `/health`, `/metrics`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+from deepseek_ocr.modes import MODES
+from ocr_server import __version__
+from ocr_server.routes.common import context
+from ocr_server.schemas.models import ApiInformation, Health
+
+router = APIRouter(tags=["Service"])
+
+PROMPTS = [
+    "<|grounding|>Convert the document to markdown.",
+    "<|grounding|>OCR this image.",
+    "Free OCR.",
+    "Parse the figure.",
+    "Describe this image in detail.",
+    "Locate <|ref|>text<|/ref|> in the image.",
+]
+"""What the model was trained to be asked."""
+
+
+@router.get("/")
+async def api_information(request: Request) -> ApiInformation:
+    """What is served here, and how to ask for it."""
+    state = context(request)
+    return ApiInformation(
+        name="DeepSeek-OCR API server",
+        version=__version__,
+        model=state.settings.MODEL_NAME,
+        checkpoint=state.settings.checkpoint_name,
+        endpoints={
+            "chat completions": "POST /v1/chat/completions",
+            "models": "GET /v1/models",
+            "health": "GET /health",
+            "metrics": "GET /metrics",
+            "interactive documentation": "GET /docs",
+            "schema": "GET /openapi.json",
+        },
+        modes=list(MODES),
+        prompts=PROMPTS,
+        documentation="/docs",
+    )
+
+
+@router.get("/health", responses={503: {"model": Health}})
+async def health(request: Request, response: Response) -> Health:
+    """200 if pages can be read; 503 with the reason while the model loads or after the engine broke."""
+    state = context(request)
+    if (reason := state.engine.unavailable()) is not None:
+        response.status_code = 503
+        return Health(status="unavailable", reason=reason, model=state.settings.MODEL_NAME)
+    return Health(status="ok", model=state.settings.MODEL_NAME)
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics() -> Response:
+    """vLLM's metrics in Prometheus' text format."""
+    return Response(generate_latest(get_prometheus_registry()), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,48 @@
+"""The wire types of `/v1/models`, `/health` and `/`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "deepseek-ai"
+    root: str
+    """The checkpoint that is served."""
+    max_model_len: int
+    mode: str
+    """The resolution mode that this name asks for; `default` is the server's."""
+    max_vision_tokens: int
+    """Most tokens that one picture takes in this mode."""
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    status: Literal["ok", "unavailable"]
+    reason: str | None = None
+    """Why no page can be read now."""
+    model: str
+
+
+class ApiInformation(BaseModel):
+    name: str
+    version: str
+    model: str
+    checkpoint: str
+    endpoints: dict[str, str]
+    modes: list[str]
+    prompts: list[str]
+    documentation: str

@@ -1,0 +1,55 @@
+"""Server-sent events as OpenAI sends them: framing, keep-alive, the error frame, `[DONE]`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from sse_starlette import EventSourceResponse
+
+from ocr_server.errors import ApiError, internal_error
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 15
+FIRST_EVENT_SECONDS = 5.0
+"""How long the status line waits for the first event. Until then an error still gets its own status;
+after it the answer begins, and errors come as a frame."""
+
+
+async def event_stream(events: AsyncGenerator[str]) -> EventSourceResponse:
+    """Answer with `events`, each a JSON text.
+
+    Raises:
+        ApiError: what goes wrong before the first event, if it does so soon.
+    """
+    first = asyncio.ensure_future(anext(events))
+    try:
+        await asyncio.wait({first}, timeout=FIRST_EVENT_SECONDS)
+    except asyncio.CancelledError:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await events.aclose()
+        raise
+    if first.done() and (error := first.exception()) is not None:
+        raise error
+    return EventSourceResponse(_frames(first, events), ping=KEEP_ALIVE_SECONDS, sep="\n")
+
+
+async def _frames(first: asyncio.Future[str], events: AsyncGenerator[str]) -> AsyncIterator[dict[str, str]]:
+    async with aclosing(events):
+        try:
+            yield {"data": await first}
+            async for event in events:
+                yield {"data": event}
+        except ApiError as error:
+            yield {"data": json.dumps(error.body())}
+        except Exception:
+            logger.exception("a stream broke")
+            yield {"data": json.dumps(internal_error())}
+        finally:
+            first.cancel()
+        yield {"data": "[DONE]"}

@@ -1,0 +1,115 @@
+"""The entry point: settings → engine → application → server.
+
+    python openai_api_server.py [--port 8080] [--model FOLDER_OR_HUB_ID] …
+
+`--help` lists every flag.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+
+import config
+
+VLLM_LOG_LEVELS = {"debug": "INFO", "info": "ERROR", "warning": "ERROR", "error": "ERROR"}
+"""vLLM tells a lot: what it calls information helps when something is being looked for, not before."""
+
+
+def main() -> int:
+    settings = config.load()
+    logging.basicConfig(level=settings.LOG_LEVEL.upper(), format="%(levelname)s %(asctime)s %(name)s: %(message)s")
+    logging.getLogger("vllm").setLevel(VLLM_LOG_LEVELS[settings.LOG_LEVEL])
+    try:
+        listener = listen(settings.HOST, settings.PORT)
+    except OSError as error:
+        print(f"error: can't listen on {settings.HOST}:{settings.PORT}: {error.strerror}.", file=sys.stderr)
+        print("Something else may use the port: stop it, or choose another with --port 8080.", file=sys.stderr)
+        return 1
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.CPU_KV_CACHE_GIB))
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # this process has threads: it must not fork
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", VLLM_LOG_LEVELS[settings.LOG_LEVEL])
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # documents are private: nothing is reported
+    return asyncio.run(serve(settings, listener))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, bound before the model loads, so that a taken port is known at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def serve(settings: config.Settings, listener: socket.socket) -> int:
+    """Serve until a signal ends it, or the model turns out not to load."""
+    import torch
+    import uvicorn
+
+    from ocr_server.app import create_app
+    from ocr_server.reading.engine import VllmEngine
+    from ocr_server.reading.preflight import LoadError
+
+    torch.set_num_threads(1)  # many small resizes run side by side here; the engine has a process of its own
+    engine = VllmEngine(settings)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings, engine),
+            log_level=settings.LOG_LEVEL,
+            timeout_graceful_shutdown=int(settings.SHUTDOWN_TIMEOUT),
+            timeout_keep_alive=60,
+        )
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    failed = False
+    if not serving.done():
+        print(f"Loading {settings.checkpoint_name} …", flush=True)
+        try:
+            await engine.loaded()
+        except LoadError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            failed = server.should_exit = True
+        except Exception:
+            logging.exception("the model could not be loaded")
+            failed = server.should_exit = True
+        else:
+            if not server.should_exit:
+                print(welcome(settings, listener.getsockname()[1]), flush=True)
+    await serving
+    return 1 if failed else 0
+
+
+def welcome(settings: config.Settings, port: int) -> str:
+    """What is served, and how to try it."""
+    host = "localhost" if settings.HOST in ("0.0.0.0", "::") else settings.HOST
+    base = f"http://{host}:{port}"
+    lines = [
+        "",
+        f"DeepSeek-OCR is ready at {base}/v1 (model {settings.MODEL_NAME!r}, api_key \"EMPTY\"), serving {settings.checkpoint_name}.",
+    ]
+    if settings.is_embedded:
+        lines += [
+            "This is the small embedded checkpoint, for trying things out: it reads clean, large print only.",
+            f"The real model on this machine (slow without a GPU): ./start_server.sh --model {config.PUBLISHED_MODEL}",
+        ]
+    lines += [
+        f"Try it:   python test_openai_client.py examples/receipt.png --base-url {base}/v1",
+        f"Look at:  {base}/docs",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Base64 data URIs in the forms that clients produce them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import textwrap
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocr_server.errors import ApiError, InvalidRequest, TooLarge
+from ocr_server.intake.data_uri import decode_data_uri
+from ocr_server.intake.limits import IntakeLimits
+
+PARAM = "messages[0].content[1].image_url"
+DATA = bytes(range(256)) + b"\xfb\xff\xfe?"  # has both + and / in its base64, and padding
+TEXT = base64.b64encode(DATA).decode()
+
+
+def refusal(uri: str, limits: IntakeLimits) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        decode_data_uri(uri, limits, param=PARAM)
+    assert caught.value.param == PARAM
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "data:image/png;base64,",
+        "data:;base64,",
+        "DATA:image/PNG;BASE64,",
+        "data:image/png;name=a.png;charset=utf-8;base64,",
+        "data:image/png; base64,",
+    ],
+)
+def test_heads(head: str, limits: IntakeLimits) -> None:
+    assert decode_data_uri(head + TEXT, limits, param=PARAM) == DATA
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT,
+        TEXT.rstrip("="),
+        "\n".join(textwrap.wrap(TEXT, 76)) + "\n",
+        "\r\n\t" + TEXT.replace("A", " A"),
+        TEXT.replace("+", "-").replace("/", "_"),
+        quote(TEXT, safe=""),
+        quote("\r\n".join(textwrap.wrap(TEXT, 64)), safe=""),
+    ],
+    ids=[
+        "plain",
+        "unpadded",
+        "wrapped",
+        "blanks",
+        "URL-safe",
+        "percent-encoded",
+        "percent-encoded and wrapped",
+    ],
+)
+def test_payloads(text: str, limits: IntakeLimits) -> None:
+    assert decode_data_uri("data:image/png;base64," + text, limits, param=PARAM) == DATA
+
+
+@given(data=st.binary(min_size=1, max_size=400))
+def test_any_bytes_survive(data: bytes, limits: IntakeLimits) -> None:
+    uri = "data:image/png;base64," + base64.b64encode(data).decode()
+    assert decode_data_uri(uri, limits, param=PARAM) == data
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "data:text/plain,hello",
+        "data:,",
+        "data:image/png;base64",
+        "data:image/png" + TEXT,
+        "data:image/png;base64;foo," + TEXT,
+        "data:" + "x" * 2000 + ";base64," + TEXT,
+        "http://example.com/;base64," + TEXT,
+    ],
+)
+def test_what_is_not_a_base64_data_uri(uri: str, limits: IntakeLimits) -> None:
+    error = refusal(uri, limits)
+    assert isinstance(error, InvalidRequest)
+    assert "data:image/png;base64," in error.message
+
+
+@pytest.mark.parametrize(
+    "text", ["A", "AAAAA", "AA=A", "AA==AA==", "AA!A", "AAéA", "AA%zzA", "A\0AA", "AA,A"]
+)
+def test_broken_base64(text: str, limits: IntakeLimits) -> None:
+    error = refusal("data:image/png;base64," + text, limits)
+    assert isinstance(error, InvalidRequest)
+    assert "base64" in error.message
+
+
+@pytest.mark.parametrize("text", ["", "=", "\n \n"])
+def test_no_data(text: str, limits: IntakeLimits) -> None:
+    assert isinstance(refusal("data:image/png;base64," + text, limits), InvalidRequest)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("size", [254, 255, 256])
+def test_the_limit_is_on_the_bytes_carried(size: int, wrap: bool, limits: IntakeLimits) -> None:
+    text = base64.b64encode(bytes(size)).decode()
+    uri = "data:image/png;base64," + ("\n".join(textwrap.wrap(text, 8)) if wrap else text)
+    assert decode_data_uri(uri, dataclasses.replace(limits, max_image_bytes=size), param=PARAM) == bytes(size)
+    error = refusal(uri, dataclasses.replace(limits, max_image_bytes=size - 1))
+    assert isinstance(error, TooLarge)
+    assert str(size) in error.message
+
+
+def test_too_large_is_found_out_before_decoding(limits: IntakeLimits) -> None:
+    # Were it decoded, it would be found broken.
+    uri = "data:image/png;base64," + "!" * 1000
+    assert isinstance(refusal(uri, dataclasses.replace(limits, max_image_bytes=100)), TooLarge)
+
+
+@given(text=st.text(max_size=60))
+def test_hostile_text_is_never_more_than_a_bad_request(text: str, limits: IntakeLimits) -> None:
+    for uri in (text, "data:" + text, "data:image/png;base64," + text):
+        with contextlib.suppress(ApiError):
+            assert isinstance(decode_data_uri(uri, limits, param=PARAM), bytes)
