@@ -156,4 +156,4 @@ def has_nvidia_gpu() -> bool:
     """Whether there is a GPU that the installed torch can use."""
     import torch  # takes seconds, and most settings need no answer
 
-    return torch.cuda.is_available()
+    return bool(torch.cuda.is_available())

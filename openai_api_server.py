@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 
@@ -69,23 +70,24 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
             timeout_keep_alive=60,
         )
     )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn acts on these, then passes them on to what was there before: an end in good order is no failure.
+        signal.signal(number, lambda *_: None)
+    print(f"Loading {settings.checkpoint_name} …", flush=True)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.01)
+    loading = asyncio.create_task(engine.loaded())
+    await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
     failed = False
-    if not serving.done():
-        print(f"Loading {settings.checkpoint_name} …", flush=True)
-        try:
-            await engine.loaded()
-        except LoadError as error:
+    if serving.done():  # told to stop before the model was there
+        loading.cancel()
+    elif (error := loading.exception()) is None:
+        print(welcome(settings, listener.getsockname()[1]), flush=True)
+    else:
+        failed = server.should_exit = True
+        if isinstance(error, LoadError):
             print(f"error: {error}", file=sys.stderr, flush=True)
-            failed = server.should_exit = True
-        except Exception:
-            logging.exception("the model could not be loaded")
-            failed = server.should_exit = True
         else:
-            if not server.should_exit:
-                print(welcome(settings, listener.getsockname()[1]), flush=True)
+            logging.error("the model could not be loaded", exc_info=error)
     await serving
     return 1 if failed else 0
 
@@ -96,7 +98,8 @@ def welcome(settings: config.Settings, port: int) -> str:
     base = f"http://{host}:{port}"
     lines = [
         "",
-        f"DeepSeek-OCR is ready at {base}/v1 (model {settings.MODEL_NAME!r}, api_key \"EMPTY\"), serving {settings.checkpoint_name}.",
+        f"DeepSeek-OCR is ready at {base}/v1 (model {settings.MODEL_NAME!r}, api_key 'EMPTY'),",
+        f"serving {settings.checkpoint_name}.",
     ]
     if settings.is_embedded:
         lines += [

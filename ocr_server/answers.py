@@ -112,7 +112,7 @@ class ChatAnswer:
         # As OpenAI: a delta holds only what is new; `usage` is there only if it was asked for.
         absent: set[str] = set() if self._include_usage else {"usage"}
         delta = {"choices": {"__all__": {"delta": _unset(choice)}}} if choice is not None else {}
-        return chunk.model_dump_json(exclude={**dict.fromkeys(absent, True), **delta})  # type: ignore[arg-type]
+        return chunk.model_dump_json(exclude={**dict.fromkeys(absent, True), **delta})
 
     def _count(self, part: Part) -> None:
         delta = part.delta

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import vllm
@@ -20,11 +20,11 @@ from ocr_server import __version__
 from ocr_server.errors import ApiError, error_body, internal_error, parameter_name
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.prepare import Intake
-from ocr_server.middleware import BodyLimit, BodyTooLarge, RequestId
+from ocr_server.middleware import BodyLimit, RequestId
 from ocr_server.reading.engine import Engine
 from ocr_server.routes import chat, models, service
 from ocr_server.routes.common import Context
-from ocr_server.schemas.chat import REFUSED, ChatCompletionChunk
+from ocr_server.schemas.chat import REFUSED, ChatCompletionChunk, ChatCompletionRequest
 
 if TYPE_CHECKING:
     from config import Settings
@@ -78,7 +78,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     app.add_middleware(BodyLimit, limit=settings.MAX_BODY_MB * MEGA)
     app.add_middleware(RequestId)  # added last, so it stands outermost
     _handle_errors(app)
-    _document_chunks(app)
+    _document_wire_types(app)
     return app
 
 
@@ -95,8 +95,6 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        if isinstance(error, BodyTooLarge):
-            return JSONResponse(error.error.body(), status_code=error.status_code, headers={"connection": "close"})
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         message = str(error.detail)
         if error.status_code in (404, 405):
@@ -112,23 +110,21 @@ def _handle_errors(app: FastAPI) -> None:
         return JSONResponse(internal_error(), status_code=500, headers={"x-request-id": request_id})
 
 
-def _validation_body(error: RequestValidationError) -> dict[str, object]:
+def _validation_body(error: RequestValidationError) -> dict[str, Any]:
     """The first thing that is wrong, said as OpenAI says it."""
     problem = error.errors()[0]
     location = [part for part in problem["loc"] if part != "body"]
     param = parameter_name(location)
     kind = problem["type"]
     if kind == "json_invalid":
-        message, param = f"The body is not valid JSON: {problem.get('ctx', {}).get('error', 'it cannot be parsed')}.", None
+        message = f"The body is not valid JSON: {problem['ctx']['error']}."
     elif kind == "extra_forbidden" and len(location) == 1 and location[0] in REFUSED:
         message = f"{param} is not supported: {REFUSED[str(location[0])]}."
     elif kind == "extra_forbidden":
         message = f"Unknown parameter: {param}."
-    elif kind == "missing" and param is None:
-        message = "The request has no JSON body."
     else:
         message = f"{param}: {problem['msg']}." if param else f"{problem['msg']}."
-        param = param or (kind if kind in ("stop", "top_logprobs", "stream_options") else None)
+        param = param or (kind if kind in ChatCompletionRequest.model_fields else None)
     code = "unsupported_parameter" if kind == "extra_forbidden" else None
     return error_body(message, type_="invalid_request_error", param=param, code=code)
 
@@ -138,16 +134,20 @@ def _fingerprint(settings: Settings) -> str:
     return "fp_" + hashlib.sha256(versions.encode()).hexdigest()[:12]
 
 
-def _document_chunks(app: FastAPI) -> None:
-    """Put the chunk's schema, which no route returns as a model, into the documentation."""
+def _document_wire_types(app: FastAPI) -> None:
+    """Put the types that FastAPI doesn't see, as they are parsed and sent by hand, into the documentation."""
     generate = app.openapi
 
-    def openapi() -> dict[str, object]:
+    def openapi() -> dict[str, Any]:
         schema = generate()
-        chunk = ChatCompletionChunk.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas = schema["components"]["schemas"]
-        for name, definition in {**chunk.pop("$defs"), "ChatCompletionChunk": chunk}.items():
-            schemas.setdefault(name, definition)
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)  # FastAPI's own; here validation errors are 400
+        for model in (ChatCompletionRequest, ChatCompletionChunk):
+            definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            definitions = {**definition.pop("$defs", {}), model.__name__: definition}
+            for name, each in definitions.items():
+                schema["components"]["schemas"].setdefault(name, each)
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

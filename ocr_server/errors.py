@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vllm.exceptions import VLLMClientError
+from vllm.sampling_params import SamplingParams
+
 
 class ApiError(Exception):
     """An error that is meant for the client: its message is safe to show."""
@@ -91,3 +94,11 @@ def parameter_name(location: Sequence[str | int]) -> str | None:
         elif not part.startswith("<"):
             name += f".{part}" if name else part
     return name or None
+
+
+def invalid_parameters(error: VLLMClientError, params: SamplingParams | None = None) -> InvalidRequest:
+    """vLLM's refusal as ours: its bare message, and the parameter's name where it gives one."""
+    param = getattr(error, "parameter", None)
+    if param is None and params is not None and params.structured_outputs is not None:
+        param = "response_format"  # a grammar it can't compile has no name there
+    return InvalidRequest(str(error.args[0]) if error.args else str(error), param=param)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
+from contextlib import suppress
 
-from fastapi import HTTPException
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ocr_server.errors import TooLarge
 
 REQUEST_ID = "x-request-id"
+DRAIN_BYTES = 100_000_000
+DRAIN_SECONDS = 10
 _SOUND_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -57,15 +60,19 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if max(received, declared) > self._limit:
-                raise BodyTooLarge(self._limit)
+                await _drain(receive, message)
+                raise TooLarge(f"The request body is larger than {self._limit // 1_000_000} MB.", code="body_too_large")
             return message
 
         await self._app(scope, receive_within_limit, send)
 
 
-class BodyTooLarge(HTTPException):
-    """An HTTPException, since FastAPI turns any other exception of the body's reading into a 400."""
-
-    def __init__(self, limit: int) -> None:
-        self.error = TooLarge(f"The request body is larger than {limit // 1_000_000} MB.", code="body_too_large")
-        super().__init__(status_code=self.error.status, detail=self.error.message)
+async def _drain(receive: Receive, message: Message) -> None:
+    """Throw away what still comes, within bounds: a client that is sending would otherwise see a broken
+    connection instead of the answer."""
+    drained = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while message.get("more_body") and drained < DRAIN_BYTES:
+                message = await receive()
+                drained += len(message.get("body", b""))

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
+import anyio
 from sse_starlette import EventSourceResponse
 
 from ocr_server.errors import ApiError, internal_error
@@ -20,15 +21,22 @@ FIRST_EVENT_SECONDS = 5.0
 after it the answer begins, and errors come as a frame."""
 
 
-async def event_stream(events: AsyncGenerator[str]) -> EventSourceResponse:
+async def event_stream(
+    events: AsyncGenerator[str], *, shutdown_timeout: float, patience: float = FIRST_EVENT_SECONDS
+) -> EventSourceResponse:
     """Answer with `events`, each a JSON text.
+
+    Args:
+        events: closed when the client goes away.
+        shutdown_timeout: seconds the stream may go on after the server was told to stop.
+        patience: seconds the status line waits for the first event.
 
     Raises:
         ApiError: what goes wrong before the first event, if it does so soon.
     """
     first = asyncio.ensure_future(anext(events))
     try:
-        await asyncio.wait({first}, timeout=FIRST_EVENT_SECONDS)
+        await asyncio.wait({first}, timeout=patience)
     except asyncio.CancelledError:
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
@@ -36,7 +44,14 @@ async def event_stream(events: AsyncGenerator[str]) -> EventSourceResponse:
         raise
     if first.done() and (error := first.exception()) is not None:
         raise error
-    return EventSourceResponse(_frames(first, events), ping=KEEP_ALIVE_SECONDS, sep="\n")
+    return EventSourceResponse(
+        _frames(first, events),
+        ping=KEEP_ALIVE_SECONDS,
+        sep="\n",
+        # Without an event of ours it would cut the stream at the first sign of a shutdown.
+        shutdown_event=anyio.Event(),
+        shutdown_grace_period=shutdown_timeout,
+    )
 
 
 async def _frames(first: asyncio.Future[str], events: AsyncGenerator[str]) -> AsyncIterator[dict[str, str]]:

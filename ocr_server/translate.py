@@ -10,8 +10,10 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from deepseek_ocr.modes import MODES, ResolutionMode
 from deepseek_ocr.no_repeat_ngram import Guard
-from ocr_server.errors import InvalidRequest, NotFound
+from ocr_server.errors import InvalidRequest, NotFound, invalid_parameters
+from ocr_server.intake.prepare import ImageSource
 from ocr_server.schemas.chat import (
+    AnyPart,
     ChatCompletionRequest,
     ImagePart,
     Message,
@@ -25,16 +27,6 @@ if TYPE_CHECKING:
     from config import Settings
 
 DETAIL_MODES = {"low": "tiny", "high": "gundam"}
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """Where a picture is, and how it is to be read."""
-
-    url: str
-    mode: ResolutionMode
-    param: str
-    """Its place in the request, for errors."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +53,14 @@ def translate(request: ChatCompletionRequest, settings: Settings) -> Reading:
     """
     base_mode = _mode_of_model(request.model, settings)
     options = request.ocr or OcrOptions()
-    image_message, text_message = _messages_to_read(request.messages)
-    if isinstance(image_message.content, str) or image_message.content is None:
-        raise AssertionError("a message with a picture has parts")
-    place = request.messages.index(image_message)
+    place, parts, text_message = _messages_to_read(request.messages)
     images = [
         ImageSource(
             url=part.image_url.url,
             mode=_mode(part.image_url.detail, base_mode, options, settings),
             param=f"messages[{place}].content[{number}].image_url.url",
         )
-        for number, part in enumerate(image_message.content)
+        for number, part in enumerate(parts)
         if isinstance(part, ImagePart)
     ]
     if len(images) > settings.MAX_IMAGES:
@@ -105,16 +94,16 @@ def _mode(detail: str, of_model: ResolutionMode | None, options: OcrOptions, set
         raise _option_error(error) from error
 
 
-def _messages_to_read(messages: list[Message]) -> tuple[Message, Message]:
-    """The message that gives the pictures, and the last user message, which gives the text."""
-    from_user = [message for message in messages if message.role == "user"]
+def _messages_to_read(messages: list[Message]) -> tuple[int, list[AnyPart], Message]:
+    """The place and the parts of the message that gives the pictures, and the one that gives the text."""
+    from_user = [(place, message) for place, message in enumerate(messages) if message.role == "user"]
     if not from_user:
         raise InvalidRequest("There is no user message.", param="messages")
-    for message in from_user:
-        _refuse_other_parts(message, messages.index(message))
-    for message in reversed(from_user):
-        if isinstance(message.content, list) and any(isinstance(part, ImagePart) for part in message.content):
-            return message, from_user[-1]
+    for place, message in reversed(from_user):
+        if isinstance(message.content, list):
+            _refuse_other_parts(place, message.content)
+            if any(isinstance(part, ImagePart) for part in message.content):
+                return place, message.content, from_user[-1][1]
     raise InvalidRequest(
         "There is no picture to read. Send one as an image_url part of the user message: "
         '{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}.',
@@ -123,10 +112,8 @@ def _messages_to_read(messages: list[Message]) -> tuple[Message, Message]:
     )
 
 
-def _refuse_other_parts(message: Message, place: int) -> None:
-    if not isinstance(message.content, list):
-        return
-    for number, part in enumerate(message.content):
+def _refuse_other_parts(place: int, parts: list[AnyPart]) -> None:
+    for number, part in enumerate(parts):
         if isinstance(part, OtherPart):
             raise InvalidRequest(
                 f"Parts of type {part.type!r} can't be read; use text and image_url.",
@@ -178,10 +165,10 @@ def _sampling_params(request: ChatCompletionRequest, options: OcrOptions, settin
             stop=request.stop,
             stop_token_ids=request.stop_token_ids,
             ignore_eos=bool(request.ignore_eos),
-            max_tokens=request.max_completion_tokens or request.max_tokens,
+            max_tokens=request.most_tokens,
             min_tokens=request.min_tokens or 0,
             logprobs=logprobs,
-            logit_bias=request.logit_bias,  # type: ignore[arg-type]  # dict is invariant
+            logit_bias=request.logit_bias,
             structured_outputs=_structured_outputs(request.response_format),
             skip_special_tokens=False,  # tables and grounding are special tokens
             spaces_between_special_tokens=False,
@@ -189,7 +176,7 @@ def _sampling_params(request: ChatCompletionRequest, options: OcrOptions, settin
             extra_args=checked.to_args(),
         )
     except VLLMClientError as error:
-        raise InvalidRequest(str(error), param=getattr(error, "parameter", None)) from error
+        raise invalid_parameters(error) from error
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
 

@@ -10,18 +10,20 @@
 #              SETUP_SKIP_CHECKS=1  go on although disk or memory look too small
 
 : "${root:?set by the script that sources this}"
-venv=$root/.venv
+# Links are followed: a .venv may be a link to a larger disk, or to a path without spaces.
+venv=$(readlink -m -- "$root/.venv")
 state_file=$venv/setup-state
 dev_state_file=$venv/setup-state-dev
 log=$venv/install.log
 torch_cpu_index=https://download.pytorch.org/whl/cpu
 
-# Measured on x86-64: the finished .venv, plus the downloads that pip holds beside it while it installs.
-cpu_disk_mib=6144
-gpu_disk_mib=15360
-# Below the first the smallest model doesn't start; below the second the real one doesn't.
-min_memory_mib=4096
-real_model_memory_mib=20480
+# Measured on x86-64 with Python 3.11: the finished .venv (2.6 and 8.4 GiB), the downloads that lie beside it while pip
+# works (0.6 and 3.7 GiB), the same again in pip's cache, and some room.
+cpu_disk_mib=5120
+gpu_disk_mib=16384
+# The smallest model takes 2.5 GiB (measured, eager), so a machine sold with 4 will do. The real one was tried with 24.
+min_memory_mib=3584
+real_model_memory_mib=22528
 # torch 2.13 comes built for CUDA 13.
 min_driver=580
 
@@ -74,6 +76,10 @@ check_machine() {
             "Use a machine with a processor from 2015 or later, or with an NVIDIA GPU." \
             "In a virtual machine, let the guest see the host's processor (for QEMU: -cpu host)."
     fi
+    # torch splits its compiler's command line, and LD_PRELOAD its list, at spaces.
+    if [[ $venv == *[[:space:]]* ]]; then
+        warn "the path of this folder has a space in it. The server runs, but torch.compile can't (--enforce-eager false without a GPU), and vLLM's preloaded libraries are skipped. To avoid that: mkdir -p ~/ocr-venv && ln -s ~/ocr-venv '$root/.venv'"
+    fi
     [[ $kind == gpu ]] || return 0
 
     local driver
@@ -107,20 +113,21 @@ check_memory() {
             "Use a larger machine, or give the container more memory (docker run --memory ...)." \
             "To try all the same: SETUP_SKIP_CHECKS=1 $0"
     elif [[ $kind == cpu ]] && ((memory < real_model_memory_mib)); then
-        warn "$(gib "$memory") GiB of memory will do for a small model; DeepSeek-OCR itself needs about $(gib "$real_model_memory_mib") GiB without a GPU."
+        warn "$(gib "$memory") GiB of memory will do for a small model; DeepSeek-OCR itself, without a GPU, was tried with 24 GiB."
     fi
 }
 
 check_disk() {
-    local free need=$cpu_disk_mib where=$root
+    local free need=$cpu_disk_mib where
     [[ ${SETUP_SKIP_CHECKS:-} != 1 ]] || return 0
     [[ $kind == cpu ]] || need=$gpu_disk_mib
-    [[ ! -d $venv ]] || where=$venv # it may be a link to another disk
+    where=$venv
+    while [[ ! -d $where ]]; do where=$(dirname -- "$where"); done
     free=$(df -Pk "$where" | awk 'NR == 2 {print int($4 / 1024)}')
     if ((free < need)); then
         die "too little disk: $(gib "$free") GiB free for $venv, and the installation needs $(gib "$need") GiB" \
             "Free some space, or put the environment on a larger disk and link it here:" \
-            "    mkdir -p /larger/disk/venv && ln -s /larger/disk/venv '$venv'" \
+            "    mkdir -p /larger/disk/venv && ln -s /larger/disk/venv '$root/.venv'" \
             "DeepSeek-OCR's weights take another 7 GiB where they are kept (usually ~/.cache/huggingface)." \
             "To try all the same: SETUP_SKIP_CHECKS=1 $0"
     fi
@@ -296,10 +303,9 @@ prepare_venv() {
 
     [[ $old != installing ]] || say "The last installation was cut off: beginning afresh."
     [[ $old != ready* ]] || say "This machine or its Python has changed: making .venv anew."
-    # Emptied rather than removed, as it may be a link to another disk. The state is written before anything else, so
-    # that a .venv cut off half-way is known for one.
-    if [[ -d $venv ]]; then find -H "$venv" -mindepth 1 -delete; fi
+    if [[ -d $venv ]]; then find "$venv" -mindepth 1 -delete; fi
     check_disk
+    # The state is written before anything else, so that a .venv cut off half-way is known for one.
     mkdir -p "$venv"
     say installing >"$state_file"
     run_step "$python" -I -m venv "$venv" || install_failed "making the virtual environment"
@@ -311,7 +317,7 @@ elapsed() { printf '%d min %02d s' $(((SECONDS - $1) / 60)) $(((SECONDS - $1) % 
 install_runtime() {
     local begun=$SECONDS
     if [[ $kind == gpu ]]; then
-        say "Setting up for an NVIDIA GPU with $("$venv/bin/python" -V): a download of about 5 GB, usually 5 to 15 minutes, once."
+        say "Setting up for an NVIDIA GPU with $("$venv/bin/python" -V): a download of about 4 GB, usually 5 to 15 minutes, once."
         pip_install -r requirements_api.txt || install_failed "requirements_api.txt"
     else
         say "Setting up without a GPU, with $("$venv/bin/python" -V): a download of about 1 GB, usually 2 to 5 minutes, once."

@@ -31,9 +31,7 @@ def is_public(address: str) -> bool:
 
 
 def _inner_ipv4(ip: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address that packets to `ip` may end up at: IPv4-mapped, 6to4, Teredo or NAT64."""
+    """The IPv4 address that packets to `ip` may end up at: IPv4-mapped, 6to4 or NAT64."""
     if ip in _NAT64:
         return IPv4Address(int(ip) & 0xFFFFFFFF)
-    if ip.teredo is not None:
-        return ip.teredo[1]
     return ip.ipv4_mapped or ip.sixtofour

@@ -10,16 +10,27 @@ import asyncio
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from deepseek_ocr.images import PreparedImage, prepare_image
+from deepseek_ocr.modes import ResolutionMode
 from ocr_server.errors import InvalidRequest
 from ocr_server.intake.decode import decode_pages
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.sources import load
-from ocr_server.translate import ImageSource
 
 MOST_THREADS = 16
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where a picture is, and how it is to be read."""
+
+    url: str
+    mode: ResolutionMode
+    param: str
+    """Its place in the request, for errors."""
 
 
 class Intake:

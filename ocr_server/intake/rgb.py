@@ -22,8 +22,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode.startswith("I") or image.mode == "F":
         rgb = _grey(image).convert("RGB")
-    elif image.mode == "LAB":
-        rgb = _to_srgb(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
     elif image.mode == "CMYK":
         rgb = _cmyk(image)
     elif image.has_transparency_data:

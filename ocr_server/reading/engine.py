@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import multiprocessing
+import threading
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import TokensPrompt
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable
+from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable, invalid_parameters
 from ocr_server.reading.page import LogprobStep, Page, PageDelta, TokenLogprob
 from ocr_server.reading.prompt import PromptEncoder
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from config import Settings
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Engine(Protocol):
@@ -56,20 +57,22 @@ class VllmEngine:
         self._settings = settings
         self._llm: AsyncLLM | None = None
         self._encoder: PromptEncoder | None = None
-        self._loading: asyncio.Task[None] | None = None
+        self._loading: asyncio.Future[None] | None = None
         self._unavailable: str | None = "The engine has not been started."
 
     def start(self) -> None:
-        self._unavailable = "The model is being loaded."
-        self._loading = asyncio.create_task(self._load())
+        if self._loading is None:
+            self._unavailable = "The model is being loaded."
+            self._loading = asyncio.ensure_future(self._load())
 
     async def loaded(self) -> None:
-        """Wait until the engine is ready.
+        """Start, and wait until the engine is ready.
 
         Raises:
             Exception: what kept it from loading.
         """
-        assert self._loading is not None, "start() comes first"
+        self.start()
+        assert self._loading is not None
         await asyncio.shield(self._loading)
 
     def unavailable(self) -> str | None:
@@ -79,11 +82,14 @@ class VllmEngine:
 
     async def close(self) -> None:
         self._unavailable = "The server is shutting down."
-        if self._loading is not None:
-            await asyncio.wait([self._loading])  # a thread that loads can't be interrupted
         if self._llm is not None:
             await asyncio.to_thread(self._llm.shutdown)
             self._llm = None
+        elif self._loading is not None and not self._loading.done():
+            # The thread that loads can't be interrupted, but it ends with the process; so must its children.
+            self._loading.cancel()
+            for process in multiprocessing.active_children():
+                process.terminate()
 
     async def read(self, page: Page) -> AsyncGenerator[PageDelta]:
         llm, encoder = self._ready()
@@ -100,8 +106,7 @@ class VllmEngine:
                         if delta := _delta(completion, prompt_tokens, encoder):
                             yield delta
         except VLLMClientError as error:
-            parameter = getattr(error, "parameter", None)
-            raise InvalidRequest(str(error), param=parameter) from error
+            raise invalid_parameters(error, params) from error
         except EngineDeadError as error:
             raise Unavailable(self.unavailable() or "The engine has stopped working.") from error
 
@@ -131,12 +136,11 @@ class VllmEngine:
 
     async def _load(self) -> None:
         try:
-            self._llm, self._encoder = await asyncio.to_thread(build, self._settings)
+            self._llm, self._encoder = await _in_daemon_thread(build, self._settings)
         except Exception:
             self._unavailable = "The model could not be loaded; see the server's log."
             raise
-        if self._unavailable == "The model is being loaded.":
-            self._unavailable = None
+        self._unavailable = None
 
 
 def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
@@ -210,3 +214,29 @@ def _logprobs(completion: CompletionOutput) -> list[LogprobStep] | None:
             )
         )
     return steps
+
+
+async def _in_daemon_thread(function: Callable[[Settings], T], settings: Settings) -> T:
+    """Unlike asyncio.to_thread, what runs there does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def report(result: T | None, error: Exception | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast(T, result))
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function(settings)
+        except Exception as failure:
+            error = failure
+        with suppress(RuntimeError):  # the loop is gone: so is whoever waited
+            loop.call_soon_threadsafe(report, result, error)
+
+    threading.Thread(target=work, name="load", daemon=True).start()
+    return await done

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 
 from ocr_server.answers import ChatAnswer
@@ -11,7 +9,7 @@ from ocr_server.disconnect import unless_disconnected
 from ocr_server.errors import InvalidRequest, Unavailable
 from ocr_server.reading.page import Page
 from ocr_server.reading.reader import joined, read_pages
-from ocr_server.routes.common import ERRORS, context
+from ocr_server.routes.common import ERRORS, context, parsed
 from ocr_server.schemas.chat import ChatCompletion, ChatCompletionRequest
 from ocr_server.stream import event_stream
 from ocr_server.translate import translate
@@ -22,14 +20,21 @@ router = APIRouter(tags=["Chat"])
 @router.post(
     "/v1/chat/completions",
     response_model=ChatCompletion,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatCompletionRequest"}}},
+        }
+    },
     responses={
         200: {"content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/ChatCompletionChunk"}}}},
         **ERRORS,
     },
 )
-async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Any:
+async def create_chat_completion(request: Request) -> Response:
     """Read the pictures of a chat request. Each picture is read as a page; the answers are joined in order."""
     state = context(request)
+    body = await parsed(request, ChatCompletionRequest)
     reading = translate(body, state.settings)
     if reason := state.engine.unavailable():
         raise Unavailable(reason)  # before anything is fetched or decoded
@@ -44,7 +49,7 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest) 
         parts = joined(read_pages(state.engine, pages), copies=reading.copies)
         chat = ChatAnswer(model=reading.model, request=body, pages=pages, fingerprint=state.fingerprint)
         if body.stream:
-            return await event_stream(chat.chunks(parts))
+            return await event_stream(chat.chunks(parts), shutdown_timeout=state.settings.SHUTDOWN_TIMEOUT)
         return Response((await chat.completion(parts)).model_dump_json(), media_type="application/json")
 
     return await unless_disconnected(request, answer())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 
 from ocr_server.intake.prepare import Intake
 from ocr_server.reading.engine import Engine
@@ -13,6 +15,9 @@ from ocr_server.schemas.errors import ErrorResponse
 
 if TYPE_CHECKING:
     from config import Settings
+
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,19 @@ class Context:
 def context(request: Request) -> Context:
     state: Context = request.app.state.context
     return state
+
+
+async def parsed(request: Request, model: type[M]) -> M:
+    """The body as `model`, straight from its bytes: no second copy of a picture as Python objects.
+
+    Raises:
+        RequestValidationError: it is no JSON, or not what `model` takes.
+    """
+    body = await request.body()
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors(include_input=False, include_url=False)) from error
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {

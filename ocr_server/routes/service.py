@@ -24,6 +24,7 @@ PROMPTS = [
 """What the model was trained to be asked."""
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/")
 async def api_information(request: Request) -> ApiInformation:
     """What is served here, and how to ask for it."""
@@ -47,6 +48,7 @@ async def api_information(request: Request) -> ApiInformation:
     )
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", responses={503: {"model": Health}})
 async def health(request: Request, response: Response) -> Health:
     """200 if pages can be read; 503 with the reason while the model loads or after the engine broke."""

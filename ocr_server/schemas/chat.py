@@ -44,6 +44,9 @@ class OtherPart(BaseModel):
     type: str
 
 
+AnyPart = TextPart | ImagePart | OtherPart
+
+
 def _part_kind(value: Any) -> str:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     return {"text": "<text>", "image_url": "<image>"}.get(str(kind), "<other>")
@@ -237,7 +240,8 @@ class ChatCompletionRequest(Wire):
         }
 
     @model_validator(mode="after")
-    def _stop_texts(self) -> ChatCompletionRequest:
+    def _parameters_agree(self) -> ChatCompletionRequest:
+        """The type of each error is the name of its parameter."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > 16 or not all(stops):
             raise PydanticCustomError("stop", "stop must be at most 16 texts, none of them empty")
@@ -245,7 +249,15 @@ class ChatCompletionRequest(Wire):
             raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs: true")
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("stream_options", "stream_options needs stream: true")
+        if self.most_tokens is not None and (self.min_tokens or 0) > self.most_tokens:
+            raise PydanticCustomError("min_tokens", "min_tokens must not be above max_tokens")
         return self
+
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The limit under whichever name it was given."""
+        return self.max_completion_tokens or self.max_tokens
 
 
 class Answer(BaseModel):

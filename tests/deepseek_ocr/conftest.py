@@ -7,7 +7,10 @@ file; they are put on the path here, since tests are imported without a package 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +40,22 @@ def published_config() -> dict[str, Any]:
     """The published model's `config.json`."""
     config: dict[str, Any] = json.loads((HERE / "data" / "config.json").read_text())
     return config
+
+
+@pytest.fixture(scope="session")
+def vllm_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, dict[str, Any]], dict[str, Any]]:
+    """Run a task of `vllm_process.py` and return its result."""
+
+    def run(task: str, job: dict[str, Any]) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp(task)
+        job_file, result_file = folder / "job.json", folder / "result.json"
+        job_file.write_text(json.dumps({**job, "result": str(result_file)}))
+        # vLLM looks at a model's class in one more process, which has to find our package too.
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, str(HERE / "vllm_process.py"), task, str(job_file)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+        assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+        result: dict[str, Any] = json.loads(result_file.read_text())
+        return result
+
+    return run

@@ -124,6 +124,9 @@ class TestGrid:
     ) -> None:
         assert GUNDAM.with_changes({"max_crops": most}).crop_grid(*size) == grid
 
+    def test_tiles_are_counted(self) -> None:
+        assert [CropGrid(*grid).tiles for grid in [(1, 1), (1, 2), (2, 3), (9, 1)]] == [0, 2, 6, 9]
+
     def test_no_grid_where_cropping_is_off(self) -> None:
         assert MODES["base"].crop_grid(4000, 4000) == NO_TILES
 

@@ -79,6 +79,7 @@ def test_any_bytes_survive(data: bytes, limits: IntakeLimits) -> None:
         "data:text/plain,hello",
         "data:,",
         "data:image/png;base64",
+        "data:image/png;base64;",
         "data:image/png" + TEXT,
         "data:image/png;base64;foo," + TEXT,
         "data:" + "x" * 2000 + ";base64," + TEXT,

@@ -182,8 +182,11 @@ class TestOrientation:
 
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
     @pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b""])
-    def test_broken_metadata_does_not_spoil_a_good_picture(self, exif: bytes, limits: IntakeLimits) -> None:
-        assert_upright(only(saved(quadrants(CORNERS), exif=exif, **SAVED_AS["jpeg"]), limits))
+    @pytest.mark.parametrize("name", ["jpeg", "png", "webp"])
+    def test_broken_metadata_does_not_spoil_a_good_picture(
+        self, name: str, exif: bytes, limits: IntakeLimits
+    ) -> None:
+        assert_upright(only(saved(quadrants(CORNERS), exif=exif, **SAVED_AS[name]), limits))
 
 
 class TestTransparency:

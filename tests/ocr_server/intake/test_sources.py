@@ -61,7 +61,7 @@ async def test_anything_else_is_refused(url: str, fetcher: Fetcher, limits: Inta
     with pytest.raises(InvalidRequest) as caught:
         await load(url, fetcher, limits, param=PARAM)
     assert caught.value.param == PARAM
-    assert "http and https" in caught.value.message
+    assert "http and https URLs and base64 data URIs" in caught.value.message
 
 
 async def test_bare_base64_gets_a_hint_and_is_not_echoed(fetcher: Fetcher, limits: IntakeLimits) -> None:

@@ -1,0 +1,164 @@
+"""Loading through vLLM: the published names and sizes, and what is said of a damaged checkpoint."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ocr_builders import checkpoint_shapes
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="loads as vLLM's build for the CPU does"),
+]
+
+NANO = Path(__file__).parents[2] / "nano" / "checkpoint"
+RunProcess = Callable[[str, dict[str, Any]], dict[str, Any]]
+
+SPECIAL_TOKENS = {
+    0: "<｜begin▁of▁sentence｜>",
+    1: "<｜end▁of▁sentence｜>",
+    2: "<｜▁pad▁｜>",
+    **dict(
+        enumerate(
+            [
+                "<image>",
+                "<|ref|>",
+                "<|/ref|>",
+                "<|det|>",
+                "<|/det|>",
+                "<|grounding|>",
+                "<td>",
+                "</td>",
+                "<tr>",
+                "</tr>",
+            ],
+            start=128815,
+        )
+    ),
+}
+
+
+def write_tokenizer(folder: Path, size: int) -> None:
+    """A tokenizer of `size` words with the published special tokens at their ids."""
+    words = {SPECIAL_TOKENS.get(token, f"w{token}"): token for token in range(size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens([AddedToken(word, normalized=False) for word in SPECIAL_TOKENS.values()])
+    assert all(tokenizer.token_to_id(word) == token for token, word in SPECIAL_TOKENS.items())
+    begin = SPECIAL_TOKENS[0]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": begin,
+        "eos_token": SPECIAL_TOKENS[1],
+        "pad_token": SPECIAL_TOKENS[2],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def write_sparse_weights(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
+    """A safetensors file of bf16 zeros that takes no room on the disk; returns the bytes of the tensors."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return end
+
+
+def a_free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def test_every_parameter_of_the_published_model_is_loaded(
+    tmp_path: Path, published_config: dict[str, Any], vllm_process: RunProcess
+) -> None:
+    shapes = checkpoint_shapes(published_config)
+    # The config asks for remote code, which ours makes unnecessary: nothing may be fetched for it.
+    (tmp_path / "config.json").write_text(json.dumps(published_config))
+    write_tokenizer(tmp_path, published_config["vocab_size"])
+    assert write_sparse_weights(tmp_path / "model.safetensors", shapes) == 6_672_212_480
+
+    job = {"checkpoints": [str(tmp_path)], "port": a_free_port()}
+    (result,) = vllm_process("load", job)["results"]
+    assert "error" not in result, result
+    assert result["model"] == "deepseek_ocr.model"
+    assert result["untouched"] == []
+    unread = prod(shapes["model.vision_model.embeddings.patch_embedding.weight"])
+    assert result["parameters"] == 3_336_106_240 - unread
+
+
+class TestDamagedCheckpoints:
+    """Each fault is put into a copy of the embedded checkpoint."""
+
+    MISSING = "model.layers.2.mlp.experts.5.down_proj.weight"
+    MISSHAPEN = "model.sam_model.blocks.1.attn.rel_pos_h"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def results(
+        cls, tmp_path_factory: pytest.TempPathFactory, vllm_process: RunProcess
+    ) -> dict[str, dict[str, Any]]:
+        whole = load_file(NANO / "model.safetensors")
+        damaged = {
+            "whole": dict(whole),
+            "missing": {name: tensor for name, tensor in whole.items() if name != cls.MISSING},
+            "no vision": {name: tensor for name, tensor in whole.items() if "sam_model" not in name},
+            "unexpected": whole | {"model.layers.9.self_attn.q_proj.weight": torch.zeros(2, 2)},
+            "misshapen": whole | {cls.MISSHAPEN: torch.zeros(27, 32)},
+            "misshapen expert": whole | {cls.MISSING: torch.zeros(8, 8)},
+            "misspelt as English has it": {
+                name.replace("view_seperator", "view_separator"): tensor for name, tensor in whole.items()
+            },
+        }
+        folders = []
+        for name, tensors in damaged.items():
+            folder = tmp_path_factory.mktemp(name.replace(" ", "-"))
+            for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+                shutil.copy(NANO / file, folder)
+            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+            folders.append(str(folder))
+        results = vllm_process("load", {"checkpoints": folders, "port": a_free_port()})["results"]
+        return dict(zip(damaged, results, strict=True))
+
+    def test_the_whole_one_loads(self, results: dict[str, dict[str, Any]]) -> None:
+        config = json.loads((NANO / "config.json").read_text())
+        shapes = checkpoint_shapes(config)
+        read = sum(map(prod, shapes.values()))
+        read -= prod(shapes["model.vision_model.embeddings.patch_embedding.weight"])
+        assert results["whole"] == {"model": "deepseek_ocr.model", "parameters": read, "untouched": []}
+
+    @pytest.mark.parametrize(
+        ("fault", "message"),
+        [
+            ("missing", rf"lacks 1 tensors: {re.escape(MISSING)}$"),
+            ("no vision", r"lacks \d+ tensors: model\.sam_model\..* and \d+ more$"),
+            ("unexpected", r"does not know: model\.layers\.9\.self_attn\.q_proj\.weight$"),
+            ("misshapen", rf"{re.escape(MISSHAPEN)} has shape \[27, 32\].* must be \[15, 32\]$"),
+            ("misshapen expert", rf"{re.escape(MISSING)} has shape \[8, 8\].* must be \[192, 96\]$"),
+            ("misspelt as English has it", r"does not know: model\.view_separator$"),
+        ],
+    )
+    def test_the_fault_is_named(self, fault: str, message: str, results: dict[str, dict[str, Any]]) -> None:
+        assert re.search(message, results[fault]["error"])

@@ -1,0 +1,403 @@
+"""The no-repeat n-gram guard, against a search by hand, behind both of vLLM's interfaces."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from vllm import SamplingParams
+from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor as InterfaceV1
+from vllm.v1.worker.gpu.sample.logits_processor import interface as v2
+
+from deepseek_ocr.no_repeat_ngram import Guard, NoRepeatNGramV1, NoRepeatNGramV2, banned_tokens, guard_for
+
+CHECKPOINT = Path(__file__).parents[2] / "nano" / "checkpoint"
+TD, END_TD = 9, 10  # <td> and </td> in that checkpoint's tokenizer
+VOCABULARY = 16
+CPU = torch.device("cpu")
+
+
+def banned_by_hand(output: Sequence[int], n: int, window: int, exempt: Iterable[int]) -> set[int]:
+    """Try every token: it is banned if with it the output's last n tokens stand in the window already."""
+    banned = set()
+    searched = output[-window:]
+    for token in range(VOCABULARY):
+        ending = [*output, token][-n:]
+        if n == 0 or len(ending) < n or token in set(exempt):
+            continue
+        if any(list(searched[i : i + n]) == ending for i in range(len(searched) - n + 1)):
+            banned.add(token)
+    return banned
+
+
+def vllm_config(**changes: Any) -> Any:
+    model = SimpleNamespace(
+        skip_tokenizer_init=False,
+        hf_config=None,
+        tokenizer=str(CHECKPOINT),
+        runner_type="generate",
+        tokenizer_mode="auto",
+        tokenizer_revision=None,
+        trust_remote_code=False,
+    )
+    return SimpleNamespace(**({"model_config": model, "speculative_config": None} | changes))
+
+
+def params(**settings_: Any) -> SamplingParams:
+    return SamplingParams(extra_args=settings_ or None)
+
+
+@dataclass
+class Request:
+    """A request with short settings, so that bans are frequent."""
+
+    seed: int
+    n: int = field(init=False)
+    window: int = field(init=False)
+    exempt: tuple[int, ...] | None = field(init=False)
+    prompt: list[int] = field(init=False)
+    output: list[int] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.choice = random.Random(self.seed)
+        self.n = self.choice.choice([0, 1, 2, 2, 3, 4])
+        self.window = max(1, self.n) + self.choice.choice([0, 1, 3, 9, 40])
+        self.exempt = self.choice.choice([None, (), (8,), (8, TD)])
+        self.prompt = self.choice.choices(range(8, 12), k=self.choice.randrange(12))
+        self.generate(self.choice.randrange(30))
+
+    def generate(self, count: int) -> None:
+        self.output.extend(self.choice.choices(range(8, 12), k=count))
+
+    @property
+    def params(self) -> SamplingParams:
+        args: dict[str, Any] = {"ngram_size": self.n, "window_size": self.window}
+        if self.exempt is not None:
+            args["whitelist_token_ids"] = list(self.exempt)
+        return params(**args)
+
+    def banned(self) -> set[int]:
+        exempt = (TD, END_TD) if self.exempt is None else self.exempt
+        return banned_by_hand(self.output, self.n, self.window, exempt)
+
+
+def assert_banned(before: torch.Tensor, after: torch.Tensor, banned: Sequence[set[int]]) -> None:
+    expected = before.clone()
+    for row, tokens in enumerate(banned):
+        expected[row, list(tokens)] = -torch.inf
+    torch.testing.assert_close(after, expected, rtol=0, atol=0)
+
+
+class TestSearch:
+    @settings(max_examples=300)
+    @given(
+        output=st.lists(st.integers(0, 3), max_size=40),
+        n=st.integers(0, 6),
+        window=st.integers(1, 45),
+        exempt=st.sets(st.integers(0, 3), max_size=2),
+    )
+    @example(output=[1, 2, 1], n=2, window=3, exempt=set())
+    @example(output=[1, 2, 3, 1], n=2, window=3, exempt=set())  # the earlier 1 has left the window
+    @example(output=[0, 0], n=2, window=2, exempt=set())
+    def test_against_every_token_tried(self, output: list[int], n: int, window: int, exempt: set[int]) -> None:
+        guard = Guard(n, max(n, window))
+        expected = banned_by_hand(output, n, max(n, window), exempt)
+        assert banned_tokens(output, guard, frozenset(exempt)) == expected
+
+    def test_examples(self) -> None:
+        none: frozenset[int] = frozenset()
+        assert banned_tokens([5, 6, 7, 5, 6], Guard(3, 90), none) == {7}
+        assert banned_tokens([5, 6, 7, 5, 6], Guard(3, 5), none) == {7}
+        assert banned_tokens([5, 6, 7, 5, 6], Guard(3, 4), none) == set()
+        assert banned_tokens([5, 6, 7, 5, 6], Guard(3, 90), frozenset({7})) == set()
+        assert banned_tokens([5, 6, 7], Guard(1, 2), none) == {6, 7}
+        assert banned_tokens([5] * 29, Guard(), none) == set()
+        assert banned_tokens([5] * 30, Guard(), none) == {5}
+        assert banned_tokens([5, 6, 5, 7, 5], Guard(2, 90), none) == {6, 7}
+
+
+class TestSettings:
+    def test_the_published_ones_are_the_default(self) -> None:
+        assert Guard.of(SamplingParams()) == Guard(ngram_size=30, window_size=90, whitelist_token_ids=None)
+
+    def test_every_one_can_be_set(self) -> None:
+        ours = params(ngram_size=20, window_size=50, whitelist_token_ids=[3, 4])
+        assert Guard.of(ours) == Guard(20, 50, (3, 4))
+        assert Guard.of(params(whitelist_token_ids=[])).whitelist_token_ids == ()
+
+    @pytest.mark.parametrize("processor", [NoRepeatNGramV1, NoRepeatNGramV2])
+    @pytest.mark.parametrize(
+        ("name", "args"),
+        [
+            ("ngram_size", {"ngram_size": -1}),
+            ("ngram_size", {"ngram_size": 2.5}),
+            ("ngram_size", {"ngram_size": "30"}),
+            ("ngram_size", {"ngram_size": True}),
+            ("ngram_size", {"ngram_size": 91}),
+            ("ngram_size", {"window_size": 20}),
+            ("window_size", {"window_size": 0}),
+            ("window_size", {"window_size": 1 << 20}),
+            ("window_size", {"window_size": None}),
+            ("whitelist_token_ids", {"whitelist_token_ids": 5}),
+            ("whitelist_token_ids", {"whitelist_token_ids": "5"}),
+            ("whitelist_token_ids", {"whitelist_token_ids": [-1]}),
+            ("whitelist_token_ids", {"whitelist_token_ids": ["<td>"]}),
+            ("whitelist_token_ids", {"whitelist_token_ids": [True]}),
+            ("whitelist_token_ids", {"whitelist_token_ids": list(range(33))}),
+        ],
+    )
+    def test_a_wrong_one_is_named_when_the_request_comes(
+        self, processor: type[NoRepeatNGramV1 | NoRepeatNGramV2], name: str, args: dict[str, Any]
+    ) -> None:
+        with pytest.raises(ValueError, match=f"^{name} must "):
+            processor.validate_params(params(**args))
+
+    @pytest.mark.parametrize("processor", [NoRepeatNGramV1, NoRepeatNGramV2])
+    def test_right_ones_pass(self, processor: type[NoRepeatNGramV1 | NoRepeatNGramV2]) -> None:
+        processor.validate_params(SamplingParams())
+        processor.validate_params(params(ngram_size=0))
+        processor.validate_params(params(ngram_size=8192, window_size=8192, whitelist_token_ids=list(range(32))))
+
+    def test_each_runner_gets_its_class(self) -> None:
+        for v2_runner, base in ((False, InterfaceV1), (True, v2.LogitsProcessor)):
+            module, name = guard_for(vllm_config(use_v2_model_runner=v2_runner)).split(":")
+            assert module == "deepseek_ocr.no_repeat_ngram"
+            assert issubclass({c.__name__: c for c in (NoRepeatNGramV1, NoRepeatNGramV2)}[name], base)
+
+
+class TestV1:
+    @pytest.fixture
+    def processor(self) -> NoRepeatNGramV1:
+        return NoRepeatNGramV1(vllm_config(), CPU, False)
+
+    @staticmethod
+    def added(request: Request, row: int) -> tuple[int, SamplingParams, list[int], list[int]]:
+        return row, request.params, request.prompt, request.output
+
+    def test_it_can_change_what_is_most_likely(self, processor: NoRepeatNGramV1) -> None:
+        assert processor.is_argmax_invariant() is False
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_a_batch_that_changes_all_the_time(self, processor: NoRepeatNGramV1, seed: int) -> None:
+        """Requests come, go, and change rows, as the persistent batch of the runner does it."""
+        choice = random.Random(seed)
+        rows: list[Request] = []
+        bans = 0
+        for step in range(25):
+            removed, added, moved = [], [], []
+            for row in sorted(choice.sample(range(len(rows)), choice.randrange(len(rows) // 2 + 1)), reverse=True):
+                rows[row] = None  # type: ignore[call-overload]
+                removed.append(row)
+            for number in range(choice.randrange(4)):
+                request = Request(1000 * seed + 10 * step + number)
+                row = removed.pop() if removed else len(rows)
+                rows[row : row + 1] = [request]
+                added.append(self.added(request, row))
+            empty = [row for row, request in enumerate(rows) if request is None]
+            while empty:  # holes are filled from the end
+                if rows[-1] is None:
+                    empty.remove(len(rows) - 1)
+                else:
+                    hole = empty.pop(0)
+                    rows[hole] = rows[-1]
+                    moved.append((len(rows) - 1, hole, MoveDirectionality.UNIDIRECTIONAL))
+                rows.pop()
+            if len(rows) > 1 and choice.random() < 0.7:
+                a, b = choice.sample(range(len(rows)), 2)
+                rows[a], rows[b] = rows[b], rows[a]
+                moved.append((a, b, MoveDirectionality.SWAP))
+            update = BatchUpdate(len(rows), removed=removed, added=added, moved=moved)
+            processor.update_state(update if removed or added or moved else None)
+
+            logits = torch.randn(len(rows), VOCABULARY)
+            banned = [request.banned() for request in rows]
+            assert_banned(logits, processor.apply(logits.clone()), banned)
+            bans += sum(map(len, banned))
+            for request in rows:
+                request.generate(1)
+        assert bans > 20
+
+    def test_an_unset_whitelist_stands_for_table_cells(self, processor: NoRepeatNGramV1) -> None:
+        output = [TD, END_TD, 11] * 3
+        processor.update_state(BatchUpdate(1, [], [(0, params(ngram_size=1, window_size=90), [], output)], []))
+        logits = torch.zeros(1, VOCABULARY)
+        assert_banned(logits, processor.apply(logits.clone()), [{11}])
+
+    def test_the_prompt_never_counts(self, processor: NoRepeatNGramV1) -> None:
+        output = [8]
+        processor.update_state(BatchUpdate(1, [], [(0, params(ngram_size=2, window_size=90), [8, 11] * 9, output)], []))
+        logits = torch.zeros(1, VOCABULARY)
+        assert_banned(logits, processor.apply(logits.clone()), [set()])
+        output.extend([11, 8])
+        assert_banned(logits, processor.apply(logits.clone()), [{11}])
+
+
+class FakeRunner:
+    """The token history as runner V2 keeps it: one slot a request, dirt beyond its end."""
+
+    SLOTS, LENGTH = 8, 128
+
+    def __init__(self) -> None:
+        self.tokens = torch.randint(8, 12, (self.SLOTS, self.LENGTH), dtype=torch.int32)
+        self.prompt_len = torch.full((self.SLOTS,), 77, dtype=torch.int32)
+        self.total_len = torch.zeros(self.SLOTS, dtype=torch.int32)
+        state: Any = v2.LogitsProcRequestState(
+            device=CPU,
+            max_num_reqs=self.SLOTS,
+            vocab_size=VOCABULARY,
+            all_token_ids=SimpleNamespace(gpu=self.tokens),  # type: ignore[arg-type]
+            prompt_len=SimpleNamespace(gpu=self.prompt_len),  # type: ignore[arg-type]
+            prefill_len=SimpleNamespace(gpu=self.prompt_len),  # type: ignore[arg-type]
+            total_len=SimpleNamespace(gpu=self.total_len),  # type: ignore[arg-type]
+        )
+        self.processor = NoRepeatNGramV2(vllm_config(), state)
+        self.requests: dict[int, Request] = {}
+
+    def admit(self, slot: int, request: Request) -> bool:
+        self.requests[slot] = request
+        wants = self.processor.add_request(slot, request.params)
+        self.processor.apply_staged_writes()
+        return wants
+
+    def apply(self, slots: Sequence[int], logits: torch.Tensor, cut: int = 0) -> torch.Tensor:
+        """One step for the requests in `slots`, the last `cut` tokens of each not fed yet."""
+        ends = []
+        for slot in slots:
+            history = self.requests[slot].prompt + self.requests[slot].output
+            self.tokens[slot, : len(history)] = torch.tensor(history, dtype=torch.int32)
+            self.prompt_len[slot] = len(self.requests[slot].prompt)
+            self.total_len[slot] = len(history)
+            ends.append(len(history) - cut)
+        rows = torch.tensor(slots, dtype=torch.int32)
+        position = torch.tensor(ends) - 1
+        context = v2.LogitsContext(
+            expanded_idx_mapping=rows,
+            idx_mapping=rows,
+            idx_mapping_np=rows.numpy(),
+            expanded_local_pos=torch.zeros_like(rows),
+            input_ids=self.tokens[rows.long(), position],
+            pos=position,
+            seq_lens_upper_bound_np=np.array(ends, dtype=np.int32),
+        )
+        return self.processor.apply(logits, context)
+
+
+class TestV2:
+    @pytest.mark.parametrize("seed", range(6))
+    def test_slots_that_are_used_again_and_rows_in_any_order(self, seed: int) -> None:
+        choice = random.Random(seed)
+        runner = FakeRunner()
+        bans = 0
+        for step in range(25):
+            for number in range(choice.randrange(1, 4)):
+                request = Request(1000 * seed + 10 * step + number)
+                request.prompt = request.prompt or [8]  # nothing is generated from nothing
+                wants = runner.admit(choice.randrange(runner.SLOTS), request)
+                assert wants == (request.n > 0)
+            slots = choice.sample(sorted(runner.requests), choice.randrange(1, len(runner.requests) + 1))
+            logits = torch.randn(len(slots), VOCABULARY)
+            banned = [runner.requests[slot].banned() for slot in slots]
+            assert_banned(logits, runner.apply(slots, logits.clone()), banned)
+            bans += sum(map(len, banned))
+            for request in runner.requests.values():
+                request.generate(1)
+        assert bans > 20
+
+    @staticmethod
+    def request(n: int, window: int, prompt: list[int], output: list[int], exempt: tuple[int, ...] | None = ()) -> Request:
+        request = Request(0)
+        request.n, request.window, request.exempt = n, window, exempt
+        request.prompt, request.output = prompt, output
+        return request
+
+    @settings(max_examples=150)
+    @given(
+        data=st.lists(
+            st.tuples(
+                st.integers(0, 5),
+                st.integers(1, 40),
+                st.lists(st.integers(8, 11), min_size=1, max_size=20),
+                st.lists(st.integers(8, 11), max_size=40),
+                st.none() | st.lists(st.integers(8, 11), max_size=2).map(tuple),
+            ),
+            min_size=1,
+            max_size=FakeRunner.SLOTS,
+        )
+    )
+    def test_any_batch(self, data: list[tuple[int, int, list[int], list[int], tuple[int, ...] | None]]) -> None:
+        runner = FakeRunner()
+        for slot, (n, window, prompt, output, exempt) in enumerate(data):
+            runner.admit(slot, self.request(n, max(n, window), prompt, output, exempt))
+        logits = torch.randn(len(data), VOCABULARY)
+        expected = [request.banned() for request in runner.requests.values()]
+        assert_banned(logits, runner.apply(range(len(data)), logits.clone()), expected)
+
+    def test_the_prompt_never_counts(self) -> None:
+        runner = FakeRunner()
+        runner.admit(2, self.request(2, 90, [8, 11] * 9, [8]))
+        runner.admit(5, self.request(2, 90, [8, 11] * 9, []))
+        runner.admit(0, self.request(2, 90, [8, 11] * 9, [8, 11, 8]))
+        logits = torch.zeros(3, VOCABULARY)
+        assert_banned(logits, runner.apply([2, 5, 0], logits.clone()), [set(), set(), {11}])
+
+    def test_a_prompt_that_is_still_being_read(self) -> None:
+        """Its row is sampled and thrown away; the output of an earlier run must not be needed."""
+        runner = FakeRunner()
+        runner.admit(1, self.request(1, 90, [8, 11] * 9, []))
+        logits = torch.zeros(1, VOCABULARY)
+        assert_banned(logits, runner.apply([1], logits.clone(), cut=7), [set()])
+
+    def test_masked_tokens_stay_masked(self) -> None:
+        runner = FakeRunner()
+        runner.admit(3, self.request(2, 90, [8], [8, 11, 8]))
+        logits = torch.full((1, VOCABULARY), -torch.inf)
+        logits[0, 11] = 1.0
+        out = runner.apply([3], logits)
+        assert not out.isnan().any()
+        assert (out == -torch.inf).all()
+
+    def test_no_request_wants_it(self) -> None:
+        runner = FakeRunner()
+        assert not runner.admit(0, self.request(0, 9, [8], [8] * 20))
+        logits = torch.zeros(1, VOCABULARY)
+        assert_banned(logits, runner.apply([0], logits.clone()), [set()])
+
+    def test_an_unset_whitelist_stands_for_table_cells(self) -> None:
+        runner = FakeRunner()
+        runner.admit(0, self.request(1, 90, [8], [TD, END_TD, 11], exempt=None))
+        logits = torch.zeros(1, VOCABULARY)
+        assert_banned(logits, runner.apply([0], logits.clone()), [{11}])
+
+    def test_the_full_whitelist_holds(self) -> None:
+        runner = FakeRunner()
+        runner.admit(0, self.request(1, 90, [8], [8, 9, 10, 11], exempt=tuple(range(100, 131)) + (11,)))
+        logits = torch.zeros(1, VOCABULARY)
+        assert_banned(logits, runner.apply([0], logits.clone()), [{8, 9, 10}])
+
+    def test_draft_tokens_are_refused_at_the_start(self) -> None:
+        with pytest.raises(ValueError, match="speculative"):
+            NoRepeatNGramV2(vllm_config(speculative_config=object()), FakeRunner().processor.req_states)
+
+    def test_both_classes_agree_on_the_published_settings(self) -> None:
+        choice = random.Random(0)
+        phrase = choice.choices(range(8, 16), k=29)
+        output = phrase + [12] + phrase
+        assert banned_by_hand(output, 30, 90, ()) == {12}
+        runner = FakeRunner()
+        runner.requests[4] = self.request(30, 90, [8], output)
+        runner.processor.add_request(4, SamplingParams())
+        one = NoRepeatNGramV1(vllm_config(), CPU, False)
+        one.update_state(BatchUpdate(1, [], [(0, SamplingParams(), [8], output)], []))
+        logits = torch.randn(1, VOCABULARY)
+        assert_banned(logits, one.apply(logits.clone()), [{12}])
+        assert_banned(logits, runner.apply([4], logits.clone()), [{12}])

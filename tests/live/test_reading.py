@@ -1,0 +1,523 @@
+"""A picture goes in, its text comes out: what a client of the chat endpoint can ask for and count on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from live_requests import (
+    MODEL,
+    PICTURES,
+    PROMPT,
+    RECEIPT,
+    SEPARATOR,
+    SIGN,
+    ask,
+    blank,
+    call,
+    events,
+    ids,
+    image_part,
+    joined,
+    request,
+    text_of,
+    text_part,
+    text_tokens,
+    token_id,
+    truth,
+    user,
+)
+from openai import AsyncOpenAI, OpenAI
+from openai.types import CompletionUsage
+from openai.types.chat import ChatCompletion
+
+pytestmark = pytest.mark.live
+
+SMALL_PICTURE = 273
+"""Vision tokens of a picture that is not cut, by default: 16 rows of 16 and a newline, and the separator."""
+BOS = 1
+DEFAULT_PROMPT = "<|grounding|>Convert the document to markdown."
+
+Usage = Callable[..., CompletionUsage]
+
+
+@pytest.fixture
+def read(client: OpenAI) -> Callable[..., ChatCompletion]:
+    """Read pictures (the sign, if none is given) with the SDK."""
+
+    def read(*pictures: str | bytes | Path, **options: Any) -> ChatCompletion:
+        answer: ChatCompletion = client.chat.completions.create(**call(*pictures, **options))
+        return answer
+
+    return read
+
+
+@pytest.fixture
+def usage(read: Callable[..., ChatCompletion]) -> Usage:
+    """What a request costs, of which only the first token of the answer is waited for."""
+
+    def usage(*pictures: str | bytes | Path, **options: Any) -> CompletionUsage:
+        found = read(*pictures, **({"max_tokens": 1} | options)).usage
+        assert found is not None
+        assert found.total_tokens == found.prompt_tokens + found.completion_tokens
+        return found
+
+    return usage
+
+
+def image_tokens(usage: CompletionUsage) -> int:
+    """As OpenAI has no such field, the SDK keeps it beside those it knows."""
+    assert usage.prompt_tokens_details is not None
+    tokens: int = (usage.prompt_tokens_details.model_extra or {})["image_tokens"]
+    return tokens
+
+
+# Reading
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.name)
+def test_every_example_is_read_to_the_letter(read: Callable[..., ChatCompletion], picture: Path) -> None:
+    answer = read(picture)
+    assert text_of(answer) == truth(picture)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_the_answer_is_a_chat_completion(read: Callable[..., ChatCompletion]) -> None:
+    first, second = read(max_tokens=2), read(max_tokens=2)
+    assert first.object == "chat.completion"
+    assert first.model == MODEL
+    assert first.id.startswith("chatcmpl-")
+    assert first.id != second.id
+    assert abs(first.created - time.time()) < 120
+    assert first.system_fingerprint
+    assert first.system_fingerprint == second.system_fingerprint
+    (choice,) = first.choices
+    assert choice.message.role == "assistant"
+    assert choice.logprobs is None
+
+
+@pytest.mark.parametrize("options", [{}, {"max_tokens": 20}, {"stop": "Friday"}], ids=str)
+def test_a_stream_adds_up_to_the_whole_answer(
+    client: OpenAI, read: Callable[..., ChatCompletion], options: dict[str, Any]
+) -> None:
+    whole = read(**options)
+    chunks = list(client.chat.completions.create(**call(**options), stream=True))
+    assert joined(chunks) == text_of(whole)
+    assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert len(chunks) > 5, "the text should come in pieces"
+    assert len({(chunk.id, chunk.created, chunk.model, chunk.system_fingerprint) for chunk in chunks}) == 1
+
+
+async def test_the_asynchronous_sdk_reads_too(async_client: AsyncOpenAI) -> None:
+    whole, stream = await asyncio.gather(
+        async_client.chat.completions.create(**call()),
+        async_client.chat.completions.create(**call(), stream=True),
+    )
+    assert text_of(whole) == truth(SIGN)
+    assert joined([chunk async for chunk in stream]) == truth(SIGN)
+
+
+def test_a_stream_on_the_wire(http: httpx.Client) -> None:
+    answer = http.post("/v1/chat/completions", json=request(stream=True))
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].partition(";")[0] == "text/event-stream"
+    first, *between, last, done = events(answer.text)
+    assert done == "[DONE]"
+    assert first["choices"] == [
+        {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+    ]
+    assert last["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]
+    for chunk in between:
+        (choice,) = chunk["choices"]
+        assert list(choice["delta"]) == ["content"]
+        assert choice["finish_reason"] is None
+    chunks = [first, *between, last]
+    assert all(chunk["object"] == "chat.completion.chunk" for chunk in chunks)
+    assert all("usage" not in chunk for chunk in chunks), "nobody asked for it"
+
+
+def test_usage_in_a_stream_comes_last_and_alone(http: httpx.Client, usage: Usage) -> None:
+    body = request(stream=True, stream_options={"include_usage": True})
+    *chunks, last, done = events(http.post("/v1/chat/completions", json=body).text)
+    assert done == "[DONE]"
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert all(chunk["choices"] for chunk in chunks)
+    assert last["choices"] == []
+    whole = usage(max_tokens=None)
+    assert last["usage"]["prompt_tokens"] == whole.prompt_tokens
+    assert last["usage"]["completion_tokens"] == whole.completion_tokens
+    assert last["usage"]["total_tokens"] == whole.total_tokens
+    assert last["usage"]["prompt_tokens_details"]["image_tokens"] == image_tokens(whole)
+
+
+def test_request_ids_go_in_and_out(http: httpx.Client, read: Callable[..., ChatCompletion]) -> None:
+    ours = {"x-request-id": "page-17-of-42"}
+    body = request(max_tokens=1)
+    assert http.post("/v1/chat/completions", json=body, headers=ours).headers["x-request-id"] == "page-17-of-42"
+    streamed = http.post("/v1/chat/completions", json=body | {"stream": True}, headers=ours)
+    assert streamed.headers["x-request-id"] == "page-17-of-42"
+    made = [read(max_tokens=1)._request_id for _ in range(2)]
+    assert all(made)
+    assert made[0] != made[1]
+    hostile = http.get("/health", headers={"x-request-id": "x" * 10_000})
+    assert len(hostile.headers["x-request-id"]) < 200
+
+
+# Messages
+
+
+def test_pictures_in_one_message_are_pages_in_order(client: OpenAI, read: Callable[..., ChatCompletion]) -> None:
+    for pictures in ((SIGN, RECEIPT), (RECEIPT, SIGN)):
+        expected = SEPARATOR.join(map(truth, pictures))
+        answer = read(*pictures)
+        assert text_of(answer) == expected
+        assert answer.choices[0].finish_reason == "stop"
+        stream = client.chat.completions.create(**call(*pictures), stream=True)
+        assert joined(list(stream)) == expected
+
+
+def test_usage_of_several_pages_is_their_sum(read: Callable[..., ChatCompletion]) -> None:
+    single = [read(picture).usage for picture in (SIGN, RECEIPT, SIGN)]
+    together = read(SIGN, RECEIPT, SIGN).usage
+    assert together is not None
+    assert together.prompt_tokens == sum(each.prompt_tokens for each in single if each)
+    assert together.completion_tokens == sum(each.completion_tokens for each in single if each)
+    assert image_tokens(together) == 3 * SMALL_PICTURE
+
+
+@pytest.mark.parametrize("pictures", [(SIGN, RECEIPT), (RECEIPT, SIGN)], ids=["the last", "the first"])
+def test_one_page_that_was_cut_makes_the_answer_cut(
+    client: OpenAI, read: Callable[..., ChatCompletion], pictures: tuple[Path, Path]
+) -> None:
+    limit = len(ids(truth(SIGN))) + 5  # enough for the sign, not for the receipt
+    answer = read(*pictures, max_tokens=limit)
+    assert answer.choices[0].finish_reason == "length"
+    pages = dict(zip(pictures, text_of(answer).split(SEPARATOR), strict=True))
+    assert pages[SIGN] == truth(SIGN)
+    assert truth(RECEIPT).startswith(pages[RECEIPT])
+    assert 0 < len(pages[RECEIPT]) < len(truth(RECEIPT))
+    chunks = list(client.chat.completions.create(**call(*pictures, max_tokens=limit), stream=True))
+    assert joined(chunks) == text_of(answer)
+    ends = [end for chunk in chunks if (end := chunk.choices[0].finish_reason)]
+    assert ends == ["length"]
+
+
+def test_the_order_of_picture_and_text_makes_no_difference(read: Callable[..., ChatCompletion]) -> None:
+    after = read(messages=[user(text_part(), image_part(SIGN))])
+    assert text_of(after) == truth(SIGN)
+    assert after.usage == read().usage
+
+
+def test_only_the_last_user_message_is_read(read: Callable[..., ChatCompletion]) -> None:
+    answer = read(
+        messages=[
+            user(image_part(RECEIPT), text_part("Describe this image in detail.")),
+            {"role": "assistant", "content": "A receipt."},
+            user(image_part(SIGN), text_part()),
+        ]
+    )
+    assert text_of(answer) == truth(SIGN)
+    assert answer.usage == read().usage
+
+
+def test_a_message_without_a_picture_asks_about_the_nearest_earlier_one(
+    read: Callable[..., ChatCompletion],
+) -> None:
+    answer = read(
+        messages=[
+            user(image_part(RECEIPT), text_part()),
+            {"role": "assistant", "content": truth(RECEIPT)},
+            user(image_part(SIGN), text_part("Describe this image in detail.")),
+            {"role": "assistant", "content": "A sign at a door."},
+            {"role": "user", "content": PROMPT},
+        ]
+    )
+    assert text_of(answer) == truth(SIGN)
+    assert answer.usage == read().usage
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_message_is_the_prompt_where_the_user_gives_none(
+    read: Callable[..., ChatCompletion], usage: Usage, role: str
+) -> None:
+    alone = read(messages=[{"role": role, "content": PROMPT}, user(image_part(SIGN))])
+    assert text_of(alone) == truth(SIGN)
+    assert alone.usage == read().usage
+    beside = usage(messages=[{"role": role, "content": "You are a helpful assistant."}, *ask(SIGN)])
+    assert beside.prompt_tokens == usage().prompt_tokens
+
+
+def test_without_any_text_the_default_prompt_is_used(usage: Usage) -> None:
+    asked = usage(messages=ask(SIGN, prompt=DEFAULT_PROMPT))
+    assert usage(messages=ask(SIGN, prompt=None)).prompt_tokens == asked.prompt_tokens
+    assert usage(messages=ask(SIGN, prompt=" \n ")).prompt_tokens == asked.prompt_tokens
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, DEFAULT_PROMPT, "Locate <|ref|>Friday<|/ref|> in the image.", "读出文字"])
+def test_the_prompt_is_counted_to_the_token(usage: Usage, prompt: str) -> None:
+    found = usage(messages=ask(SIGN, prompt=prompt))
+    assert image_tokens(found) == SMALL_PICTURE
+    assert found.prompt_tokens == SMALL_PICTURE + BOS + text_tokens(prompt)
+    assert found.completion_tokens == 1
+
+
+def test_the_answer_is_counted_to_the_token(read: Callable[..., ChatCompletion]) -> None:
+    found = read().usage
+    assert found is not None
+    assert found.completion_tokens == len(ids(truth(SIGN))) + 1  # the end token
+
+
+def test_a_prompt_token_is_one_token(usage: Usage) -> None:
+    marked = usage(messages=ask(SIGN, prompt=f"<|grounding|>{PROMPT}"))
+    assert marked.prompt_tokens == usage().prompt_tokens + 1
+
+
+def test_an_image_mark_in_the_text_is_no_picture(read: Callable[..., ChatCompletion], usage: Usage) -> None:
+    inside = usage(messages=ask(SIGN, prompt=f"{PROMPT} <image>"))
+    assert image_tokens(inside) == SMALL_PICTURE
+    assert 1 < inside.prompt_tokens - usage().prompt_tokens <= len(" <image>")
+    leading = read(messages=ask(SIGN, prompt=f"<image>\n{PROMPT}"))  # as upstream writes its prompts
+    assert text_of(leading) == truth(SIGN)
+    assert leading.usage == read().usage
+
+
+# Decoding
+
+
+def test_max_tokens_cuts(read: Callable[..., ChatCompletion]) -> None:
+    answer = read(max_tokens=7)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 7
+    assert answer.choices[0].finish_reason == "length"
+    assert text_of(answer)
+    assert truth(SIGN).startswith(text_of(answer))
+
+
+def test_max_completion_tokens_wins(usage: Usage) -> None:
+    assert usage(max_completion_tokens=4).completion_tokens == 4
+    assert usage(max_completion_tokens=4, max_tokens=9).completion_tokens == 4
+    assert usage(max_completion_tokens=9, max_tokens=4).completion_tokens == 9
+
+
+def test_more_tokens_than_the_context_has_may_be_asked_for(read: Callable[..., ChatCompletion]) -> None:
+    assert text_of(read(max_tokens=1_000_000)) == truth(SIGN)
+
+
+@pytest.mark.parametrize("stop", ["Friday", ["Sunday", "Friday"]], ids=str)
+def test_stop_texts_end_the_answer_and_are_not_in_it(
+    read: Callable[..., ChatCompletion], stop: str | list[str]
+) -> None:
+    answer = read(stop=stop)
+    assert text_of(answer) == truth(SIGN).partition("Friday")[0]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_stop_tokens_end_the_answer(read: Callable[..., ChatCompletion]) -> None:
+    answer = read(stop_token_ids=ids(":"))
+    assert truth(SIGN).partition(":")[0] == text_of(answer).removesuffix(":")
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_two_greedy_choices_are_the_same(client: OpenAI, read: Callable[..., ChatCompletion]) -> None:
+    answer = read(n=2)
+    assert [text_of(answer, choice) for choice in range(2)] == [truth(SIGN)] * 2
+    chunks = list(client.chat.completions.create(**call(n=2), stream=True))
+    assert [joined(chunks, choice) for choice in range(2)] == [truth(SIGN)] * 2
+
+
+def test_two_sampled_choices_differ_and_a_seed_repeats_them(client: OpenAI, read: Callable[..., ChatCompletion]) -> None:
+    options: dict[str, Any] = {"n": 2, "temperature": 1.8, "seed": 11, "max_tokens": 40}
+    answer = read(**options)
+    first, second = (text_of(answer, choice) for choice in range(2))
+    assert first != second
+    again = read(**options)
+    assert [text_of(again, choice) for choice in range(2)] == [first, second]
+    chunks = list(client.chat.completions.create(**call(**options), stream=True))
+    assert [joined(chunks, choice) for choice in range(2)] == [first, second]
+    ends = sorted(each.index for chunk in chunks for each in chunk.choices if each.finish_reason)
+    assert ends == [0, 1]
+    assert text_of(read(**options | {"seed": 12})) != first
+
+
+def test_several_choices_of_several_pages(read: Callable[..., ChatCompletion]) -> None:
+    answer = read(SIGN, RECEIPT, n=2, temperature=0.01)
+    assert [text_of(answer, choice) for choice in range(2)] == [SEPARATOR.join((truth(SIGN), truth(RECEIPT)))] * 2
+
+
+@pytest.mark.parametrize("top", [None, 0, 3])
+def test_logprobs(read: Callable[..., ChatCompletion], client: OpenAI, top: int | None) -> None:
+    options: dict[str, Any] = {"logprobs": True, "max_tokens": 6} | ({} if top is None else {"top_logprobs": top})
+    answer = read(**options)
+    assert answer.choices[0].logprobs is not None
+    tokens = answer.choices[0].logprobs.content
+    assert tokens is not None
+    assert len(tokens) == 6
+    assert "".join(token.token for token in tokens) == text_of(answer)
+    for token in tokens:
+        assert -9999 <= token.logprob <= 0
+        assert bytes(token.bytes or ()).decode() == token.token
+        assert len(token.top_logprobs) == (top or 0)
+        likelihoods = [each.logprob for each in token.top_logprobs]
+        assert likelihoods == sorted(likelihoods, reverse=True)
+        if top:  # greedy: what was chosen was the likeliest
+            assert token.top_logprobs[0].token == token.token
+            assert token.top_logprobs[0].logprob == token.logprob
+    chunks = client.chat.completions.create(**call(**options), stream=True)
+    streamed = [
+        token
+        for chunk in chunks
+        for each in chunk.choices
+        if each.logprobs is not None
+        for token in each.logprobs.content or ()
+    ]
+    assert [token.token for token in streamed] == [token.token for token in tokens]
+    assert [len(token.top_logprobs) for token in streamed] == [top or 0] * 6
+
+
+def test_a_biased_token_is_banned(read: Callable[..., ChatCompletion]) -> None:
+    assert "o" in truth(SIGN)
+    assert "o" not in text_of(read(logit_bias={str(ids("o")[0]): -100}))
+
+
+def test_json_object(read: Callable[..., ChatCompletion]) -> None:
+    assert isinstance(json.loads(text_of(read(response_format={"type": "json_object"}))), dict)
+
+
+def test_json_schema(read: Callable[..., ChatCompletion]) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["sign", "receipt"]}, "lines": {"type": "integer", "maximum": 9, "minimum": 1}},
+        "required": ["kind", "lines"],
+        "additionalProperties": False,
+    }
+    answer = read(
+        response_format={"type": "json_schema", "json_schema": {"name": "page", "schema": schema, "strict": True}}
+    )
+    found = json.loads(text_of(answer))
+    assert found["kind"] in ("sign", "receipt")
+    assert 1 <= found["lines"] <= 9
+    assert set(found) == {"kind", "lines"}
+
+
+def test_response_format_text_changes_nothing(read: Callable[..., ChatCompletion]) -> None:
+    assert text_of(read(response_format={"type": "text"})) == truth(SIGN)
+
+
+def test_min_tokens_and_ignore_eos_go_past_the_end(usage: Usage) -> None:
+    length = len(ids(truth(SIGN))) + 1
+    assert usage(max_tokens=None).completion_tokens == length
+    assert usage(min_tokens=length + 5, max_tokens=length + 20).completion_tokens >= length + 5
+    assert usage(ignore_eos=True, max_tokens=length + 20).completion_tokens == length + 20
+
+
+# The guard against loops. A bias makes the model want one letter for ever.
+
+
+def loop(letter: str = "a", **options: Any) -> dict[str, Any]:
+    return {"logit_bias": {str(token_id(letter)): 100}, "max_tokens": 100} | options
+
+
+def longest_run(text: str, letter: str = "a") -> int:
+    return max(len(run) for run in "".join(each if each == letter else " " for each in text).split(" "))
+
+
+def test_the_guard_is_on_by_default_and_can_be_turned_off(read: Callable[..., ChatCompletion]) -> None:
+    assert longest_run(text_of(read(**loop(ocr={"ngram_size": 0})))) == 100
+    assert longest_run(text_of(read(**loop()))) == 30
+
+
+@pytest.mark.parametrize("size", [5, 12])
+def test_the_guard_ends_a_loop_at_its_size(read: Callable[..., ChatCompletion], size: int) -> None:
+    assert longest_run(text_of(read(**loop(ocr={"ngram_size": size})))) == size
+
+
+def test_the_guard_forgets_what_has_left_its_window(read: Callable[..., ChatCompletion]) -> None:
+    def runs(window: int) -> int:
+        text = text_of(read(**loop(ocr={"ngram_size": 6, "window_size": window})))
+        return text.count("a" * 6)
+
+    assert runs(90) == 1
+    assert runs(20) > 2
+
+
+def test_the_guard_spares_listed_tokens(read: Callable[..., ChatCompletion]) -> None:
+    spared = {"ngram_size": 5, "whitelist_token_ids": [token_id("a")]}
+    assert longest_run(text_of(read(**loop(ocr=spared)))) == 100
+
+
+def test_a_strict_guard_leaves_no_pair_twice(read: Callable[..., ChatCompletion]) -> None:
+    text = text_of(read(ocr={"ngram_size": 2, "window_size": 90}))
+    pairs = list(zip(ids(text), ids(text)[1:], strict=False))
+    assert len(pairs) > 20
+    assert len(pairs) == len(set(pairs))
+    assert text != truth(SIGN), "the sign itself has pairs twice"
+
+
+# Resolution
+
+
+@pytest.mark.parametrize(
+    ("mode", "tokens"),
+    [("tiny", 73), ("small", 111), ("base", 273), ("large", 421), ("gundam", 273), ("gundam-m", 421)],
+)
+def test_a_mode_is_chosen_by_option_or_by_the_models_name(usage: Usage, mode: str, tokens: int) -> None:
+    assert image_tokens(usage(ocr={"mode": mode})) == tokens
+    assert image_tokens(usage(model=f"{MODEL}:{mode}")) == tokens
+
+
+def test_the_name_that_was_asked_for_is_the_name_in_the_answer(read: Callable[..., ChatCompletion]) -> None:
+    assert read(model=f"{MODEL}:tiny", max_tokens=1).model == f"{MODEL}:tiny"
+
+
+@pytest.mark.parametrize(("detail", "tokens"), [("low", 73), ("high", 273), ("auto", 273)])
+def test_detail_chooses_a_mode(usage: Usage, detail: str, tokens: int) -> None:
+    assert image_tokens(usage(messages=[user(image_part(SIGN, detail), text_part())])) == tokens
+
+
+def test_detail_is_each_pictures_own(usage: Usage) -> None:
+    both = usage(messages=[user(image_part(SIGN, "low"), image_part(SIGN, "high"), text_part())])
+    assert image_tokens(both) == 73 + 273
+
+
+@pytest.mark.parametrize(
+    ("size", "wide", "tall"), [((1280, 640), 2, 1), ((640, 1300), 1, 2), ((1240, 1754), 2, 3), ((641, 641), 1, 1)]
+)
+def test_tiles_of_a_large_picture_are_counted(usage: Usage, size: tuple[int, int], wide: int, tall: int) -> None:
+    found = image_tokens(usage(blank(*size), **({"ocr": {"max_crops": 1, "min_crops": 1}} if wide == tall == 1 else {})))
+    tiles = 0 if (wide, tall) == (1, 1) else 10 * tall * (10 * wide + 1)
+    assert found == 273 + tiles
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [
+        ({"base_size": 512}, 73),
+        ({"crop_mode": False, "base_size": 768}, 12 * 13 + 1),
+        # 640 × 338 pixels: 2 × 1 is the nearest grid of 320-pixel tiles, 5 × 5 tokens each.
+        ({"image_size": 320, "max_crops": 4}, 273 + 5 * (2 * 5 + 1)),
+        ({"image_size": 320, "min_crops": 8, "max_crops": 9}, 273 + 2 * 5 * (4 * 5 + 1)),
+        ({"mode": "tiny", "base_size": 640}, 111),
+        ({"mode": "base", "crop_mode": True, "image_size": 320}, 273 + 5 * (2 * 5 + 1)),
+    ],
+    ids=str,
+)
+def test_sizes_and_crops_can_be_set(usage: Usage, options: dict[str, Any], tokens: int) -> None:
+    assert image_tokens(usage(RECEIPT, ocr=options)) == tokens
+
+
+def test_options_go_over_the_models_name_over_detail_over_the_default(usage: Usage) -> None:
+    low = [user(image_part(SIGN, "low"), text_part())]
+    assert image_tokens(usage()) == 273
+    assert image_tokens(usage(messages=low)) == 73
+    assert image_tokens(usage(messages=low, model=f"{MODEL}:large")) == 421
+    assert image_tokens(usage(messages=low, model=f"{MODEL}:large", ocr={"mode": "small"})) == 111
+    assert image_tokens(usage(messages=low, model=f"{MODEL}:large", ocr={"base_size": 1024})) == 273

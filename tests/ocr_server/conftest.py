@@ -1,0 +1,225 @@
+"""What the tests of the HTTP side share: a played engine, requests, and what comes back of a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from fastapi import FastAPI
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from PIL import Image
+
+from config import EMBEDDED_CHECKPOINT, Settings
+from deepseek_ocr.images import PreparedImage
+from deepseek_ocr.modes import NO_TILES
+from ocr_server.app import create_app
+from ocr_server.reading.page import Page, PageDelta
+
+Script = Callable[[int, Page], AsyncGenerator[PageDelta]]
+"""What the engine does with the n-th page that it is given, counted from 0."""
+
+CHAT = "/v1/chat/completions"
+
+
+def examples(count: int) -> hypothesis_settings:
+    """So many examples, the same ones every time; a slow machine makes none of them wrong."""
+    return hypothesis_settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+
+
+class FakeEngine:
+    """An engine that plays a script instead of reading."""
+
+    def __init__(self, script: Script | None = None) -> None:
+        self.script = script or says("Hello")
+        self.reason: str | None = None
+        self.starts = self.closes = 0
+        self.pages: list[Page] = []
+        self.finished: list[int] = []
+        self.aborted: list[int] = []
+
+    @property
+    def running(self) -> int:
+        return len(self.pages) - len(self.finished) - len(self.aborted)
+
+    def unavailable(self) -> str | None:
+        return self.reason
+
+    def start(self) -> None:
+        self.starts += 1
+
+    async def close(self) -> None:
+        self.closes += 1
+
+    async def read(self, page: Page) -> AsyncGenerator[PageDelta]:
+        number = len(self.pages)
+        self.pages.append(page)
+        try:
+            async with aclosing(self.script(number, page)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        except (GeneratorExit, asyncio.CancelledError):
+            self.aborted.append(number)
+            raise
+        except BaseException:
+            self.finished.append(number)
+            raise
+        self.finished.append(number)
+
+
+def delta(text: str = "", *, choice: int = 0, tokens: int = 1, finish: str | None = None, **more: Any) -> PageDelta:
+    return PageDelta(choice, text, tokens, more.pop("prompt_tokens", 10), finish_reason=finish, **more)
+
+
+def says(*texts: str, finish: str = "stop") -> Script:
+    """Every page reads as `texts`, one piece each."""
+
+    async def script(_: int, page: Page) -> AsyncGenerator[PageDelta]:
+        for choice in range(page.params.n):
+            for text in texts[:-1]:
+                yield delta(text, choice=choice)
+            yield delta(texts[-1], choice=choice, finish=finish)
+
+    return script
+
+
+def fails(error: Exception, *texts: str) -> Script:
+    """Every page breaks with `error`, after `texts`."""
+
+    async def script(_: int, __: Page) -> AsyncGenerator[PageDelta]:
+        for text in texts:
+            yield delta(text)
+        raise error
+
+    return script
+
+
+async def never(_: int, __: Page) -> AsyncGenerator[PageDelta]:
+    """Every page takes for ever, and says nothing."""
+    await asyncio.Event().wait()
+    yield delta()
+
+
+async def endless(_: int, __: Page) -> AsyncGenerator[PageDelta]:
+    """Every page goes on and on."""
+    while True:
+        yield delta("on ")
+        await asyncio.sleep(0.005)
+
+
+def prepared(tokens: int = 7) -> PreparedImage:
+    """A picture as the engine takes it, for tests that don't look at it."""
+    return PreparedImage(torch.zeros(1, 1, 3), torch.empty(0, 0, 0, 3), NO_TILES, tokens)
+
+
+def png(width: int = 8, height: int = 8, colour: tuple[int, int, int] = (255, 255, 255)) -> str:
+    """A data URI."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+WHITE = png()
+
+
+def picture(url: str = WHITE, **more: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url, **more}}
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words}
+
+
+def message(*parts: dict[str, Any] | str, role: str = "user") -> dict[str, Any]:
+    """With one string alone, the content is that string."""
+    if len(parts) == 1 and isinstance(parts[0], str):
+        return {"role": role, "content": parts[0]}
+    return {"role": role, "content": [text(part) if isinstance(part, str) else part for part in parts]}
+
+
+def chat(*messages: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A request's body; without messages, one white picture in tiny mode."""
+    if not messages:
+        messages, more = (message(picture(), "Free OCR."),), {"ocr": {"mode": "tiny"}, **more}
+    return {"model": "deepseek-ocr", "messages": list(messages), **more}
+
+
+def events(stream: str) -> list[Any]:
+    """What the events of a stream hold, `[DONE]` as it is; comments are left out."""
+    assert stream.endswith("\n\n"), "the last event is not closed"
+    found = []
+    for event in stream[:-2].split("\n\n"):
+        lines = [line for line in event.split("\n") if not line.startswith(":")]
+        assert len(lines) <= 1, event
+        for line in lines:
+            assert line.startswith("data: "), line
+            data = line.removeprefix("data: ")
+            found.append(data if data == "[DONE]" else json.loads(data))
+    return found
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error in OpenAI's envelope, which is checked."""
+    assert response.status_code == status, response.text
+    return envelope(response.json())
+
+
+def envelope(body: Any) -> dict[str, Any]:
+    assert list(body) == ["error"]
+    error: dict[str, Any] = body["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    assert isinstance(error["type"], str)
+    assert all(error[key] is None or isinstance(error[key], str) for key in ("param", "code"))
+    return error
+
+
+def client_of(app: FastAPI) -> httpx.AsyncClient:
+    """Without the lifespan; what the app fails on comes back as its answer."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://server")
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for something that happens elsewhere."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def settings() -> Settings:
+    return Settings(
+        MODEL_PATH=str(EMBEDDED_CHECKPOINT), MODEL_NAME="deepseek-ocr", PREPARE_THREADS=2, ALLOW_URLS=False
+    )
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def app(settings: Settings, engine: FakeEngine) -> FastAPI:
+    return create_app(settings, engine)
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(app) as client:
+        yield client

