@@ -132,7 +132,10 @@ class Settings(BaseSettings):
     @property
     def checkpoint_name(self) -> str:
         """What is served, as it may be shown to clients: no path of this machine."""
-        return "the embedded checkpoint (nano)" if self.is_embedded else Path(self.model_path).name if Path(self.model_path).is_dir() else self.model_path
+        if self.is_embedded:
+            return "the embedded checkpoint (nano)"
+        folder = Path(self.model_path)
+        return folder.name if folder.is_dir() else self.model_path
 
     @property
     def is_embedded(self) -> bool:

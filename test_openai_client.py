@@ -24,7 +24,9 @@ def main() -> int:
     parser.add_argument("images", nargs="+", type=Path, help="pictures to read: jpg, png, bmp, gif, webp, tiff, …")
     parser.add_argument("--prompt", default="Free OCR.", help='what to ask (default: "%(default)s")')
     parser.add_argument("--mode", help="resolution mode: tiny, small, base, large, gundam, gundam-m")
-    parser.add_argument("--base-url", default="http://localhost:8000/v1", help="where the server is (default: %(default)s)")
+    parser.add_argument(
+        "--base-url", default="http://localhost:8000/v1", help="where the server is (default: %(default)s)"
+    )
     parser.add_argument("--api-key", default="EMPTY", help="only if the server asks for one")
     parser.add_argument("--model", default="deepseek-ocr")
     options = parser.parse_args()

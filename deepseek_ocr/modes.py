@@ -63,8 +63,7 @@ class ResolutionMode:
             size = _whole_number(name, getattr(self, name))
             if not MIN_VIEW_SIZE <= size <= MAX_VIEW_SIZE or size % PATCH_SIZE:
                 raise ValueError(
-                    f"{name} must be a multiple of {PATCH_SIZE} from {MIN_VIEW_SIZE} to {MAX_VIEW_SIZE}, "
-                    f"not {size}"
+                    f"{name} must be a multiple of {PATCH_SIZE} from {MIN_VIEW_SIZE} to {MAX_VIEW_SIZE}, not {size}"
                 )
         if not isinstance(self.crop_mode, bool):
             raise ValueError(f"crop_mode must be true or false, not {self.crop_mode!r}")

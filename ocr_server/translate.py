@@ -64,7 +64,9 @@ def translate(request: ChatCompletionRequest, settings: Settings) -> Reading:
         if isinstance(part, ImagePart)
     ]
     if len(images) > settings.MAX_IMAGES:
-        raise InvalidRequest(f"A request can have at most {settings.MAX_IMAGES} pictures, not {len(images)}.", param="messages")
+        raise InvalidRequest(
+            f"A request can have at most {settings.MAX_IMAGES} pictures, not {len(images)}.", param="messages"
+        )
     return Reading(
         model=request.model,
         images=images,
@@ -79,7 +81,11 @@ def _mode_of_model(model: str, settings: Settings) -> ResolutionMode | None:
     """The mode that a model name asks for, `deepseek-ocr:tiny`; None for the plain name."""
     name, colon, mode = model.partition(":")
     if name != settings.MODEL_NAME or (colon and mode not in MODES):
-        raise NotFound(f"The model {model!r} does not exist; GET /v1/models lists those that do.", param="model", code="model_not_found")
+        raise NotFound(
+            f"The model {model!r} does not exist; GET /v1/models lists those that do.",
+            param="model",
+            code="model_not_found",
+        )
     return MODES[mode] if colon else None
 
 

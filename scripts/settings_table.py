@@ -1,7 +1,7 @@
 """Keep the guide's table of settings true to config.py.
 
-    python scripts/settings_table.py           rewrites the table in OPENAI_API_GUIDE.md
-    python scripts/settings_table.py --check   exits with 1 if it is out of date
+python scripts/settings_table.py           rewrites the table in OPENAI_API_GUIDE.md
+python scripts/settings_table.py --check   exits with 1 if it is out of date
 """
 
 from __future__ import annotations

@@ -38,9 +38,7 @@ def decode_data_uri(uri: str, limits: IntakeLimits, *, param: str) -> bytes:
         raise InvalidRequest("The data URI carries no data.", param=param, code="empty_image_file")
     size = len(text) * 3 // 4
     if size > limits.max_image_bytes:
-        raise TooLarge(
-            f"The picture has {size:,} bytes; the limit is {limits.max_image_bytes:,} bytes.", param=param
-        )
+        raise TooLarge(f"The picture has {size:,} bytes; the limit is {limits.max_image_bytes:,} bytes.", param=param)
     try:
         return pybase64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except binascii.Error as error:

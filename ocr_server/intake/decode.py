@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Iterator
 
+from pi_heif import HeifImageFile
 from PIL import ExifTags, Image, ImageFile
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
@@ -14,7 +15,6 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
-from pillow_heif import HeifImageFile
 
 from ocr_server.errors import ApiError, InvalidRequest, TooLarge
 from ocr_server.intake.limits import IntakeLimits
@@ -23,9 +23,7 @@ from ocr_server.intake.rgb import to_rgb
 _SUPPORTED = "JPEG, PNG, BMP, GIF, WebP, TIFF, HEIC/HEIF and AVIF"
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
-_HEIF_BRANDS = frozenset(
-    {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
-)
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _UPRIGHT = {

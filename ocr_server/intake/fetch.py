@@ -43,9 +43,7 @@ class Fetcher:
     ) -> None:
         self._limits = limits
         self._resolve = resolve
-        self._transport = transport or httpx.AsyncHTTPTransport(
-            limits=httpx.Limits(max_keepalive_connections=0)
-        )
+        self._transport = transport or httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
 
     async def aclose(self) -> None:
         await self._transport.aclose()
@@ -59,9 +57,7 @@ class Fetcher:
         """
         limits = self._limits
         if not limits.allow_urls:
-            raise _not_allowed(
-                "This server doesn't fetch URLs; send the picture as a base64 data URI.", param
-            )
+            raise _not_allowed("This server doesn't fetch URLs; send the picture as a base64 data URI.", param)
         try:
             async with asyncio.timeout(limits.fetch_timeout_s):
                 return await self._follow(_parse(url, param), param)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from config import Settings
 
 GIB = 1024**3
+WORKING_GIB = 2
+"""For activations and all else beside the weights."""
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
@@ -33,7 +35,9 @@ def local_model(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise LoadError(f"There is no folder {name!r}. Give --model a folder with a checkpoint or a Hugging Face id.")
+            raise LoadError(
+                f"There is no folder {name!r}. Give --model a folder with a checkpoint or a Hugging Face id."
+            )
         folder = _download(name)
     config_file = folder / "config.json"
     if not config_file.is_file():
@@ -50,29 +54,30 @@ def local_model(name: str) -> Path:
 
 
 def check_memory(folder: Path, settings: Settings, *, on_cpu: bool) -> None:
-    """Refuse to start where the weights and the smallest useful cache can't fit.
+    """Refuse to start where the weights and a little beside them can't fit.
 
     Raises:
-        LoadError: with the figures, and what to lower.
+        LoadError: with the figures, and what to do.
     """
-    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / GIB
+    needed = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / GIB + WORKING_GIB
     if on_cpu:
-        needed, free = weights + settings.CPU_KV_CACHE_GIB + 2, psutil.virtual_memory().available / GIB
+        needed += settings.CPU_KV_CACHE_GIB
+        available = psutil.virtual_memory().available / GIB
         advice = "Lower --cpu-kv-cache-gib, close other programs or use a machine with more memory."
     else:
-        free_bytes, total_bytes = torch.cuda.mem_get_info()
-        needed, free = weights / settings.TENSOR_PARALLEL_SIZE + 2, free_bytes / GIB
-        wanted = total_bytes / GIB * settings.GPU_MEMORY_UTILIZATION
-        if free < wanted:
+        free, total = (size / GIB for size in torch.cuda.mem_get_info())
+        share = settings.GPU_MEMORY_UTILIZATION
+        available = total * share * settings.TENSOR_PARALLEL_SIZE
+        advice = "Raise --gpu-memory-utilization, or use a larger GPU."
+        if free < total * share:
             raise LoadError(
-                f"--gpu-memory-utilization {settings.GPU_MEMORY_UTILIZATION:g} asks for {wanted:.1f} GiB of GPU memory, "
-                f"but {free:.1f} GiB are free. Lower it, or stop what else runs on the GPU (see nvidia-smi)."
+                f"--gpu-memory-utilization {share:g} asks for {total * share:.1f} GiB of GPU memory, but {free:.1f} GiB "
+                "are free. Lower it, or stop what else runs on the GPU (see nvidia-smi)."
             )
-        needed = max(needed, 0)
-        advice = "Stop what else runs on the GPU (see nvidia-smi), or use a larger one."
-        free = wanted
-    if free < needed:
-        raise LoadError(f"Loading this model needs about {needed:.1f} GiB of memory, but {free:.1f} GiB are to be had. {advice}")
+    if available < needed:
+        raise LoadError(
+            f"Loading this model needs about {needed:.1f} GiB of memory, but {available:.1f} GiB are to be had. {advice}"
+        )
 
 
 def check_architecture(model_config: Any) -> None:
@@ -107,7 +112,9 @@ def explained() -> Iterator[None]:
                 "or raise --gpu-memory-utilization."
             ) from error
         if "Engine core initialization failed" in text:
-            raise LoadError("vLLM's engine process could not start; the reason stands above, in its own log.") from error
+            raise LoadError(
+                "vLLM's engine process could not start; the reason stands above, in its own log."
+            ) from error
         raise LoadError(f"vLLM could not load the model: {text}") from error
 
 

@@ -253,7 +253,6 @@ class ChatCompletionRequest(Wire):
             raise PydanticCustomError("min_tokens", "min_tokens must not be above max_tokens")
         return self
 
-
     @property
     def most_tokens(self) -> int | None:
         """The limit under whichever name it was given."""

@@ -24,7 +24,6 @@ pytestmark = [
 ]
 
 NANO = Path(__file__).parents[2] / "nano" / "checkpoint"
-RunProcess = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 SPECIAL_TOKENS = {
     0: "<｜begin▁of▁sentence｜>",
@@ -91,74 +90,85 @@ def a_free_port() -> int:
     return port
 
 
+MISSING = "model.layers.2.mlp.experts.5.down_proj.weight"
+MISSHAPEN = "model.sam_model.blocks.1.attn.rel_pos_h"
+
+
+def faults(whole: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The embedded checkpoint, whole and with one thing wrong."""
+    return {
+        "whole": whole,
+        "missing": {name: tensor for name, tensor in whole.items() if name != MISSING},
+        "no vision": {name: tensor for name, tensor in whole.items() if "sam_model" not in name},
+        "unexpected": whole | {"model.layers.9.self_attn.q_proj.weight": torch.zeros(2, 2)},
+        "misshapen": whole | {MISSHAPEN: torch.zeros(27, 32)},
+        "misshapen expert": whole | {MISSING: torch.zeros(8, 8)},
+        "misspelt as English has it": {
+            name.replace("view_seperator", "view_separator"): tensor for name, tensor in whole.items()
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def results(
+    tmp_path_factory: pytest.TempPathFactory,
+    published_config: dict[str, Any],
+    vllm_process: Callable[[str, dict[str, Any]], dict[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """What came of loading each checkpoint, all in one process."""
+    folders = {}
+    for name, tensors in faults(load_file(NANO / "model.safetensors")).items():
+        folders[name] = tmp_path_factory.mktemp(name.replace(" ", "-"))
+        for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(NANO / file, folders[name])
+        save_file(tensors, folders[name] / "model.safetensors", metadata={"format": "pt"})
+
+    folder = folders["published"] = tmp_path_factory.mktemp("published")
+    (folder / "config.json").write_text(json.dumps(published_config))
+    write_tokenizer(folder, published_config["vocab_size"])
+    weights = write_sparse_weights(folder / "model.safetensors", checkpoint_shapes(published_config))
+    assert weights == 6_672_212_480
+
+    job = {"checkpoints": [str(folder) for folder in folders.values()], "port": a_free_port()}
+    return dict(zip(folders, vllm_process("load", job)["results"], strict=True))
+
+
+def read_parameters(config: dict[str, Any]) -> int:
+    """All of the checkpoint but CLIP's patch embedding."""
+    shapes = checkpoint_shapes(config)
+    del shapes["model.vision_model.embeddings.patch_embedding.weight"]
+    return sum(map(prod, shapes.values()))
+
+
 def test_every_parameter_of_the_published_model_is_loaded(
-    tmp_path: Path, published_config: dict[str, Any], vllm_process: RunProcess
+    results: dict[str, dict[str, Any]], published_config: dict[str, Any]
 ) -> None:
-    shapes = checkpoint_shapes(published_config)
-    # The config asks for remote code, which ours makes unnecessary: nothing may be fetched for it.
-    (tmp_path / "config.json").write_text(json.dumps(published_config))
-    write_tokenizer(tmp_path, published_config["vocab_size"])
-    assert write_sparse_weights(tmp_path / "model.safetensors", shapes) == 6_672_212_480
-
-    job = {"checkpoints": [str(tmp_path)], "port": a_free_port()}
-    (result,) = vllm_process("load", job)["results"]
-    assert "error" not in result, result
-    assert result["model"] == "deepseek_ocr.model"
-    assert result["untouched"] == []
-    unread = prod(shapes["model.vision_model.embeddings.patch_embedding.weight"])
-    assert result["parameters"] == 3_336_106_240 - unread
+    assert read_parameters(published_config) == 3_336_106_240 - 1024 * 3 * 14 * 14
+    assert results["published"] == {
+        "model": "deepseek_ocr.model",
+        "parameters": read_parameters(published_config),
+        "untouched": [],
+    }
 
 
-class TestDamagedCheckpoints:
-    """Each fault is put into a copy of the embedded checkpoint."""
+def test_every_parameter_of_the_embedded_checkpoint_is_loaded(results: dict[str, dict[str, Any]]) -> None:
+    config = json.loads((NANO / "config.json").read_text())
+    expected = {"model": "deepseek_ocr.model", "parameters": read_parameters(config), "untouched": []}
+    assert results["whole"] == expected
 
-    MISSING = "model.layers.2.mlp.experts.5.down_proj.weight"
-    MISSHAPEN = "model.sam_model.blocks.1.attn.rel_pos_h"
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def results(
-        cls, tmp_path_factory: pytest.TempPathFactory, vllm_process: RunProcess
-    ) -> dict[str, dict[str, Any]]:
-        whole = load_file(NANO / "model.safetensors")
-        damaged = {
-            "whole": dict(whole),
-            "missing": {name: tensor for name, tensor in whole.items() if name != cls.MISSING},
-            "no vision": {name: tensor for name, tensor in whole.items() if "sam_model" not in name},
-            "unexpected": whole | {"model.layers.9.self_attn.q_proj.weight": torch.zeros(2, 2)},
-            "misshapen": whole | {cls.MISSHAPEN: torch.zeros(27, 32)},
-            "misshapen expert": whole | {cls.MISSING: torch.zeros(8, 8)},
-            "misspelt as English has it": {
-                name.replace("view_seperator", "view_separator"): tensor for name, tensor in whole.items()
-            },
-        }
-        folders = []
-        for name, tensors in damaged.items():
-            folder = tmp_path_factory.mktemp(name.replace(" ", "-"))
-            for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-                shutil.copy(NANO / file, folder)
-            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-            folders.append(str(folder))
-        results = vllm_process("load", {"checkpoints": folders, "port": a_free_port()})["results"]
-        return dict(zip(damaged, results, strict=True))
-
-    def test_the_whole_one_loads(self, results: dict[str, dict[str, Any]]) -> None:
-        config = json.loads((NANO / "config.json").read_text())
-        shapes = checkpoint_shapes(config)
-        read = sum(map(prod, shapes.values()))
-        read -= prod(shapes["model.vision_model.embeddings.patch_embedding.weight"])
-        assert results["whole"] == {"model": "deepseek_ocr.model", "parameters": read, "untouched": []}
-
-    @pytest.mark.parametrize(
-        ("fault", "message"),
-        [
-            ("missing", rf"lacks 1 tensors: {re.escape(MISSING)}$"),
-            ("no vision", r"lacks \d+ tensors: model\.sam_model\..* and \d+ more$"),
-            ("unexpected", r"does not know: model\.layers\.9\.self_attn\.q_proj\.weight$"),
-            ("misshapen", rf"{re.escape(MISSHAPEN)} has shape \[27, 32\].* must be \[15, 32\]$"),
-            ("misshapen expert", rf"{re.escape(MISSING)} has shape \[8, 8\].* must be \[192, 96\]$"),
-            ("misspelt as English has it", r"does not know: model\.view_separator$"),
-        ],
-    )
-    def test_the_fault_is_named(self, fault: str, message: str, results: dict[str, dict[str, Any]]) -> None:
-        assert re.search(message, results[fault]["error"])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("missing", rf"lacks 1 tensors: {re.escape(MISSING)}$"),
+        ("no vision", r"lacks \d+ tensors: model\.sam_model\..* and \d+ more$"),
+        ("unexpected", r"does not know: model\.layers\.9\.self_attn\.q_proj\.weight$"),
+        ("misshapen", rf"{re.escape(MISSHAPEN)} has shape \[27, 32\].* must be \[15, 32\]$"),
+        ("misshapen expert", rf"{re.escape(MISSING)} has shape \[8, 8\].* must be \[192, 96\]$"),
+        ("misspelt as English has it", r"does not know: model\.view_separator$"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_by_name(
+    fault: str, message: str, results: dict[str, dict[str, Any]]
+) -> None:
+    assert re.search(message, results[fault]["error"])

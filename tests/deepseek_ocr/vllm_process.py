@@ -114,10 +114,10 @@ def every_parameter_set_to(value: float) -> Any:
     Yields a dict that is filled by loading: name → (elements, sampled elements that still hold `value`).
     """
     seen: dict[str, tuple[int, int]] = {}
-    original = base_loader.initialize_model
+    build, finish = base_loader.initialize_model, base_loader.process_weights_after_loading
 
     def initialize(*args: Any, **kwargs: Any) -> torch.nn.Module:
-        model = original(*args, **kwargs)
+        model = build(*args, **kwargs)
         for parameter in model.parameters():
             parameter.data.fill_(value)
         load_weights = model.load_weights
@@ -133,10 +133,11 @@ def every_parameter_set_to(value: float) -> Any:
         return model
 
     base_loader.initialize_model = initialize
+    base_loader.process_weights_after_loading = lambda *_: None  # repacking for speed takes long
     try:
         yield seen
     finally:
-        base_loader.initialize_model = original
+        base_loader.initialize_model, base_loader.process_weights_after_loading = build, finish
 
 
 def main() -> None:

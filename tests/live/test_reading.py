@@ -72,9 +72,8 @@ def usage(read: Callable[..., ChatCompletion]) -> Usage:
 
 
 def image_tokens(usage: CompletionUsage) -> int:
-    """As OpenAI has no such field, the SDK keeps it beside those it knows."""
     assert usage.prompt_tokens_details is not None
-    tokens: int = (usage.prompt_tokens_details.model_extra or {})["image_tokens"]
+    tokens: int = usage.prompt_tokens_details.image_tokens
     return tokens
 
 

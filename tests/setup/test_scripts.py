@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ SCRIPTS = ["start_server.sh", "run_tests.sh", ".ci/run", "scripts/setup_env.sh"]
 # A file pip.fails makes pip print it and fail; pip.sleeps makes it hang.
 FAKE_PYTHON = """\
 #!/usr/bin/env bash
-here={here}
+here="{here}"
 args=" $* "
 case $args in
     *" -m venv "*)
@@ -52,7 +53,7 @@ class Project:
         (self.root / "openai_api_server.py").write_text(
             "import os, sys; print('SERVER', sys.argv[1:], os.getcwd())"
         )
-        text = FAKE_PYTHON.format(here=self.tools, python=sys.executable)
+        text = FAKE_PYTHON.format(here=self.tools, python=shlex.quote(sys.executable))
         self.fake_python = self.tool("fake-python", text)
         self.env = {
             **{k: v for k, v in os.environ.items() if not k.startswith("SETUP_")},
@@ -375,7 +376,8 @@ def test_unsuitable_python_asked_for(project: Project) -> None:
 
 def test_python_without_venv(project: Project) -> None:
     bare = project.tool(
-        "bare", f'#!/bin/sh\ncase "$*" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"\n'
+        "bare",
+        f'#!/bin/sh\ncase "$*" in *ensurepip*) exit 1;; esac\nexec {shlex.quote(sys.executable)} "$@"\n',
     )
     done = project.run(PYTHON=str(bare))
     assert "has no venv module" in done.stderr

@@ -1,0 +1,304 @@
+"""Pieces of text → OpenAI's completion and its chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vllm.sampling_params import SamplingParams
+
+from ocr_server.answers import ChatAnswer
+from ocr_server.reading.page import LogprobStep, Page, PageDelta, TokenLogprob
+from ocr_server.reading.reader import Part, Piece, joined
+from ocr_server.schemas.chat import ChatCompletionRequest
+
+from tests.ocr_server.conftest import chat, delta, examples, prepared
+
+COMMON = ["id", "object", "created", "model", "choices"]
+FIRST = {"role": "assistant", "content": ""}
+
+
+def answer(pages: int = 1, **request: Any) -> ChatAnswer:
+    return ChatAnswer(
+        model="deepseek-ocr",
+        request=ChatCompletionRequest.model_validate(chat(**request)),
+        pages=[Page(prepared(tokens=100 + page), "", SamplingParams()) for page in range(pages)],
+        fingerprint="fp_0",
+    )
+
+
+async def parts_of(*deltas: PageDelta | tuple[int, PageDelta], copies: int = 1) -> AsyncGenerator[Part]:
+    """Of pieces of page 0, or of (page, piece)."""
+
+    async def pieces() -> AsyncGenerator[Piece]:
+        for each in deltas:
+            yield Piece(*each) if isinstance(each, tuple) else Piece(0, each)
+
+    async for part in joined(pieces(), copies=copies):
+        yield part
+
+
+async def completed(chat: ChatAnswer, *deltas: Any, copies: int = 1) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((await chat.completion(parts_of(*deltas, copies=copies))).model_dump_json())
+    return found
+
+
+async def chunks(chat: ChatAnswer, *deltas: Any, copies: int = 1) -> list[dict[str, Any]]:
+    return [json.loads(chunk) async for chunk in chat.chunks(parts_of(*deltas, copies=copies))]
+
+
+HELLO = (delta("Hel"), delta("lo"), delta("", tokens=1, finish="stop"))
+
+
+class TestCompletion:
+    async def test_all_of_it(self) -> None:
+        got = await completed(answer(), *HELLO)
+        assert got.pop("id").startswith("chatcmpl-")
+        assert abs(got.pop("created") - time.time()) < 60
+        assert got == {
+            "object": "chat.completion",
+            "model": "deepseek-ocr",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "Hello", "refusal": None},
+                    "logprobs": None,
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {
+                "prompt_tokens": 10,
+                "completion_tokens": 3,
+                "total_tokens": 13,
+                "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 100},
+            },
+            "system_fingerprint": "fp_0",
+        }
+
+    async def test_ids_differ(self) -> None:
+        assert (await completed(answer(), *HELLO))["id"] != (await completed(answer(), *HELLO))["id"]
+
+    @pytest.mark.parametrize(
+        ("ends", "reason"),
+        [
+            (["stop"], "stop"),
+            (["length"], "length"),
+            (["repetition"], "stop"),
+            (["stop", "stop"], "stop"),
+            (["length", "stop"], "length"),
+            (["stop", "length"], "length"),
+            (["repetition", "length", "stop"], "length"),
+        ],
+    )
+    async def test_how_it_ended(self, ends: list[str], reason: str) -> None:
+        deltas = [(page, delta("x", finish=end)) for page, end in enumerate(ends)]
+        whole = await completed(answer(len(ends)), *deltas)
+        assert whole["choices"][0]["finish_reason"] == reason
+        streamed = await chunks(answer(len(ends), stream=True), *deltas)
+        reasons = [chunk["choices"][0]["finish_reason"] for chunk in streamed]
+        assert reasons == [None] * (len(reasons) - 1) + [reason]
+
+    async def test_each_choice_ends_for_itself(self) -> None:
+        deltas = [delta("a", choice=0, finish="stop"), delta("b", choice=1, finish="length")]
+        got = await completed(answer(n=2, temperature=1.0), *deltas)
+        assert [(choice["index"], choice["message"]["content"], choice["finish_reason"]) for choice in got["choices"]] == [
+            (0, "a", "stop"),
+            (1, "b", "length"),
+        ]
+
+    async def test_usage_is_summed_over_pages_and_choices(self) -> None:
+        deltas = [
+            (page, delta("x", choice=choice, tokens=10 ** (2 * page + choice), prompt_tokens=50 + page, finish="stop"))
+            for page in range(2)
+            for choice in range(2)
+        ]
+        got = await completed(answer(2, n=2, temperature=1.0), *deltas)
+        assert got["usage"] == {
+            "prompt_tokens": 101,
+            "completion_tokens": 1111,
+            "total_tokens": 1212,
+            "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 201},
+        }
+
+    async def test_copies_cost_nothing(self) -> None:
+        got = await completed(answer(n=3), *HELLO, copies=3)
+        assert [choice["message"]["content"] for choice in got["choices"]] == ["Hello"] * 3
+        assert [choice["index"] for choice in got["choices"]] == [0, 1, 2]
+        assert (got["usage"]["prompt_tokens"], got["usage"]["completion_tokens"]) == (10, 3)
+
+    async def test_an_empty_answer(self) -> None:
+        got = await completed(answer(), delta("", finish="stop"))
+        assert got["choices"][0]["message"]["content"] == ""
+
+
+class TestChunks:
+    async def test_as_openai_sends_them(self) -> None:
+        got = await chunks(answer(stream=True), *HELLO)
+        assert [list(chunk) for chunk in got] == [[*COMMON, "system_fingerprint"]] * 4
+        assert [chunk["choices"] for chunk in got] == [
+            [{"index": 0, "delta": FIRST, "logprobs": None, "finish_reason": None}],
+            [{"index": 0, "delta": {"content": "Hel"}, "logprobs": None, "finish_reason": None}],
+            [{"index": 0, "delta": {"content": "lo"}, "logprobs": None, "finish_reason": None}],
+            [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}],
+        ]
+        assert {chunk["object"] for chunk in got} == {"chat.completion.chunk"}
+        for key in ("id", "created", "model", "system_fingerprint"):
+            assert len({chunk[key] for chunk in got}) == 1
+
+    async def test_with_usage(self) -> None:
+        got = await chunks(answer(stream=True, stream_options={"include_usage": True}), *HELLO)
+        assert [set(chunk) for chunk in got] == [{*COMMON, "usage", "system_fingerprint"}] * 5
+        assert [chunk["usage"] for chunk in got[:-1]] == [None] * 4
+        assert got[-1]["choices"] == []
+        assert got[-1]["usage"] == {
+            "prompt_tokens": 10,
+            "completion_tokens": 3,
+            "total_tokens": 13,
+            "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 100},
+        }
+
+    @pytest.mark.parametrize("options", [None, {}, {"include_usage": False}])
+    async def test_without_usage(self, options: Any) -> None:
+        got = await chunks(answer(stream=True, stream_options=options), *HELLO)
+        assert all("usage" not in chunk for chunk in got)
+        assert all(len(chunk["choices"]) == 1 for chunk in got)
+
+    async def test_the_role_of_every_choice_comes_first(self) -> None:
+        deltas = [delta("a", choice=choice, finish="stop") for choice in (1, 0, 2)]
+        got = [chunk["choices"][0] for chunk in await chunks(answer(stream=True, n=3, temperature=1.0), *deltas)]
+        assert [(choice["index"], choice["delta"]) for choice in got[:3]] == [(index, FIRST) for index in range(3)]
+        assert [(choice["index"], choice["delta"]) for choice in got[3:]] == [
+            each for index in (1, 0, 2) for each in ((index, {"content": "a"}), (index, {}))
+        ]
+
+    async def test_nothing_before_the_first_piece(self) -> None:
+        """Until then an error can still have a status of its own."""
+
+        async def broken() -> AsyncGenerator[Part]:
+            raise ValueError("early")
+            yield
+
+        with pytest.raises(ValueError, match="early"):
+            await anext(answer(stream=True).chunks(broken()))
+
+    async def test_a_page_that_ends_does_not_end_the_answer(self) -> None:
+        got = await chunks(answer(2, stream=True), (0, delta("a", finish="stop")), (1, delta("b")), (1, delta(finish="stop")))
+        assert [chunk["choices"][0]["finish_reason"] for chunk in got] == [None, None, None, "stop"]
+
+    async def test_pieces_without_text_make_no_chunk(self) -> None:
+        got = await chunks(answer(stream=True), delta(""), delta("a"), delta(""), delta("", finish="length"))
+        assert [chunk["choices"][0]["delta"] for chunk in got] == [FIRST, {"content": "a"}, {}]
+
+    async def test_copies(self) -> None:
+        request = {"stream": True, "n": 2, "stream_options": {"include_usage": True}}
+        got = await chunks(answer(**request), *HELLO, copies=2)
+        assert [chunk["choices"][0]["finish_reason"] for chunk in got[-3:-1]] == ["stop", "stop"]
+        assert got[-1]["usage"]["completion_tokens"] == 3
+
+    async def test_closing_it_closes_its_source(self) -> None:
+        closed = []
+
+        async def source() -> AsyncGenerator[Part]:
+            try:
+                while True:
+                    yield Part(0, "x", delta("x"))
+            finally:
+                closed.append(True)
+
+        stream = answer(stream=True).chunks(source())
+        await anext(stream)
+        await stream.aclose()
+        assert closed
+
+
+class TestLogprobs:
+    STEP = LogprobStep(
+        TokenLogprob("é", -0.5), [TokenLogprob("é", -0.5), TokenLogprob("b", -1.0), TokenLogprob("c", -math.inf)]
+    )
+
+    async def test_conversion(self) -> None:
+        got = await completed(answer(logprobs=True, top_logprobs=3), delta("é", logprobs=[self.STEP], finish="stop"))
+        assert got["choices"][0]["logprobs"] == {
+            "content": [
+                {
+                    "token": "é",
+                    "logprob": -0.5,
+                    "bytes": [0xC3, 0xA9],
+                    "top_logprobs": [
+                        {"token": "é", "logprob": -0.5, "bytes": [0xC3, 0xA9]},
+                        {"token": "b", "logprob": -1.0, "bytes": [98]},
+                        {"token": "c", "logprob": -9999.0, "bytes": [99]},
+                    ],
+                }
+            ],
+            "refusal": None,
+        }
+
+    async def test_an_impossible_token_that_was_chosen(self) -> None:
+        step = LogprobStep(TokenLogprob("a", -math.inf), [])
+        (token,) = (await completed(answer(logprobs=True), delta("a", logprobs=[step], finish="stop")))["choices"][0][
+            "logprobs"
+        ]["content"]
+        assert token["logprob"] == -9999.0
+
+    @pytest.mark.parametrize(("asked", "given"), [({}, 0), ({"top_logprobs": 0}, 0), ({"top_logprobs": 2}, 2)])
+    async def test_as_many_alternatives_as_asked_for(self, asked: dict[str, int], given: int) -> None:
+        piece = delta("é", logprobs=[self.STEP], finish="stop")
+        for chunk in (
+            await completed(answer(logprobs=True, **asked), piece),
+            (await chunks(answer(stream=True, logprobs=True, **asked), piece))[1],
+        ):
+            assert len(chunk["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == given
+
+    async def test_all_steps_of_all_pages(self) -> None:
+        steps = [(page, delta("é", logprobs=[self.STEP] * (page + 1), finish="stop")) for page in range(3)]
+        got = await completed(answer(3, logprobs=True), *steps)
+        assert len(got["choices"][0]["logprobs"]["content"]) == 6
+
+    async def test_a_step_without_text_is_not_lost(self) -> None:
+        got = await chunks(answer(stream=True, logprobs=True), delta("", logprobs=[self.STEP]), delta("é", finish="stop"))
+        assert [chunk["choices"][0]["logprobs"] is not None for chunk in got] == [False, True, False, False]
+        assert got[1]["choices"][0]["delta"] == {"content": ""}
+
+
+class TestWholeEqualsStream:
+    @given(
+        pages=st.integers(1, 3),
+        texts=st.lists(st.lists(st.text(max_size=5), min_size=1, max_size=4), min_size=9, max_size=9),
+        ends=st.lists(st.sampled_from(["stop", "length", "repetition"]), min_size=9, max_size=9),
+        choices=st.integers(1, 3),
+        greedy=st.booleans(),
+        with_logprobs=st.booleans(),
+    )
+    @examples(100)
+    def test_whatever_the_pieces(
+        self, pages: int, texts: list[list[str]], ends: list[str], choices: int, greedy: bool, with_logprobs: bool
+    ) -> None:
+        deltas: list[tuple[int, PageDelta]] = []
+        for page in range(pages):
+            for choice in range(1 if greedy else choices):
+                pieces, end = texts[page * 3 + choice], ends[page * 3 + choice]
+                for place, words in enumerate(pieces):
+                    steps = [LogprobStep(TokenLogprob(words, -float(place)), [])] if with_logprobs else None
+                    finish = end if place == len(pieces) - 1 else None
+                    deltas.append((page, delta(words, choice=choice, finish=finish, logprobs=steps)))
+        request = {"n": choices, "temperature": 0.0 if greedy else 1.0, "logprobs": with_logprobs}
+        copies = choices if greedy else 1
+        whole = asyncio.run(completed(answer(pages, **request), *deltas, copies=copies))
+        streaming = answer(pages, stream=True, stream_options={"include_usage": True}, **request)
+        *stream, last = asyncio.run(chunks(streaming, *deltas, copies=copies))
+        assert last["usage"] == whole["usage"]
+        for choice in whole["choices"]:
+            own = [each for chunk in stream for each in chunk["choices"] if each["index"] == choice["index"]]
+            assert "".join(each["delta"].get("content", "") for each in own) == choice["message"]["content"]
+            assert own[0]["delta"]["role"] == choice["message"]["role"]
+            assert [each["finish_reason"] for each in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
+            tokens = [token for each in own if each["logprobs"] for token in each["logprobs"]["content"]]
+            assert tokens == (choice["logprobs"]["content"] if choice["logprobs"] else [])

@@ -1,0 +1,207 @@
+"""Server-sent events: how they are framed, how errors leave, and that nobody reads for a client who has gone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from ocr_server.errors import ApiError, EngineFailure, InvalidRequest, Unavailable
+from ocr_server.reading.page import Page, PageDelta
+from ocr_server.stream import event_stream
+
+from tests.ocr_server.conftest import (
+    CHAT,
+    FakeEngine,
+    chat,
+    delta,
+    endless,
+    envelope,
+    error_of,
+    events,
+    fails,
+    message,
+    never,
+    picture,
+    says,
+    until,
+)
+
+SECRET = "/root/secret.py line 5"
+
+
+class TestFraming:
+    async def test_every_event_is_closed(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        engine.script = says("a\n\nb\r\n", "data: [DONE]\n\n", "\u2028\u2029\x85", "é😀")
+        response = await client.post(CHAT, json=chat(stream=True))
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["cache-control"].startswith("no-")
+        *chunks, done = response.content.split(b"\n\n")[:-1]
+        assert response.content.endswith(b"\n\n")
+        assert done == b"data: [DONE]"
+        assert len(chunks) == 6
+        texts = [json.loads(chunk.removeprefix(b"data: "))["choices"][0]["delta"].get("content", "") for chunk in chunks]
+        assert "".join(texts) == "a\n\nb\r\ndata: [DONE]\n\n\u2028\u2029\x85é😀"
+
+    async def test_done_is_last_and_once(self, client: httpx.AsyncClient) -> None:
+        got = events((await client.post(CHAT, json=chat(stream=True))).text)
+        assert [event == "[DONE]" for event in got] == [False] * (len(got) - 1) + [True]
+
+    async def test_pieces_leave_as_they_come(self) -> None:
+        """The first frame can be had while the second has not been made."""
+        gate = asyncio.Event()
+
+        async def slow() -> AsyncGenerator[str]:
+            yield "1"
+            await gate.wait()
+            yield "2"
+
+        response = await event_stream(slow())
+        frames = response.body_iterator.__aiter__()
+        async with asyncio.timeout(5):
+            assert await anext(frames) == {"data": "1"}
+        gate.set()
+        assert [frame async for frame in frames] == [{"data": "2"}, {"data": "[DONE]"}]
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        "error", [InvalidRequest("bad", param="messages", code="x"), EngineFailure("broken"), Unavailable("gone")]
+    )
+    async def test_before_the_first_event(self, client: httpx.AsyncClient, engine: FakeEngine, error: ApiError) -> None:
+        engine.script = fails(error)
+        for stream in (True, False):
+            response = await client.post(CHAT, json=chat(stream=stream))
+            assert response.headers["content-type"] == "application/json"
+            assert error_of(response, error.status) == error.body()["error"]
+
+    async def test_after_the_first_event(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        error = EngineFailure("The engine stopped reading this page.")
+        engine.script = fails(error, "a", "b")
+        response = await client.post(CHAT, json=chat(stream=True, stream_options={"include_usage": True}))
+        assert response.status_code == 200
+        *chunks, failure, done = events(response.text)
+        assert [chunk["choices"][0]["delta"].get("content") for chunk in chunks] == ["", "a", "b"]
+        assert failure == error.body()
+        assert envelope(failure)["code"] == "engine_error"
+        assert done == "[DONE]"
+
+    async def test_on_a_later_page(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
+            if number == 1:
+                raise InvalidRequest("Page 2 is bad.")
+            yield delta("page 1", finish="stop")
+
+        engine.script = script
+        request = chat(message(picture(), picture()), ocr={"mode": "tiny"}, stream=True)
+        *_, failure, done = events((await client.post(CHAT, json=request)).text)
+        assert (failure["error"]["message"], done) == ("Page 2 is bad.", "[DONE]")
+
+    async def test_what_was_not_foreseen_shows_nothing(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        engine.script = fails(RuntimeError(SECRET), "a")
+        response = await client.post(CHAT, json=chat(stream=True))
+        *_, failure, done = events(response.text)
+        assert envelope(failure)["code"] == "internal_error"
+        assert (failure["error"]["type"], done) == ("server_error", "[DONE]")
+        assert "secret" not in response.text
+
+    async def test_what_was_not_foreseen_before_the_first_event(
+        self, client: httpx.AsyncClient, engine: FakeEngine
+    ) -> None:
+        engine.script = fails(RuntimeError(SECRET))
+        response = await client.post(CHAT, json=chat(stream=True))
+        assert error_of(response, 500)["code"] == "internal_error"
+        assert "secret" not in response.text
+
+    async def test_cancelled_while_waiting_for_the_first_event(self) -> None:
+        closed = []
+
+        async def silent() -> AsyncGenerator[str]:
+            try:
+                await asyncio.Event().wait()
+                yield ""
+            finally:
+                closed.append(True)
+
+        waiting = asyncio.create_task(event_stream(silent()))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert closed
+
+
+class Served:
+    """The app in a real server: disconnects are its business, which the in-process transport doesn't play."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+        self.thread = threading.Thread(target=self.server.run)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
+
+
+@pytest.fixture
+def served(app: FastAPI) -> Iterator[Served]:
+    served = Served(app)
+    served.thread.start()
+    yield served
+    served.server.should_exit = True
+    served.thread.join(10)
+    assert not served.thread.is_alive()
+
+
+@pytest.fixture
+async def remote(served: Served) -> AsyncIterator[httpx.AsyncClient]:
+    await until(lambda: served.server.started)
+    async with httpx.AsyncClient(base_url=served.address) as client:
+        yield client
+
+
+TWO_PAGES = chat(message(picture(), picture()), ocr={"mode": "tiny"})
+
+
+class TestDisconnect:
+    async def gone(self, engine: FakeEngine) -> None:
+        await until(lambda: sorted(engine.aborted) == [0, 1])
+        assert engine.running == 0
+
+    async def test_in_the_middle_of_a_stream(self, remote: httpx.AsyncClient, engine: FakeEngine) -> None:
+        engine.script = endless
+        async with remote.stream("POST", CHAT, json={**TWO_PAGES, "stream": True}) as response:
+            lines = response.aiter_lines()
+            for _ in range(5):
+                await anext(lines)
+            assert engine.running == 2
+        await self.gone(engine)
+
+    @pytest.mark.parametrize(("script", "stream"), [(never, True), (never, False), (endless, False)])
+    async def test_before_the_first_byte(
+        self, remote: httpx.AsyncClient, engine: FakeEngine, script: Any, stream: bool
+    ) -> None:
+        engine.script = script
+        request = asyncio.create_task(remote.post(CHAT, json={**TWO_PAGES, "stream": stream}))
+        await until(lambda: engine.running == 2)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        await self.gone(engine)
+
+    async def test_the_next_client_is_served(self, remote: httpx.AsyncClient, engine: FakeEngine) -> None:
+        engine.script = never
+        request = asyncio.create_task(remote.post(CHAT, json=TWO_PAGES))
+        await until(lambda: engine.running == 2)
+        request.cancel()
+        await self.gone(engine)
+        engine.script = says("served")
+        assert (await remote.post(CHAT, json=chat())).json()["choices"][0]["message"]["content"] == "served"
+        assert events((await remote.post(CHAT, json=chat(stream=True))).text)[-1] == "[DONE]"
