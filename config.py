@@ -63,8 +63,8 @@ class Settings(BaseSettings):
     """GPUs that one copy of the model is spread over; this model fits on one."""
     MAX_CONCURRENCY: Positive = 100
     """Most pages that the engine reads at once; further ones wait."""
-    ENFORCE_EAGER: bool | None = None
-    """Skip torch.compile and CUDA graphs: starts sooner, reads slower. By default only without a GPU."""
+    ENFORCE_EAGER: bool = False
+    """Skip torch.compile and CUDA graphs: starts sooner, reads slower. Without a GPU it is always so."""
 
     # How pictures are read, unless a request says otherwise
     BASE_SIZE: int = 1024

@@ -10,10 +10,11 @@ Raise the most specific class; `error_body` and `status` do the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm.exceptions import VLLMClientError
-from vllm.sampling_params import SamplingParams
+if TYPE_CHECKING:
+    from vllm.exceptions import VLLMClientError
+    from vllm.sampling_params import SamplingParams
 
 
 class ApiError(Exception):
@@ -82,16 +83,18 @@ def internal_error() -> dict[str, Any]:
     return error_body("The server failed on this request.", type_="server_error", code="internal_error")
 
 
-def parameter_name(location: Sequence[str | int]) -> str | None:
-    """A validation error's place as OpenAI writes it: `messages[0].content`.
+UNION_TAGS = frozenset({"<string>", "<parts>", "<text>", "<image>", "<other>"})
+"""Pydantic's names for the members of the wire types' unions; they are no part of a request."""
 
-    Pydantic's names of union members, tagged in angle brackets, are no part of the request.
-    """
+
+def parameter_name(location: Sequence[str | int]) -> str | None:
+    """A validation error's place as OpenAI writes it: `messages[0].content`."""
     name = ""
     for part in location:
         if isinstance(part, int):
             name += f"[{part}]"
-        elif not part.startswith("<"):
+        elif part not in UNION_TAGS:
+            part = part or '""'
             name += f".{part}" if name else part
     return name or None
 

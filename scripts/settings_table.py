@@ -32,8 +32,6 @@ def table() -> str:
 
 
 def _default(value: Any) -> str:
-    if value is None:
-        return "by machine"
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return "`" + text.replace("|", "\\|") + "`"
 

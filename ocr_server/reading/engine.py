@@ -169,7 +169,7 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
             max_num_seqs=settings.MAX_CONCURRENCY,
             gpu_memory_utilization=settings.GPU_MEMORY_UTILIZATION,
             tensor_parallel_size=settings.TENSOR_PARALLEL_SIZE,
-            enforce_eager=on_cpu if settings.ENFORCE_EAGER is None else settings.ENFORCE_EAGER,
+            enforce_eager=on_cpu or settings.ENFORCE_EAGER,
             limit_mm_per_prompt={"image": 1},
             # No picture is expected twice, so neither cache would earn its keep.
             enable_prefix_caching=False,

@@ -71,12 +71,12 @@ def check_memory(folder: Path, settings: Settings, *, on_cpu: bool) -> None:
         advice = "Raise --gpu-memory-utilization, or use a larger GPU."
         if free < total * share:
             raise LoadError(
-                f"--gpu-memory-utilization {share:g} asks for {total * share:.1f} GiB of GPU memory, but {free:.1f} GiB "
-                "are free. Lower it, or stop what else runs on the GPU (see nvidia-smi)."
+                f"--gpu-memory-utilization {share:g} asks for {total * share:.1f} GiB of GPU memory, but {free:.1f} "
+                "GiB are free. Lower it, or stop what else runs on the GPU (see nvidia-smi)."
             )
     if available < needed:
         raise LoadError(
-            f"Loading this model needs about {needed:.1f} GiB of memory, but {available:.1f} GiB are to be had. {advice}"
+            f"Loading this model needs about {needed:.1f} GiB of memory, but there are {available:.1f} GiB. {advice}"
         )
 
 
@@ -108,8 +108,8 @@ def explained() -> Iterator[None]:
         text = str(error)
         if "No available memory for the cache blocks" in text or "out of memory" in text.lower():
             raise LoadError(
-                "There is too little memory for the model and its KV cache. Lower --max-model-len or --max-concurrency, "
-                "or raise --gpu-memory-utilization."
+                "There is too little memory for the model and its KV cache. Lower --max-model-len or "
+                "--max-concurrency, or raise --gpu-memory-utilization."
             ) from error
         if "Engine core initialization failed" in text:
             raise LoadError(

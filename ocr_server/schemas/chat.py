@@ -41,7 +41,7 @@ class OtherPart(BaseModel):
     """A part this server has no use for in a user's message; history may hold such parts."""
 
     model_config = ConfigDict(extra="allow")
-    type: str
+    type: Annotated[str, Field(json_schema_extra={"not": {"enum": ["text", "image_url"]}})]
 
 
 AnyPart = TextPart | ImagePart | OtherPart
@@ -56,7 +56,7 @@ def _content_kind(value: Any) -> str:
     return "<parts>" if isinstance(value, list) else "<string>"
 
 
-# Tags in angle brackets are left out of the parameter's name in an error (see errors.parameter_name).
+# Tags in angle brackets are left out of the parameter's name in an error (errors.UNION_TAGS).
 Part = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image>")] | Annotated[OtherPart, Tag("<other>")],
     Discriminator(_part_kind),

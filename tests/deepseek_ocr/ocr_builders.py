@@ -82,10 +82,7 @@ def random_checkpoint(config: Mapping[str, Any], seed: int = 0) -> dict[str, tor
     The names are written out here from the published list, not taken from the code under test.
     """
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: random_tensor(name, shape, generator)
-        for name, shape in checkpoint_shapes(config).items()
-    }
+    return {name: random_tensor(name, shape, generator) for name, shape in checkpoint_shapes(config).items()}
 
 
 def checkpoint_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from deepseek_ocr.encoder.clip import Clip
 from deepseek_ocr.encoder.deep_encoder import PIXELS_PER_PASS, Views
 from deepseek_ocr.encoder.sam import Sam, join_windows, split_windows
 from deepseek_ocr.images import normalize, prepare_image
-from deepseek_ocr.modes import CropGrid, ResolutionMode
+from deepseek_ocr.modes import ResolutionMode
 
 WITHOUT_TILES = ResolutionMode(256, 160, crop_mode=False)
 WITH_TILES = ResolutionMode(256, 160)
@@ -57,7 +57,14 @@ class TestSam:
     @pytest.mark.parametrize("global_layers", [(), (0, 1)])
     def test_one_kind_of_layer_alone(self, global_layers: tuple[int, ...]) -> None:
         config = SamConfig(
-            width=32, layers=2, heads=4, global_layers=global_layers, window_size=5, neck=8, downsample=(8, 16), table_side=8
+            width=32,
+            layers=2,
+            heads=4,
+            global_layers=global_layers,
+            window_size=5,
+            neck=8,
+            downsample=(8, 16),
+            table_side=8,
         )
         sam = randomised(Sam(config)).eval()
         pixels = torch.rand(1, 3, 192, 192) * 2 - 1

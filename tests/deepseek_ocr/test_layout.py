@@ -6,7 +6,7 @@ import copy
 import json
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -116,7 +116,7 @@ def test_a_config_of_another_model(published_config: dict[str, Any]) -> None:
 
 
 class TestChecked:
-    layout = {"a.weight": (2, 3), "b.bias": (3,), PATCH_EMBEDDING: (1, 2)}
+    layout: ClassVar = {"a.weight": (2, 3), "b.bias": (3,), PATCH_EMBEDDING: (1, 2)}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {name: torch.zeros(shape) for name, shape in self.layout.items()}

@@ -168,7 +168,5 @@ def test_every_parameter_of_the_embedded_checkpoint_is_loaded(results: dict[str,
         ("misspelt as English has it", r"does not know: model\.view_separator$"),
     ],
 )
-def test_a_damaged_checkpoint_is_refused_by_name(
-    fault: str, message: str, results: dict[str, dict[str, Any]]
-) -> None:
+def test_a_damaged_checkpoint_is_refused_by_name(fault: str, message: str, results: dict[str, dict[str, Any]]) -> None:
     assert re.search(message, results[fault]["error"])

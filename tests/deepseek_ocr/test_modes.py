@@ -210,7 +210,7 @@ class TestLegality:
         }
         assert {n: (m.base_size, m.image_size, m.crop_mode) for n, m in MODES.items()} == published
         assert {(m.min_crops, m.max_crops) for m in MODES.values()} == {(2, 6)}
-        assert GUNDAM == ResolutionMode()
+        assert ResolutionMode() == GUNDAM
 
     def test_only_small_modes_without_cropping_squash(self) -> None:
         assert {name for name, mode in MODES.items() if mode.squashes} == {"tiny", "small"}

@@ -187,6 +187,10 @@ class TestV1:
     def test_it_can_change_what_is_most_likely(self, processor: NoRepeatNGramV1) -> None:
         assert processor.is_argmax_invariant() is False
 
+    def test_off_costs_nothing(self, processor: NoRepeatNGramV1) -> None:
+        assert processor.new_req_logits_processor(params(ngram_size=0)) is None
+        assert processor.new_req_logits_processor(SamplingParams()) is not None
+
     @pytest.mark.parametrize("seed", range(6))
     def test_a_batch_that_changes_all_the_time(self, processor: NoRepeatNGramV1, seed: int) -> None:
         """Requests come, go, and change rows, as the persistent batch of the runner does it."""
@@ -314,7 +318,9 @@ class TestV2:
         assert bans > 20
 
     @staticmethod
-    def request(n: int, window: int, prompt: list[int], output: list[int], exempt: tuple[int, ...] | None = ()) -> Request:
+    def request(
+        n: int, window: int, prompt: list[int], output: list[int], exempt: tuple[int, ...] | None = ()
+    ) -> Request:
         request = Request(0)
         request.n, request.window, request.exempt = n, window, exempt
         request.prompt, request.output = prompt, output
@@ -380,7 +386,7 @@ class TestV2:
 
     def test_the_full_whitelist_holds(self) -> None:
         runner = FakeRunner()
-        runner.admit(0, self.request(1, 90, [8], [8, 9, 10, 11], exempt=tuple(range(100, 131)) + (11,)))
+        runner.admit(0, self.request(1, 90, [8], [8, 9, 10, 11], exempt=(*range(100, 131), 11)))
         logits = torch.zeros(1, VOCABULARY)
         assert_banned(logits, runner.apply([0], logits.clone()), [{8, 9, 10}])
 
@@ -391,7 +397,7 @@ class TestV2:
     def test_both_classes_agree_on_the_published_settings(self) -> None:
         choice = random.Random(0)
         phrase = choice.choices(range(8, 16), k=29)
-        output = phrase + [12] + phrase
+        output = [*phrase, 12, *phrase]
         assert banned_by_hand(output, 30, 90, ()) == {12}
         runner = FakeRunner()
         runner.requests[4] = self.request(30, 90, [8], output)

@@ -66,9 +66,7 @@ def generate(job: dict[str, Any]) -> dict[str, Any]:
             {
                 "prompt_ids": list(output.prompt_token_ids),
                 "ids": list(completion.token_ids),
-                "logprobs": [
-                    [step[token].logprob for token in sorted(step)] for step in completion.logprobs
-                ],
+                "logprobs": [[step[token].logprob for token in sorted(step)] for step in completion.logprobs],
             }
         )
     return {"model": type(model_of(llm)).__module__, "answers": answers}
@@ -86,9 +84,7 @@ def load(job: dict[str, Any]) -> dict[str, Any]:
     init_distributed_environment(1, 0, f"tcp://127.0.0.1:{job['port']}", 0, "gloo")
     results = []
     for checkpoint in job["checkpoints"]:
-        config = EngineArgs(
-            checkpoint, dtype="bfloat16", max_model_len=2048, enforce_eager=True
-        ).create_engine_config()
+        config = EngineArgs(checkpoint, dtype="bfloat16", max_model_len=2048, enforce_eager=True).create_engine_config()
         with set_current_vllm_config(config), every_parameter_set_to(7.0) as parameters:
             ensure_model_parallel_initialized(1, 1)
             try:

@@ -40,7 +40,7 @@ def data_uri(data: bytes | Path, kind: str = "image/png") -> str:
 
 def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    image.save(file, kind, **options)
+    image.copy().save(file, kind, **options)  # a copy: saving leaves marks that a second format stumbles over
     return file.getvalue()
 
 

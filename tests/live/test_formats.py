@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -47,15 +48,9 @@ def assert_reads(text: str, *, error: float = 0.0) -> None:
     assert Levenshtein.distance(text, expected) <= error * len(expected), text
 
 
-def heif(page: Image.Image) -> bytes:
-    return saved_by(pillow_heif.from_pillow(page))
-
-
-def saved_by(image: pillow_heif.HeifFile) -> bytes:
-    import io
-
+def heic(page: Image.Image) -> bytes:
     file = io.BytesIO()
-    image.save(file, quality=95)
+    pillow_heif.from_pillow(page).save(file, quality=95)
     return file.getvalue()
 
 
@@ -86,7 +81,7 @@ def test_lossy_files_read_nearly_exactly(
 
 
 def test_heic(read: Callable[..., str], page: Image.Image) -> None:
-    data = heif(page)
+    data = heic(page)
     assert data[4:8] == b"ftyp"
     assert_reads(read(data_uri(data, "image/heic")), error=0.1)
 

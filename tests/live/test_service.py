@@ -6,7 +6,7 @@ import httpx
 import jsonschema
 import openai
 import pytest
-from live_requests import MODEL, SIGN, ask, request
+from live_requests import MODEL, SIGN, ask, blank, events, request
 from live_server import Server
 from openai import AsyncOpenAI, OpenAI
 
@@ -110,10 +110,8 @@ def test_no_reference_in_the_schema_leads_nowhere(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_sent_is_what_the_schema_says(http: httpx.Client, stream: bool) -> None:
-    from live_requests import events
-
     schema = http.get("/openapi.json").json()
-    body = request(stream=stream, max_tokens=3, logprobs=True, top_logprobs=1)
+    body = request(blank(64, 64), stream=stream, max_tokens=3, logprobs=True, top_logprobs=1)
     answer = http.post("/v1/chat/completions", json=body)
     name, found = ("ChatCompletionChunk", events(answer.text)[:-1]) if stream else ("ChatCompletion", [answer.json()])
     for value, definition in [(body, "ChatCompletionRequest"), *((each, name) for each in found)]:

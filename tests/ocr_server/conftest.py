@@ -204,9 +204,7 @@ async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    return Settings(
-        MODEL_PATH=str(EMBEDDED_CHECKPOINT), MODEL_NAME="deepseek-ocr", PREPARE_THREADS=2, ALLOW_URLS=False
-    )
+    return Settings(MODEL_PATH=str(EMBEDDED_CHECKPOINT), MODEL_NAME="deepseek-ocr", PREPARE_THREADS=2, ALLOW_URLS=False)
 
 
 @pytest.fixture

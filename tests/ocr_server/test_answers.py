@@ -18,7 +18,6 @@ from ocr_server.answers import ChatAnswer
 from ocr_server.reading.page import LogprobStep, Page, PageDelta, TokenLogprob
 from ocr_server.reading.reader import Part, Piece, joined
 from ocr_server.schemas.chat import ChatCompletionRequest
-
 from tests.ocr_server.conftest import chat, delta, examples, prepared
 
 COMMON = ["id", "object", "created", "model", "choices"]
@@ -108,7 +107,9 @@ class TestCompletion:
     async def test_each_choice_ends_for_itself(self) -> None:
         deltas = [delta("a", choice=0, finish="stop"), delta("b", choice=1, finish="length")]
         got = await completed(answer(n=2, temperature=1.0), *deltas)
-        assert [(choice["index"], choice["message"]["content"], choice["finish_reason"]) for choice in got["choices"]] == [
+        assert [
+            (choice["index"], choice["message"]["content"], choice["finish_reason"]) for choice in got["choices"]
+        ] == [
             (0, "a", "stop"),
             (1, "b", "length"),
         ]
@@ -189,7 +190,9 @@ class TestChunks:
             await anext(answer(stream=True).chunks(broken()))
 
     async def test_a_page_that_ends_does_not_end_the_answer(self) -> None:
-        got = await chunks(answer(2, stream=True), (0, delta("a", finish="stop")), (1, delta("b")), (1, delta(finish="stop")))
+        got = await chunks(
+            answer(2, stream=True), (0, delta("a", finish="stop")), (1, delta("b")), (1, delta(finish="stop"))
+        )
         assert [chunk["choices"][0]["finish_reason"] for chunk in got] == [None, None, None, "stop"]
 
     async def test_pieces_without_text_make_no_chunk(self) -> None:
@@ -263,7 +266,9 @@ class TestLogprobs:
         assert len(got["choices"][0]["logprobs"]["content"]) == 6
 
     async def test_a_step_without_text_is_not_lost(self) -> None:
-        got = await chunks(answer(stream=True, logprobs=True), delta("", logprobs=[self.STEP]), delta("é", finish="stop"))
+        got = await chunks(
+            answer(stream=True, logprobs=True), delta("", logprobs=[self.STEP]), delta("é", finish="stop")
+        )
         assert [chunk["choices"][0]["logprobs"] is not None for chunk in got] == [False, True, False, False]
         assert got[1]["choices"][0]["delta"] == {"content": ""}
 

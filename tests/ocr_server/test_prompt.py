@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 
 from config import EMBEDDED_CHECKPOINT
 from ocr_server.reading.prompt import IMAGE_TOKEN, PROMPT_TOKENS, PromptEncoder
-
 from tests.ocr_server.conftest import examples
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
@@ -171,9 +170,7 @@ TYPED = st.lists(PIECES, max_size=8).map("".join)
 
 @given(typed=TYPED)
 @examples(200)
-def test_one_image_and_one_bos_whatever_is_typed(
-    encoder: PromptEncoder, tokenizer: Any, ids: Ids, typed: str
-) -> None:
+def test_one_image_and_one_bos_whatever_is_typed(encoder: PromptEncoder, tokenizer: Any, ids: Ids, typed: str) -> None:
     tokens = encoder.encode(typed)
     assert tokens.count(ids.image) == 1
     assert tokens.count(ids.bos) == 1

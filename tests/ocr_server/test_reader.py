@@ -13,7 +13,6 @@ from vllm.sampling_params import SamplingParams
 from ocr_server.errors import EngineFailure, InvalidRequest
 from ocr_server.reading.page import Page, PageDelta
 from ocr_server.reading.reader import PAGE_SEPARATOR, Part, Piece, joined, read_pages
-
 from tests.ocr_server.conftest import FakeEngine, Script, delta, endless, examples, prepared, until
 
 
@@ -50,7 +49,9 @@ class TestReadPages:
         async def read() -> None:
             engine = FakeEngine(script)
             pieces = [piece async for piece in read_pages(engine, pages(len(delays)))]
-            expected = [(page, f"{page}.{piece}") for page, of_page in enumerate(delays) for piece in range(len(of_page))]
+            expected = [
+                (page, f"{page}.{piece}") for page, of_page in enumerate(delays) for piece in range(len(of_page))
+            ]
             assert [(piece.page, piece.delta.text) for piece in pieces] == expected
             assert sorted(engine.finished) == list(range(len(delays)))
 

@@ -15,8 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocr_server.schemas.chat import NEUTRAL, REFUSED, ChatCompletionRequest, OcrOptions
-
-from tests.ocr_server.conftest import CHAT, WHITE, chat, client_of, envelope, error_of, events, examples, message, picture
+from tests.ocr_server.conftest import (
+    CHAT,
+    WHITE,
+    chat,
+    client_of,
+    envelope,
+    error_of,
+    events,
+    examples,
+    message,
+    picture,
+)
 
 NOT_A_NUMBER = float("nan")
 
@@ -85,6 +95,9 @@ class TestStrictness:
     @pytest.mark.parametrize("stop", ["", [""], ["a", ""], ["a"] * 17])
     async def test_stop(self, client: httpx.AsyncClient, stop: Any) -> None:
         await refused(client, "stop", stop=stop)
+
+    async def test_a_least_above_the_most(self, client: httpx.AsyncClient) -> None:
+        await refused(client, "min_tokens", min_tokens=6, max_tokens=5)
 
     async def test_parameters_that_need_others(self, client: httpx.AsyncClient) -> None:
         await refused(client, "top_logprobs", top_logprobs=1)
@@ -178,7 +191,9 @@ VALID: list[dict[str, Any]] = [
         max_tokens=5,
     ),
 ]
-NAMES = sorted({*ChatCompletionRequest.model_fields, *OcrOptions.model_fields, *REFUSED, "role", "content", "type", "url"})
+NAMES = sorted(
+    {*ChatCompletionRequest.model_fields, *OcrOptions.model_fields, *REFUSED, "role", "content", "type", "url"}
+)
 ANY_TEXT = st.text(st.characters(), max_size=8)  # lone surrogates too, which JSON can express
 SCALARS = st.one_of(
     st.none(),

@@ -12,11 +12,11 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from sse_starlette.sse import AppStatus, EventSourceResponse
 
 from ocr_server.errors import ApiError, EngineFailure, InvalidRequest, Unavailable
 from ocr_server.reading.page import Page, PageDelta
 from ocr_server.stream import event_stream
-
 from tests.ocr_server.conftest import (
     CHAT,
     FakeEngine,
@@ -48,7 +48,9 @@ class TestFraming:
         assert response.content.endswith(b"\n\n")
         assert done == b"data: [DONE]"
         assert len(chunks) == 6
-        texts = [json.loads(chunk.removeprefix(b"data: "))["choices"][0]["delta"].get("content", "") for chunk in chunks]
+        texts = [
+            json.loads(chunk.removeprefix(b"data: "))["choices"][0]["delta"].get("content", "") for chunk in chunks
+        ]
         assert "".join(texts) == "a\n\nb\r\ndata: [DONE]\n\n\u2028\u2029\x85é😀"
 
     async def test_done_is_last_and_once(self, client: httpx.AsyncClient) -> None:
@@ -64,7 +66,7 @@ class TestFraming:
             await gate.wait()
             yield "2"
 
-        response = await event_stream(slow())
+        response = await event_stream(slow(), shutdown_timeout=1)
         frames = response.body_iterator.__aiter__()
         async with asyncio.timeout(5):
             assert await anext(frames) == {"data": "1"}
@@ -131,11 +133,116 @@ class TestErrors:
             finally:
                 closed.append(True)
 
-        waiting = asyncio.create_task(event_stream(silent()))
+        waiting = asyncio.create_task(event_stream(silent(), shutdown_timeout=1))
         await asyncio.sleep(0.01)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
+        assert closed
+
+
+class Played:
+    """A response, run without a server until it has ended."""
+
+    def __init__(self, response: EventSourceResponse) -> None:
+        self.response = response
+        self.sent = b""
+
+    async def run(self) -> str:
+        async with asyncio.timeout(10):
+            await self.response({"type": "http", "method": "POST"}, self.receive, self.send)
+        return self.sent.decode()
+
+    async def receive(self) -> Any:
+        await asyncio.Event().wait()
+
+    async def send(self, message: Any) -> None:
+        self.sent += message.get("body", b"")
+
+
+class TestSlowness:
+    async def test_the_answer_begins_before_the_first_event(self) -> None:
+        gate = asyncio.Event()
+
+        async def slow() -> AsyncGenerator[str]:
+            await gate.wait()
+            yield "1"
+
+        async with asyncio.timeout(5):
+            played = Played(await event_stream(slow(), shutdown_timeout=1, patience=0.01))
+        played.response.ping_interval = 0.01
+        running = asyncio.create_task(played.run())
+        await until(lambda: played.sent.count(b": ping") >= 2)
+        gate.set()
+        assert events(await running) == [1, "[DONE]"]
+
+    async def test_an_error_after_that_is_a_frame(self) -> None:
+        async def failing() -> AsyncGenerator[str]:
+            await asyncio.sleep(0.05)
+            raise EngineFailure("late")
+            yield ""
+
+        played = Played(await event_stream(failing(), shutdown_timeout=1, patience=0.01))
+        assert events(await played.run()) == [EngineFailure("late").body(), "[DONE]"]
+
+    async def test_an_error_in_time_is_raised(self) -> None:
+        async def failing() -> AsyncGenerator[str]:
+            await asyncio.sleep(0.01)
+            raise EngineFailure("soon")
+            yield ""
+
+        with pytest.raises(EngineFailure, match="soon"):
+            await event_stream(failing(), shutdown_timeout=1, patience=10)
+
+    async def test_a_client_that_goes_away_before_the_first_event(self) -> None:
+        closed = []
+
+        async def silent() -> AsyncGenerator[str]:
+            try:
+                await asyncio.Event().wait()
+                yield ""
+            finally:
+                closed.append(True)
+
+        played = Played(await event_stream(silent(), shutdown_timeout=1, patience=0.01))
+
+        async def gone() -> Any:
+            await asyncio.sleep(0.05)
+            return {"type": "http.disconnect"}
+
+        played.receive = gone  # type: ignore[method-assign]
+        await played.run()
+        assert closed
+
+
+class TestShutdown:
+    @pytest.fixture(autouse=True)
+    def _told_to_stop(self) -> Iterator[None]:
+        """As after SIGTERM; the library keeps this for the whole process."""
+        AppStatus.should_exit = True
+        yield
+        AppStatus.should_exit = False
+
+    async def test_a_stream_is_finished(self) -> None:
+        async def slow() -> AsyncGenerator[str]:
+            for number in range(5):
+                yield str(number)
+                await asyncio.sleep(0.05)
+
+        assert events(await Played(await event_stream(slow(), shutdown_timeout=10)).run()) == [0, 1, 2, 3, 4, "[DONE]"]
+
+    async def test_but_not_for_ever(self) -> None:
+        closed = []
+
+        async def on_and_on() -> AsyncGenerator[str]:
+            try:
+                while True:
+                    yield "1"
+                    await asyncio.sleep(0.01)
+            finally:
+                closed.append(True)
+
+        await Played(await event_stream(on_and_on(), shutdown_timeout=0.2)).run()
         assert closed
 
 

@@ -72,9 +72,7 @@ def assert_upright(page: Image.Image, size: tuple[int, int] = (96, 64), toleranc
 
 
 def assert_close(pixel: Any, expected: Any, tolerance: int = 12) -> None:
-    assert all(abs(a - b) <= tolerance for a, b in zip(pixel, expected, strict=True)), (
-        f"{pixel} != {expected}"
-    )
+    assert all(abs(a - b) <= tolerance for a, b in zip(pixel, expected, strict=True)), f"{pixel} != {expected}"
 
 
 def only(data: bytes, limits: IntakeLimits) -> Image.Image:
@@ -90,9 +88,7 @@ def refusal(data: bytes, limits: IntakeLimits) -> ApiError:
     return caught.value
 
 
-def png(
-    size: tuple[int, int], depth: int, colour_type: int, pixels: bytes, *chunks: tuple[bytes, bytes]
-) -> bytes:
+def png(size: tuple[int, int], depth: int, colour_type: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
     """A PNG of one's own making, for the variants that Pillow reads but doesn't write."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
@@ -183,9 +179,7 @@ class TestOrientation:
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
     @pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b""])
     @pytest.mark.parametrize("name", ["jpeg", "png", "webp"])
-    def test_broken_metadata_does_not_spoil_a_good_picture(
-        self, name: str, exif: bytes, limits: IntakeLimits
-    ) -> None:
+    def test_broken_metadata_does_not_spoil_a_good_picture(self, name: str, exif: bytes, limits: IntakeLimits) -> None:
         assert_upright(only(saved(quadrants(CORNERS), exif=exif, **SAVED_AS[name]), limits))
 
 
@@ -195,9 +189,7 @@ class TestTransparency:
         [("RGBA", (0, 0, 0, 0), (255, 0, 0, 255)), ("LA", (0, 0), (76, 255))],
     )
     @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
-    def test_alpha_is_on_white(
-        self, mode: str, clear: Any, solid: Any, format: str, limits: IntakeLimits
-    ) -> None:
+    def test_alpha_is_on_white(self, mode: str, clear: Any, solid: Any, format: str, limits: IntakeLimits) -> None:
         image = Image.new(mode, (40, 20), clear)
         image.paste(solid, (0, 0, 20, 20))
         page = only(saved(image, format=format), limits)
@@ -390,9 +382,7 @@ def cmyk_profile(cyan_prints_as: tuple[int, int, int]) -> bytes:
     for tag, content in tags:
         directory += tag + struct.pack(">II", offset + len(body), len(content))
         body += content + bytes(-len(content) % 4)
-    header = struct.pack(
-        ">I4sI4s4s4s", offset + len(body), b"\0\0\0\0", 0x02400000, b"prtr", b"CMYK", b"Lab "
-    )
+    header = struct.pack(">I4sI4s4s4s", offset + len(body), b"\0\0\0\0", 0x02400000, b"prtr", b"CMYK", b"Lab ")
     header += bytes(12) + b"acsp" + bytes(28) + struct.pack(">iii", 63190, 65536, 54061)
     return header + bytes(128 - len(header)) + directory + body
 
@@ -401,9 +391,7 @@ class TestManyFrames:
     @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "AVIF"])
     def test_an_animation_shows_its_first_frame(self, format: str, limits: IntakeLimits) -> None:
         later = [Image.new("RGB", (64, 64), colour) for colour in ("blue", "lime")]
-        data = saved(
-            Image.new("RGB", (64, 64), "red"), format=format, save_all=True, append_images=later, duration=50
-        )
+        data = saved(Image.new("RGB", (64, 64), "red"), format=format, save_all=True, append_images=later, duration=50)
         assert_close(only(data, limits).getpixel((30, 30)), (255, 0, 0))
 
     def test_a_heic_collection_shows_its_main_picture(self, limits: IntakeLimits) -> None:
@@ -510,13 +498,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
     def test_pictures_without_area(self, size: tuple[int, int], limits: IntakeLimits) -> None:
-        gif = (
-            b"GIF89a"
-            + struct.pack("<HH", *size)
-            + b"\0\0\0,\0\0\0\0"
-            + struct.pack("<HH", *size)
-            + b"\0\2\0;"
-        )
+        gif = b"GIF89a" + struct.pack("<HH", *size) + b"\0\0\0,\0\0\0\0" + struct.pack("<HH", *size) + b"\0\2\0;"
         assert isinstance(refusal(gif, limits), InvalidRequest)
         assert isinstance(refusal(png(size, 8, 2, b""), limits), InvalidRequest)
 

@@ -50,9 +50,7 @@ class Server:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             path = head[0].split(" ")[1]
-            self.requests.append(
-                dict(line.lower().split(": ", 1) for line in head[1:] if line) | {"path": path}
-            )
+            self.requests.append(dict(line.lower().split(": ", 1) for line in head[1:] if line) | {"path": path})
             for delay, piece in self.answers[path]:
                 await asyncio.sleep(delay)
                 writer.write(piece)
@@ -146,9 +144,7 @@ class TestFetching:
 
     async def test_the_next_address_is_tried(self, server: Server, limits: IntakeLimits) -> None:
         server.answer("/", "200 OK", BODY)
-        names = FakeNames(
-            pictures_example=["127.0.0.2", "::1", "127.0.0.1"]
-        )  # nobody listens on the first two
+        names = FakeNames(pictures_example=["127.0.0.2", "::1", "127.0.0.1"])  # nobody listens on the first two
         async with contextlib.aclosing(Fetcher(limits, resolve=names)) as fetcher:
             assert await fetcher.fetch(server.url(host="pictures.example"), param=PARAM) == BODY
 
@@ -240,9 +236,7 @@ class TestWhereItDoesNotGo:
 
     @pytest.mark.parametrize("host", ["10.0.0.1", "192.168.0.1", "169.254.169.254", "[fd00:ec2::254]"])
     async def test_our_network_and_metadata_services(self, host: str, limits: IntakeLimits) -> None:
-        async with contextlib.aclosing(
-            Fetcher(dataclasses.replace(limits, allow_private_urls=False))
-        ) as fetcher:
+        async with contextlib.aclosing(Fetcher(dataclasses.replace(limits, allow_private_urls=False))) as fetcher:
             error = await refusal(fetcher, f"http://{host}/latest/meta-data/")
         assert error.code == "image_url_not_allowed"
 
@@ -252,9 +246,7 @@ class TestWhereItDoesNotGo:
 
     @pytest.fixture
     def names(self) -> FakeNames:
-        return FakeNames(
-            pictures_example=[PUBLIC], inside_example=["10.0.0.1"], mixed_example=[PUBLIC, "127.0.0.1"]
-        )
+        return FakeNames(pictures_example=[PUBLIC], inside_example=["10.0.0.1"], mixed_example=[PUBLIC, "127.0.0.1"])
 
     @pytest.fixture
     async def guarded(self, names: FakeNames, limits: IntakeLimits) -> AsyncIterator[Fetcher]:
@@ -286,9 +278,7 @@ class TestWhereItDoesNotGo:
         assert error.code == "image_url_not_allowed"
         assert "10.0" not in error.message
 
-    @pytest.mark.parametrize(
-        "inside", ["http://inside.example/", "https://mixed.example/", "//inside.example"]
-    )
+    @pytest.mark.parametrize("inside", ["http://inside.example/", "https://mixed.example/", "//inside.example"])
     async def test_redirects_that_lead_inside(self, inside: str, guarded: Fetcher) -> None:
         error = await refusal(guarded, f"https://pictures.example/go?{inside}")
         assert error.code == "image_url_not_allowed"

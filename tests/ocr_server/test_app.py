@@ -1,0 +1,382 @@
+"""The application as a whole: errors, request ids, health, limits, lifespan, and its own documentation."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from fastapi import FastAPI
+
+from config import Settings
+from deepseek_ocr.modes import MODES
+from ocr_server.app import create_app
+from ocr_server.errors import ApiError, EngineFailure, InvalidRequest, NotFound, TooLarge, Unavailable
+from ocr_server.schemas.chat import ChatCompletionRequest
+from tests.ocr_server.conftest import (
+    CHAT,
+    FakeEngine,
+    chat,
+    client_of,
+    error_of,
+    fails,
+    message,
+    picture,
+    png,
+    says,
+)
+
+MEGABYTE = 1_000_000
+
+
+async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
+    """A body without a known length."""
+    for part in parts:
+        yield part
+
+
+@pytest.fixture
+def narrow(settings: Settings, engine: FakeEngine) -> FastAPI:
+    return create_app(Settings(**{**settings.model_dump(), "MAX_BODY_MB": 1, "MAX_IMAGE_MEGAPIXELS": 1}), engine)
+
+
+@pytest.fixture
+async def narrow_client(narrow: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(narrow) as client:
+        yield client
+
+
+class TestErrors:
+    async def test_no_such_route(self, client: httpx.AsyncClient) -> None:
+        error = error_of(await client.get("/v1/nothing"), 404)
+        assert (error["type"], error["code"]) == ("invalid_request_error", "not_found")
+        assert "GET /v1/nothing" in error["message"]
+
+    async def test_no_such_method(self, client: httpx.AsyncClient) -> None:
+        response = await client.get(CHAT)
+        assert error_of(response, 405)["code"] == "method_not_allowed"
+        assert response.headers["allow"] == "POST"
+
+    @pytest.mark.parametrize("body", [b"", b"{", b'{"model": }', b"\xff\xfe", b'{"a": "\xc3"}', b"5", b"[]", b"null"])
+    @pytest.mark.parametrize("kind", ["application/json", "text/plain", None])
+    async def test_no_json_object(self, client: httpx.AsyncClient, body: bytes, kind: str | None) -> None:
+        headers = {} if kind is None else {"content-type": kind}
+        error = error_of(await client.post(CHAT, content=body, headers=headers), 400)
+        assert error["type"] == "invalid_request_error"
+        assert error["param"] is None
+
+    async def test_broken_json_is_called_that(self, client: httpx.AsyncClient) -> None:
+        error = error_of(await client.post(CHAT, content=b'{"model": }'), 400)
+        assert error["message"].startswith("The body is not valid JSON")
+
+    async def test_validation(self, client: httpx.AsyncClient) -> None:
+        error = error_of(await client.post(CHAT, json={"model": "deepseek-ocr"}), 400)
+        assert (error["param"], error["type"], error["code"]) == ("messages", "invalid_request_error", None)
+
+    async def test_unknown_model(self, client: httpx.AsyncClient) -> None:
+        assert error_of(await client.post(CHAT, json=chat(model="gpt-4o")), 404)["code"] == "model_not_found"
+        assert error_of(await client.get("/v1/models/gpt-4o"), 404)["code"] == "model_not_found"
+
+    @pytest.mark.parametrize("url", ["data:image/png;base64,AAAA", "x.png", "http://127.0.0.1/a.png", "ftp://host/a"])
+    async def test_a_picture_that_cannot_be_had(self, client: httpx.AsyncClient, url: str) -> None:
+        error = error_of(await client.post(CHAT, json=chat(message("a", picture(url)))), 400)
+        assert error["param"] == "messages[0].content[1].image_url.url"
+
+    async def test_a_picture_that_is_too_large(self, narrow_client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        body = chat(message(picture(), picture(png(1001, 1000))))
+        error = error_of(await narrow_client.post(CHAT, json=body), 413)
+        assert (error["code"], error["param"]) == ("too_large", "messages[0].content[1].image_url.url")
+        assert not engine.pages
+
+    @pytest.mark.parametrize(
+        ("error", "status", "code"),
+        [
+            (InvalidRequest("m", param="messages"), 400, None),
+            (InvalidRequest("m", code="context_length_exceeded"), 400, "context_length_exceeded"),
+            (NotFound("m"), 404, "not_found"),
+            (TooLarge("m"), 413, "too_large"),
+            (EngineFailure("m"), 500, "engine_error"),
+            (Unavailable("m"), 503, "engine_unavailable"),
+        ],
+    )
+    async def test_every_kind(
+        self, client: httpx.AsyncClient, engine: FakeEngine, error: ApiError, status: int, code: str | None
+    ) -> None:
+        engine.script = fails(error)
+        got = error_of(await client.post(CHAT, json=chat()), status)
+        assert got == {"message": "m", "type": error.type, "param": error.param, "code": code}
+        assert got["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+
+    async def test_what_was_not_foreseen(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        engine.script = fails(RuntimeError("secret"))
+        response = await client.post(CHAT, json=chat(), headers={"x-request-id": "mine"})
+        error = error_of(response, 500)
+        assert (error["type"], error["code"], error["param"]) == ("server_error", "internal_error", None)
+        assert "secret" not in response.text
+        assert response.headers["x-request-id"] == "mine"
+
+    async def test_structured_output_is_for_one_page(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        form = {"response_format": {"type": "json_object"}, "ocr": {"mode": "tiny"}}
+        assert (await client.post(CHAT, json=chat(message(picture()), **form))).status_code == 200
+        error = error_of(await client.post(CHAT, json=chat(message(picture(), picture()), **form)), 400)
+        assert error["param"] == "response_format"
+        assert len(engine.pages) == 1
+
+
+class TestBodyLimit:
+    async def test_a_declared_length(self, narrow_client: httpx.AsyncClient) -> None:
+        response = await narrow_client.post(CHAT, content=b" " * (MEGABYTE + 1))
+        error = error_of(response, 413)
+        assert (error["code"], error["type"]) == ("body_too_large", "invalid_request_error")
+        assert "1 MB" in error["message"]
+        assert response.headers["x-request-id"]
+
+    async def test_a_declaration_is_believed(self, narrow_client: httpx.AsyncClient) -> None:
+        headers = {"content-length": str(MEGABYTE + 1)}
+        error_of(await narrow_client.post(CHAT, content=b"{}", headers=headers), 413)
+
+    async def test_an_undeclared_length(self, narrow_client: httpx.AsyncClient) -> None:
+        body = pieces(b" " * (MEGABYTE // 2), b" " * (MEGABYTE // 2), b" ")
+        assert error_of(await narrow_client.post(CHAT, content=body), 413)["code"] == "body_too_large"
+
+    async def test_a_false_declaration(self, narrow_client: httpx.AsyncClient) -> None:
+        headers = {"content-length": "5"}
+        error_of(await narrow_client.post(CHAT, content=b" " * (MEGABYTE + 1), headers=headers), 413)
+
+    @pytest.mark.parametrize("length", ["-1", "x", "", "1" * 5000])
+    async def test_a_senseless_declaration(self, narrow_client: httpx.AsyncClient, length: str) -> None:
+        response = await narrow_client.post(CHAT, content=b"{}", headers={"content-length": length})
+        error_of(response, 400 if response.status_code == 400 else 413)
+
+    async def test_up_to_the_limit(self, narrow_client: httpx.AsyncClient) -> None:
+        body = json.dumps(chat()).encode()
+        padded = body + b" " * (MEGABYTE - len(body))
+        assert (await narrow_client.post(CHAT, content=padded)).status_code == 200
+        assert (await narrow_client.post(CHAT, content=pieces(padded))).status_code == 200
+
+
+class TestRequestId:
+    @pytest.mark.parametrize("given", ["a", "req_123", "x" * 128, "!~", "0-0:0/0"])
+    async def test_a_sound_one_is_kept(self, client: httpx.AsyncClient, given: str) -> None:
+        for response in (
+            await client.get("/health", headers={"x-request-id": given}),
+            await client.get("/nothing", headers={"x-request-id": given}),
+            await client.post(CHAT, json=chat(stream=True), headers={"x-request-id": given}),
+        ):
+            assert response.headers.get_list("x-request-id") == [given]
+
+    @pytest.mark.parametrize(
+        "given", [b"", b"x" * 129, b"a b", b"a\tb", b"a\r\nset-cookie: b", b"a\x00", b"\xe9", b"a\n"]
+    )
+    async def test_any_other_is_replaced(self, client: httpx.AsyncClient, given: bytes) -> None:
+        response = await client.get("/health", headers=[(b"x-request-id", given)])
+        assert re.fullmatch(r"req_[0-9a-f]{32}", response.headers["x-request-id"])
+        assert "set-cookie" not in response.headers
+
+    async def test_each_is_new(self, client: httpx.AsyncClient) -> None:
+        ids = {(await client.get("/health")).headers["x-request-id"] for _ in range(5)}
+        assert len(ids) == 5
+
+
+class TestAvailability:
+    async def test_health(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        response = await client.get("/health")
+        assert (response.status_code, response.json()["status"], response.json()["reason"]) == (200, "ok", None)
+        engine.reason = "The model is being loaded."
+        response = await client.get("/health")
+        assert response.status_code == 503
+        assert response.json() == {"status": "unavailable", "reason": engine.reason, "model": "deepseek-ocr"}
+
+    @pytest.mark.parametrize("stream", [True, False])
+    async def test_nothing_is_decoded_for_nothing(
+        self, client: httpx.AsyncClient, engine: FakeEngine, stream: bool
+    ) -> None:
+        engine.reason = "The model is being loaded."
+        broken = chat(message(picture("data:image/png;base64,AAAA")), stream=stream)
+        error = error_of(await client.post(CHAT, json=broken), 503)
+        assert (error["message"], error["code"]) == (engine.reason, "engine_unavailable")
+        assert not engine.pages
+
+    async def test_what_is_wrong_anyway_is_said_anyway(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        engine.reason = "The model is being loaded."
+        error_of(await client.post(CHAT, json=chat(model="gpt-4o")), 404)
+        error_of(await client.post(CHAT, json=chat(max_tokens=0)), 400)
+
+    @pytest.mark.parametrize("path", ["/", "/v1/models", "/docs", "/openapi.json", "/metrics"])
+    async def test_the_rest_answers_meanwhile(self, client: httpx.AsyncClient, engine: FakeEngine, path: str) -> None:
+        engine.reason = "The model is being loaded."
+        assert (await client.get(path)).status_code == 200
+
+
+class TestLifespan:
+    async def test_it_starts_and_closes_the_engine(self, app: FastAPI, engine: FakeEngine) -> None:
+        assert (engine.starts, engine.closes) == (0, 0)
+        async with app.router.lifespan_context(app):
+            assert (engine.starts, engine.closes) == (1, 0)
+        assert (engine.starts, engine.closes) == (1, 1)
+
+    async def test_it_closes_the_engine_after_a_failure(self, app: FastAPI, engine: FakeEngine) -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with app.router.lifespan_context(app):
+                raise ZeroDivisionError
+        assert engine.closes == 1
+
+    def test_two_apps_share_nothing(self, settings: Settings) -> None:
+        first, second = (create_app(settings, FakeEngine()) for _ in range(2))
+        assert first.state.context.intake is not second.state.context.intake
+        assert first.openapi() == second.openapi()
+        assert first.openapi() is not second.openapi()
+
+
+class TestService:
+    async def test_api_information(self, client: httpx.AsyncClient) -> None:
+        information = (await client.get("/")).json()
+        assert information["model"] == "deepseek-ocr"
+        assert information["modes"] == list(MODES)
+        assert "/work" not in json.dumps(information)
+
+    async def test_every_endpoint_it_names_exists(self, client: httpx.AsyncClient, app: FastAPI) -> None:
+        for endpoint in (await client.get("/")).json()["endpoints"].values():
+            method, path = endpoint.split(" ")
+            response = await client.request(method, path)
+            assert response.status_code == (200 if method == "GET" else 400), endpoint
+
+    async def test_models(self, client: httpx.AsyncClient) -> None:
+        listing = (await client.get("/v1/models")).json()
+        assert listing["object"] == "list"
+        assert [model["id"] for model in listing["data"]] == [
+            "deepseek-ocr",
+            *(f"deepseek-ocr:{mode}" for mode in MODES),
+        ]
+        for model in listing["data"]:
+            assert (await client.get(f"/v1/models/{model['id']}")).json() == model
+            assert (await client.post(CHAT, json=chat(message(picture()), model=model["id"]))).json()["model"] == model[
+                "id"
+            ]
+
+    async def test_metrics(self, client: httpx.AsyncClient) -> None:
+        response = await client.get("/metrics")
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/plain")
+
+    async def test_no_path_of_this_machine_is_shown(self, settings: Settings, tmp_path: Any) -> None:
+        folder = tmp_path / "my-checkpoint"
+        folder.mkdir()
+        app = create_app(Settings(**{**settings.model_dump(), "MODEL_PATH": str(folder)}), FakeEngine())
+        async with client_of(app) as client:
+            for path in ("/", "/v1/models"):
+                answer = (await client.get(path)).text
+                assert "my-checkpoint" in answer
+                assert str(tmp_path) not in answer
+
+    async def test_the_fingerprint_tells_models_apart(self, settings: Settings, tmp_path: Any) -> None:
+        other = Settings(**{**settings.model_dump(), "MODEL_PATH": str(tmp_path)})
+        fingerprints = [
+            create_app(each, FakeEngine()).state.context.fingerprint for each in (settings, settings, other)
+        ]
+        assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+class TestReading:
+    async def test_what_reaches_the_engine(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        body = chat(message(picture(png(40, 20)), picture(), "Free OCR."), ocr={"mode": "tiny"}, max_tokens=9)
+        response = await client.post(CHAT, json=body)
+        assert response.status_code == 200
+        assert [page.prompt for page in engine.pages] == ["Free OCR."] * 2
+        assert [page.image.num_tokens for page in engine.pages] == [73, 73]
+        assert [page.params.max_tokens for page in engine.pages] == [9, 9]
+        assert response.json()["usage"]["prompt_tokens_details"]["image_tokens"] == 146
+        assert response.json()["choices"][0]["message"]["content"] == "Hello\n\n<--- Page Split --->\n\nHello"
+
+    async def test_greedy_choices_are_read_once(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        choices = (await client.post(CHAT, json=chat(n=3))).json()["choices"]
+        assert [choice["message"]["content"] for choice in choices] == ["Hello"] * 3
+        assert len(engine.pages) == 1
+
+    async def test_sampled_choices(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        engine.script = says("a", "b")
+        choices = (await client.post(CHAT, json=chat(n=3, temperature=1.0))).json()["choices"]
+        assert [choice["message"]["content"] for choice in choices] == ["ab"] * 3
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for each in value.values():
+            yield from references(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from references(each)
+
+
+class TestOpenapi:
+    @pytest.fixture
+    async def schema(self, client: httpx.AsyncClient) -> dict[str, Any]:
+        schema: dict[str, Any] = (await client.get("/openapi.json")).json()
+        return schema
+
+    def test_every_reference_leads_somewhere(self, schema: dict[str, Any]) -> None:
+        found = set(references(schema))
+        assert len(found) > 10
+        for reference in found:
+            assert reference.startswith("#/")
+            target: Any = schema
+            for key in reference.removeprefix("#/").split("/"):
+                target = target[key]
+
+    def test_every_schema_is_one(self, schema: dict[str, Any]) -> None:
+        assert schema["openapi"].startswith("3.1")
+        for definition in schema["components"]["schemas"].values():
+            jsonschema.Draft202012Validator.check_schema(definition)
+
+    def test_a_stream_is_documented(self, schema: dict[str, Any]) -> None:
+        success = schema["paths"][CHAT]["post"]["responses"]["200"]["content"]
+        assert success["application/json"]["schema"]["$ref"].endswith("/ChatCompletion")
+        assert success["text/event-stream"]["schema"]["$ref"].endswith("/ChatCompletionChunk")
+        chunk = schema["components"]["schemas"]["ChatCompletionChunk"]
+        assert {"id", "object", "created", "model", "choices", "usage", "system_fingerprint"} == set(
+            chunk["properties"]
+        )
+
+    async def test_answers_are_as_documented(self, schema: dict[str, Any], client: httpx.AsyncClient) -> None:
+        def check(name: str, value: Any) -> None:
+            jsonschema.validate(value, {**schema, "$ref": f"#/components/schemas/{name}"})
+
+        check("ChatCompletion", (await client.post(CHAT, json=chat(n=2))).json())
+        check("ModelList", (await client.get("/v1/models")).json())
+        check("ApiInformation", (await client.get("/")).json())
+        check("Health", (await client.get("/health")).json())
+        check("ErrorResponse", (await client.post(CHAT, json={})).json())
+        check("ChatCompletionRequest", chat(n=2, ocr={"mode": "tiny"}))
+
+    def test_the_errors_of_reading_are_documented(self, schema: dict[str, Any]) -> None:
+        responses = schema["paths"][CHAT]["post"]["responses"]
+        for kind in ApiError.__subclasses__():
+            documented = responses[str(kind.status)]["content"]["application/json"]["schema"]["$ref"]
+            assert documented.endswith("/ErrorResponse")
+
+    def test_the_errors_of_the_rest_are_documented(self, schema: dict[str, Any]) -> None:
+        paths = schema["paths"]
+        assert "404" in paths["/v1/models/{model_id}"]["get"]["responses"]
+        assert "503" in paths["/health"]["get"]["responses"]
+
+    def test_no_answer_is_documented_that_is_never_given(self, schema: dict[str, Any]) -> None:
+        """Validation errors are 400 here, as OpenAI's are, not FastAPI's 422."""
+        for path, operations in schema["paths"].items():
+            for operation in operations.values():
+                assert "422" not in operation["responses"], path
+
+    def test_the_example_is_a_request(self) -> None:
+        extra = ChatCompletionRequest.model_config["json_schema_extra"]
+        assert isinstance(extra, dict)
+        for example in extra["examples"]:  # type: ignore[union-attr]
+            ChatCompletionRequest.model_validate(example)
+
+    def test_every_parameter_of_ours_is_explained(self, schema: dict[str, Any]) -> None:
+        options = schema["components"]["schemas"]["OcrOptions"]["properties"]
+        assert all(option.get("description") for option in options.values())

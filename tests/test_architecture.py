@@ -1,0 +1,34 @@
+"""The rooms: who may import whom, and how large a file may grow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LONGEST = 400
+SERVER = [*sorted((ROOT / "ocr_server").rglob("*.py")), ROOT / "config.py", ROOT / "openai_api_server.py"]
+
+
+def test_no_room_is_entered_by_the_window() -> None:
+    lint = Path(sys.executable).with_name("lint-imports")
+    checked = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    assert len(contracts) >= 3
+    assert f"{len(contracts)} kept, 0 broken" in checked.stdout
+
+
+@pytest.mark.parametrize("file", SERVER, ids=lambda file: str(file.relative_to(ROOT)))
+def test_server_files_are_short(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= LONGEST
+
+
+def test_there_are_server_files() -> None:
+    assert len(SERVER) > 20
