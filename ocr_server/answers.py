@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+from ocr_server.errors import EngineFailure
 from ocr_server.reading.page import LogprobStep, Page
 from ocr_server.reading.page import TokenLogprob as Token
 from ocr_server.reading.reader import Part
@@ -58,6 +59,8 @@ class ChatAnswer:
                 if part.delta.logprobs is not None:
                     has_logprobs = True
                     steps[part.choice] += part.delta.logprobs
+        if not self._finish:
+            raise EngineFailure("The engine gave no answer.")
         return ChatCompletion(
             id=self._id,
             created=self._created,
@@ -77,8 +80,8 @@ class ChatAnswer:
 
     async def chunks(self, parts: AsyncGenerator[Part]) -> AsyncGenerator[str]:
         """The same as JSON chunks: the role first, then text as it comes, the ends, and the usage if asked for."""
+        started = False
         async with aclosing(parts):
-            started = False
             async for part in parts:
                 if not started:  # only now is it certain that there will be an answer
                     started = True
@@ -97,6 +100,8 @@ class ChatAnswer:
                 if len(self._finish[part.choice]) == self._pages and part.delta.finish_reason is not None:
                     end = self._finish_reason(part.choice)
                     yield self._chunk(ChunkChoice(index=part.choice, delta=Delta(), finish_reason=end))
+        if not started:
+            raise EngineFailure("The engine gave no answer.")
         if self._include_usage:
             yield self._chunk(None, usage=self._usage())
 

@@ -6,10 +6,10 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 
 import anyio
 from sse_starlette import EventSourceResponse
+from starlette.types import Receive, Scope, Send
 
 from ocr_server.errors import ApiError, internal_error
 
@@ -38,33 +38,47 @@ async def event_stream(
     try:
         await asyncio.wait({first}, timeout=patience)
     except asyncio.CancelledError:
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-        await events.aclose()
+        await _end(first, events)
         raise
     if first.done() and (error := first.exception()) is not None:
         raise error
-    return EventSourceResponse(
-        _frames(first, events),
-        ping=KEEP_ALIVE_SECONDS,
-        sep="\n",
-        # Without an event of ours it would cut the stream at the first sign of a shutdown.
-        shutdown_event=anyio.Event(),
-        shutdown_grace_period=shutdown_timeout,
-    )
+    return _EventStream(first, events, shutdown_timeout)
+
+
+class _EventStream(EventSourceResponse):
+    def __init__(self, first: asyncio.Future[str], events: AsyncGenerator[str], shutdown_timeout: float) -> None:
+        self._first = first
+        self._events = events
+        super().__init__(
+            _frames(first, events),
+            ping=KEEP_ALIVE_SECONDS,
+            sep="\n",
+            # Without an event of ours it would cut the stream at the first sign of a shutdown.
+            shutdown_event=anyio.Event(),
+            shutdown_grace_period=shutdown_timeout,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # also if the client left before the first frame was asked for
+            await _end(self._first, self._events)
 
 
 async def _frames(first: asyncio.Future[str], events: AsyncGenerator[str]) -> AsyncIterator[dict[str, str]]:
-    async with aclosing(events):
-        try:
-            yield {"data": await first}
-            async for event in events:
-                yield {"data": event}
-        except ApiError as error:
-            yield {"data": json.dumps(error.body())}
-        except Exception:
-            logger.exception("a stream broke")
-            yield {"data": json.dumps(internal_error())}
-        finally:
-            first.cancel()
-        yield {"data": "[DONE]"}
+    try:
+        yield {"data": await first}
+        async for event in events:
+            yield {"data": event}
+    except ApiError as error:
+        yield {"data": json.dumps(error.body())}
+    except Exception:
+        logger.exception("a stream broke")
+        yield {"data": json.dumps(internal_error())}
+    yield {"data": "[DONE]"}
+
+
+async def _end(first: asyncio.Future[str], events: AsyncGenerator[str]) -> None:
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await events.aclose()

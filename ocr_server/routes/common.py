@@ -55,5 +55,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "The request is wrong; `param` names the part."},
     404: {"model": ErrorResponse, "description": "There is no such model."},
     413: {"model": ErrorResponse, "description": "The body or a picture is over a limit."},
+    500: {"model": ErrorResponse, "description": "The engine failed on this request; the log has the details."},
     503: {"model": ErrorResponse, "description": "The engine is loading, broken or shutting down."},
 }

@@ -50,7 +50,7 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def base_url(server: Server) -> str:
     """As the SDK takes it."""
     return f"{server.url}/v1"

@@ -113,9 +113,7 @@ def text_of(answer: ChatCompletion, choice: int = 0) -> str:
 
 def joined(chunks: Iterable[ChatCompletionChunk], choice: int = 0) -> str:
     """The text that the chunks of one choice make up."""
-    return "".join(
-        each.delta.content or "" for chunk in chunks for each in chunk.choices if each.index == choice
-    )
+    return "".join(each.delta.content or "" for chunk in chunks for each in chunk.choices if each.index == choice)
 
 
 def events(body: str) -> list[Any]:

@@ -198,7 +198,7 @@ def client_of(app: FastAPI) -> httpx.AsyncClient:
 async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     """Wait for something that happens elsewhere."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # it may happen in another thread
             await asyncio.sleep(0.005)
 
 

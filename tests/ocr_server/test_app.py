@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 from fastapi import FastAPI
 
-from config import Settings
+from config import ROOT, Settings
 from deepseek_ocr.modes import MODES
 from ocr_server.app import create_app
 from ocr_server.errors import ApiError, EngineFailure, InvalidRequest, NotFound, TooLarge, Unavailable
@@ -237,7 +237,7 @@ class TestService:
         information = (await client.get("/")).json()
         assert information["model"] == "deepseek-ocr"
         assert information["modes"] == list(MODES)
-        assert "/work" not in json.dumps(information)
+        assert str(ROOT) not in json.dumps(information)
 
     async def test_every_endpoint_it_names_exists(self, client: httpx.AsyncClient, app: FastAPI) -> None:
         for endpoint in (await client.get("/")).json()["endpoints"].values():

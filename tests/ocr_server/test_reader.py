@@ -108,9 +108,13 @@ class TestReadPages:
                 await asyncio.Event().wait()
 
         engine, seen = FakeEngine(script), []
-        with pytest.raises(type(error)) as caught:
+
+        async def read() -> None:
             async for piece in read_pages(engine, pages(3)):
                 seen.append(piece.delta.text)
+
+        with pytest.raises(type(error)) as caught:
+            await read()
         assert caught.value is error
         assert seen == ["all of 0", "half of 1"]
         assert (engine.finished, engine.aborted, engine.running) == ([1, 0], [2], 0)

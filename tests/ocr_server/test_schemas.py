@@ -133,8 +133,9 @@ class TestUnknownAndRefused:
     async def test_an_unknown_parameter(self, client: httpx.AsyncClient, name: str) -> None:
         error = error_of(await client.post(CHAT, json=chat(**{name: 1})), 400)
         assert error["code"] == "unsupported_parameter"
-        assert (error["param"] or "") == name
-        assert error["message"] == f"Unknown parameter: {name}."
+        shown = name or '""'
+        assert error["param"] == shown
+        assert error["message"] == f"Unknown parameter: {shown}."
 
     async def test_an_unknown_option(self, client: httpx.AsyncClient) -> None:
         error = error_of(await client.post(CHAT, json=chat(ocr={"modus": "tiny"})), 400)

@@ -34,7 +34,7 @@ from tests.ocr_server.conftest import (
     until,
 )
 
-SECRET = "/root/secret.py line 5"
+SECRET = "/srv/secret.py line 5"
 
 
 class TestFraming:

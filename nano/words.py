@@ -1,0 +1,98 @@
+"""What stands on synthetic pages: words, numbers, prices, dates, codes.
+
+The checkpoint has to read, not to guess, so most words are made up from English syllables. A word belongs
+to training or to evaluation by its hash, never to both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import Literal
+
+Split = Literal["train", "eval"]
+
+ONSETS = (
+    "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p ph pl pr qu r s sc sh sk sl sm sn sp st str sw t th thr tr "
+    "tw v w wh wr y z"
+).split()
+NUCLEI = "a a a ai au e e e ea ee ei i i i ie o o o oa oi oo ou u u y".split()
+CODAS = "b ck ct d f ft g k l ll ld lt m mp n nd ng nk nt p pt r rd rk rm rn rt s sh sk sp ss st t th x".split()
+ENDINGS = "ed er es ing ion ly ment ness s y".split()
+COMMON = (
+    "the of and to in is for on with that by this from are as at be it or an was which not have has will can all "
+    "page total name date number amount price order item address street city report table figure section notes"
+).split()
+"""Function words belong to both splits: every page has them, and they tell nothing of the rest."""
+MARKS = ".,:;!?"
+SYMBOLS = "#%&()*+-/=@$'\""
+CODE = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def word(rng: random.Random, split: Split) -> str:
+    """One word as it may stand in a line, with its capitals and its punctuation."""
+    kind = rng.random()
+    if kind < 0.10:
+        text = rng.choice(COMMON)
+    elif kind < 0.66:
+        text = made_up(rng, split)
+    elif kind < 0.84:
+        text = number(rng)
+    else:
+        text = code(rng, split)
+    case = rng.random()
+    if case < 0.18:
+        text = text.capitalize()
+    elif case < 0.26:
+        text = text.upper()
+    if rng.random() < 0.12:
+        text += rng.choice(MARKS)
+    elif rng.random() < 0.02:
+        text = f"({text})"
+    return text
+
+
+def made_up(rng: random.Random, split: Split) -> str:
+    """A word of one to four syllables that belongs to `split`."""
+    while True:
+        parts = []
+        for _ in range(rng.choice((1, 1, 2, 2, 2, 3, 3, 4))):
+            parts += [rng.choice(ONSETS), rng.choice(NUCLEI), rng.choice(CODAS) if rng.random() < 0.5 else ""]
+        if rng.random() < 0.25:
+            parts.append(rng.choice(ENDINGS))
+        text = "".join(parts)[:13]
+        if belongs(text, split):
+            return text
+
+
+def number(rng: random.Random) -> str:
+    a, b = rng.randrange(10 ** rng.randint(1, 5)), rng.randrange(100)
+    return rng.choice(
+        (
+            f"{a}",
+            f"{a:,}",
+            f"{a}.{b:02d}",
+            f"${a}.{b:02d}",
+            f"{b}%",
+            f"{a}/{b}",
+            f"#{a}",
+            f"{rng.randint(1, 28):02d}.{rng.randint(1, 12):02d}.{rng.randint(1950, 2049)}",
+            f"{rng.randint(1950, 2049)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}",
+            f"{rng.randint(0, 23)}:{rng.randint(0, 59):02d}",
+        )
+    )
+
+
+def code(rng: random.Random, split: Split) -> str:
+    """Letters, digits and symbols without any sense."""
+    signs = CODE + SYMBOLS if rng.random() < 0.4 else CODE
+    while True:
+        text = "".join(rng.choice(signs) for _ in range(rng.randint(1, 9)))
+        if len(text) < 4 or belongs(text, split):
+            return text
+
+
+def belongs(text: str, split: Split) -> bool:
+    """One word in eight is for evaluation only."""
+    held_out = hashlib.sha256(text.lower().encode()).digest()[0] % 8 == 0
+    return held_out == (split == "eval")
