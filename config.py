@@ -79,9 +79,9 @@ class Settings(BaseSettings):
     """Most tiles of a picture; at most 9. Lower it where GPU memory is short."""
     DEFAULT_PROMPT: str = "<|grounding|>Convert the document to markdown."
     """What is asked about a picture that comes without text."""
-    NGRAM_SIZE: Annotated[int, Field(ge=0)] = 30
-    """No n-gram of this length is repeated within the window; 0 turns the guard off."""
-    WINDOW_SIZE: Positive = 90
+    NGRAM_SIZE: Annotated[int, Field(ge=0, le=128)] = 30
+    """No n-gram of this length is repeated within the window; 0 turns the guard off; at most 128."""
+    WINDOW_SIZE: Annotated[int, Field(gt=0, le=8192)] = 90
     """How many of the last tokens the n-gram guard looks at."""
 
     # What is accepted

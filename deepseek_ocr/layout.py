@@ -25,8 +25,11 @@ def published_layout(config: Mapping[str, Any]) -> dict[str, Shape]:
     Raises:
         ValueError: the config does not describe a DeepSeek-OCR model.
     """
-    encoder = EncoderConfig.from_checkpoint(config["vision_config"], config["projector_config"])
-    return {**_decoder(config["language_config"]), **_encoder(encoder)}
+    try:
+        encoder = EncoderConfig.from_checkpoint(config["vision_config"], config["projector_config"])
+        return {**_decoder(config["language_config"]), **_encoder(encoder)}
+    except KeyError as error:
+        raise ValueError(f"the config does not describe a DeepSeek-OCR model: it has no {error}") from error
 
 
 def checked(
@@ -53,7 +56,8 @@ def checked(
     if missing:
         names = sorted(missing)
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise ValueError(f"the checkpoint lacks {len(names)} tensors: {', '.join(names[:5])}{more}")
+        plural = "s" if len(names) > 1 else ""
+        raise ValueError(f"the checkpoint lacks {len(names)} tensor{plural}: {', '.join(names[:5])}{more}")
 
 
 def _decoder(config: Mapping[str, Any]) -> dict[str, Shape]:

@@ -138,6 +138,7 @@ def view_side(size: int) -> int:
     return -(-(size // PATCH_SIZE) // DOWNSAMPLE)
 
 
+@lru_cache(maxsize=8)
 def most_expensive_mode(max_tokens: int) -> ResolutionMode:
     """The legal mode with the most vision tokens that still fits `max_tokens`.
 
@@ -147,11 +148,12 @@ def most_expensive_mode(max_tokens: int) -> ResolutionMode:
     Raises:
         ValueError: not even the smallest mode fits.
     """
-    sizes = range(MAX_VIEW_SIZE, MIN_VIEW_SIZE - 1, -PATCH_SIZE * DOWNSAMPLE)
-    candidates = [
-        ResolutionMode(base_size=base, image_size=size, max_crops=MAX_TILES)
-        for base in (MAX_VIEW_SIZE, 1024, 640, 512, MIN_VIEW_SIZE)
+    sizes = range(MIN_VIEW_SIZE, MAX_VIEW_SIZE + 1, PATCH_SIZE * DOWNSAMPLE)  # one for each number of tokens a side
+    candidates = [ResolutionMode(base_size=base, crop_mode=False) for base in sizes] + [
+        ResolutionMode(base_size=base, image_size=size, max_crops=crops)
+        for base in sizes
         for size in sizes
+        for crops in range(2, MAX_TILES + 1)
     ]
     fitting = [mode for mode in candidates if mode.max_vision_tokens() <= max_tokens]
     if not fitting:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 NGRAM_SIZE = 30
 WINDOW_SIZE = 90
+MAX_NGRAM_SIZE = 128
+"""Bounds what the search takes for each request and step: n · window comparisons."""
 MAX_WINDOW_SIZE = 8192
 MAX_WHITELIST = 32
 EXEMPT_TOKENS = ("<td>", "</td>")
@@ -54,10 +56,10 @@ class Guard:
     """Tokens never banned; None stands for `<td>` and `</td>`."""
 
     def __post_init__(self) -> None:
-        for name, least in (("ngram_size", 0), ("window_size", 1)):
+        for name, least, most in (("ngram_size", 0, MAX_NGRAM_SIZE), ("window_size", 1, MAX_WINDOW_SIZE)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_WINDOW_SIZE:
-                raise ValueError(f"{name} must be a whole number from {least} to {MAX_WINDOW_SIZE}, not {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
         if self.ngram_size > self.window_size:
             raise ValueError(f"ngram_size must not be above window_size ({self.window_size}), not {self.ngram_size}")
         exempt = self.whitelist_token_ids

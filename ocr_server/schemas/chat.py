@@ -90,7 +90,7 @@ class OcrOptions(Wire):
     max_crops: int | None = None
     """Most tiles, 1 to 9."""
     ngram_size: int | None = None
-    """No n-gram of this length is repeated within the window; 0 turns the guard off."""
+    """No n-gram of this length is repeated within the window; 0 turns the guard off; at most 128."""
     window_size: int | None = None
     """How many of the last tokens the guard looks at."""
     whitelist_token_ids: list[int] | None = None

@@ -142,7 +142,7 @@ class TestChecked:
     def test_a_missing_tensor(self, name: str) -> None:
         tensors = self.tensors()
         del tensors[name]
-        with pytest.raises(ValueError, match=rf"lacks 1 tensors: {name}$"):
+        with pytest.raises(ValueError, match=rf"lacks 1 tensor: {name}$"):
             dict(checked(tensors.items(), self.layout))
 
     def test_many_missing_tensors(self, published_config: dict[str, Any]) -> None:

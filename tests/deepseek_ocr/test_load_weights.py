@@ -160,7 +160,7 @@ def test_every_parameter_of_the_embedded_checkpoint_is_loaded(results: dict[str,
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("missing", rf"lacks 1 tensors: {re.escape(MISSING)}$"),
+        ("missing", rf"lacks 1 tensor: {re.escape(MISSING)}$"),
         ("no vision", r"lacks \d+ tensors: model\.sam_model\..* and \d+ more$"),
         ("unexpected", r"does not know: model\.layers\.9\.self_attn\.q_proj\.weight$"),
         ("misshapen", rf"{re.escape(MISSHAPEN)} has shape \[27, 32\].* must be \[15, 32\]$"),

@@ -144,6 +144,7 @@ class TestSettings:
             ("ngram_size", {"ngram_size": "30"}),
             ("ngram_size", {"ngram_size": True}),
             ("ngram_size", {"ngram_size": 91}),
+            ("ngram_size", {"ngram_size": 129, "window_size": 200}),
             ("ngram_size", {"window_size": 20}),
             ("window_size", {"window_size": 0}),
             ("window_size", {"window_size": 1 << 20}),
@@ -166,7 +167,7 @@ class TestSettings:
     def test_right_ones_pass(self, processor: type[NoRepeatNGramV1 | NoRepeatNGramV2]) -> None:
         processor.validate_params(SamplingParams())
         processor.validate_params(params(ngram_size=0))
-        processor.validate_params(params(ngram_size=8192, window_size=8192, whitelist_token_ids=list(range(32))))
+        processor.validate_params(params(ngram_size=128, window_size=8192, whitelist_token_ids=list(range(32))))
 
     def test_each_runner_gets_its_class(self) -> None:
         for v2_runner, base in ((False, InterfaceV1), (True, v2.LogitsProcessor)):

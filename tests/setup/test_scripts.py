@@ -50,9 +50,7 @@ class Project:
         names = ["requirements_api.txt", "requirements_cpu.txt", "requirements_dev.txt", "pyproject.toml"]
         for name in [*names, "start_server.sh", "run_tests.sh", "scripts/setup_env.sh"]:
             shutil.copy2(ROOT / name, self.root / name)
-        (self.root / "openai_api_server.py").write_text(
-            "import os, sys; print('SERVER', sys.argv[1:], os.getcwd())"
-        )
+        (self.root / "openai_api_server.py").write_text("import os, sys; print('SERVER', sys.argv[1:], os.getcwd())")
         text = FAKE_PYTHON.format(here=self.tools, python=shlex.quote(sys.executable))
         self.fake_python = self.tool("fake-python", text)
         self.env = {
