@@ -41,7 +41,10 @@ class DeepEncoder(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised pixels [B, 3, size, size] → [B, n·n, hidden], n = size / 64, row by row."""
-        sam = self.sam_model(pixels)
+        return self.project(self.sam_model(pixels))
+
+    def project(self, sam: torch.Tensor) -> torch.Tensor:
+        """SAM's [B, channels, n, n] → [B, n·n, hidden]: CLIP reads it, and both go through the projector."""
         clip = self.vision_model(sam)
         features = torch.cat([clip[:, 1:], sam.flatten(2).transpose(1, 2)], dim=-1)
         out: torch.Tensor = self.projector(features)

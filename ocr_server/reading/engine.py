@@ -83,6 +83,8 @@ class VllmEngine:
     async def close(self) -> None:
         self._unavailable = "The server is shutting down."
         if self._llm is not None:
+            if self._llm.output_handler is not None:
+                self._llm.output_handler.cancel()  # it would take the engine's end for its death
             await asyncio.to_thread(self._llm.shutdown)
             self._llm = None
         elif self._loading is not None and not self._loading.done():

@@ -60,7 +60,7 @@ def run(language: str, code: str, base_url: str, pictures: str = "") -> subproce
     )
 
 
-@pytest.mark.parametrize(("language", "code"), examples())
+@pytest.mark.parametrize(("language", "code"), list(examples()))
 def test_example_runs(language: str, code: str, base_url: str, pictures: str) -> None:
     result = run(language, code, base_url, pictures)
     assert result.returncode == 0, result.stderr
