@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import config
 
@@ -102,6 +103,7 @@ def welcome(settings: config.Settings, port: int) -> str:
     """What is served, and how to try it."""
     host = "localhost" if settings.HOST in ("0.0.0.0", "::") else settings.HOST
     base = f"http://{host}:{port}"
+    python = ".venv/bin/python" if Path(sys.prefix) == config.ROOT / ".venv" else "python"
     lines = [
         "",
         f"DeepSeek-OCR is ready at {base}/v1 (model {settings.MODEL_NAME!r}, api_key 'EMPTY'),",
@@ -113,7 +115,7 @@ def welcome(settings: config.Settings, port: int) -> str:
             f"The real model on this machine (slow without a GPU): ./start_server.sh --model {config.PUBLISHED_MODEL}",
         ]
     lines += [
-        f"Try it:   python test_openai_client.py examples/receipt.png --base-url {base}/v1",
+        f"Try it:   {python} test_openai_client.py examples/receipt.png --base-url {base}/v1",
         f"Look at:  {base}/docs",
         "",
     ]

@@ -78,7 +78,7 @@ check_machine() {
     fi
     # torch splits its compiler's command line, and LD_PRELOAD its list, at spaces.
     if [[ $venv == *[[:space:]]* ]]; then
-        warn "the path of this folder has a space in it. The server runs, but torch.compile can't (--enforce-eager false without a GPU), and vLLM's preloaded libraries are skipped. To avoid that: mkdir -p ~/ocr-venv && ln -s ~/ocr-venv '$root/.venv'"
+        warn "the path of this folder has a space in it. The server runs, but slower: vLLM's preloaded libraries are skipped, and on a GPU torch.compile fails (use --enforce-eager). To avoid that: mkdir -p ~/ocr-venv && ln -s ~/ocr-venv '$root/.venv'"
     fi
     [[ $kind == gpu ]] || return 0
 

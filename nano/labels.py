@@ -1,0 +1,97 @@
+"""Where the letters of a page come to lie in the encoder's views, as targets for patches and vision tokens.
+
+On the next-token loss alone a small model does not begin to read; taught what stands under each patch and
+in each vision token, it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from deepseek_ocr.modes import CropGrid, ResolutionMode
+from nano.render import Glyph
+
+PATCH = 16
+CELL = 64
+"""Pixels a side of a patch and of a vision token, in a view."""
+CLASSES = 95
+"""0 is nothing; 1 to 94 are the printable ASCII characters from `!` to `~`."""
+PER_CELL = 10
+"""Most characters taught for one vision token."""
+
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ViewMap:
+    """How page coordinates become those of one view: `x · scale_x + shift_x`."""
+
+    size: int
+    scale_x: float
+    scale_y: float
+    shift_x: float
+    shift_y: float
+
+
+def view_maps(width: int, height: int, mode: ResolutionMode, grid: CropGrid) -> Iterator[ViewMap]:
+    """The global view, then the tiles row by row, as `prepare_image` makes them."""
+    base = mode.base_size
+    if mode.squashes:
+        yield ViewMap(base, base / width, base / height, 0, 0)
+    else:
+        scale = base / max(width, height)
+        yield ViewMap(base, scale, scale, (base - width * scale) / 2, (base - height * scale) / 2)
+    size = mode.image_size
+    if grid.tiles:
+        for row in range(grid.tall):
+            for column in range(grid.wide):
+                yield ViewMap(size, size * grid.wide / width, size * grid.tall / height, -size * column, -size * row)
+
+
+def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels]:
+    """Targets for one view.
+
+    Returns:
+        patches [size / 16, size / 16]: which character covers the patch, 0 for none.
+        cells [(size / 64)², PER_CELL]: the characters whose centres lie in the token's square, in reading
+        order, then zeros.
+    """
+    side, cells_a_side = view.size // PATCH, view.size // CELL
+    patches = np.zeros((side, side), np.int64)
+    cells: dict[int, list[tuple[float, float, int]]] = {}
+    for glyph in glyphs:
+        kind = ord(glyph.char) - 32
+        if not 0 < kind < CLASSES:
+            continue
+        left, right = (x * view.scale_x + view.shift_x for x in (glyph.box[0], glyph.box[2]))
+        top, bottom = (y * view.scale_y + view.shift_y for y in (glyph.box[1], glyph.box[3]))
+        x, y = (left + right) / 2, (top + bottom) / 2
+        if not (0 <= x < view.size and 0 <= y < view.size):
+            continue
+        # A patch is the character's if its centre lies within; narrow ones keep the patch of their own centre.
+        columns = slice(max(0, round(left / PATCH)), max(round(left / PATCH) + 1, round(right / PATCH)))
+        rows = slice(max(0, round(top / PATCH)), max(round(top / PATCH) + 1, round(bottom / PATCH)))
+        patches[rows, columns] = kind
+        patches[int(y / PATCH), int(x / PATCH)] = kind
+        cell = int(y / CELL) * cells_a_side + int(x / CELL)
+        cells.setdefault(cell, []).append((y, x, kind))
+    in_cells = np.zeros((cells_a_side**2, PER_CELL), np.int64)
+    for cell, found in cells.items():
+        kinds = [kind for _, _, kind in in_rows(found)]
+        in_cells[cell, : min(len(kinds), PER_CELL)] = kinds[:PER_CELL]
+    return patches, in_cells
+
+
+def in_rows(found: list[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
+    """Characters line by line: those whose centres differ by less than a quarter of a cell share a line."""
+    lines: list[list[tuple[float, float, int]]] = []
+    for item in sorted(found):
+        if lines and item[0] - lines[-1][-1][0] < CELL / 4:
+            lines[-1].append(item)
+        else:
+            lines.append([item])
+    return [item for line in lines for item in sorted(line, key=lambda each: each[1])]

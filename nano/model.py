@@ -1,0 +1,300 @@
+"""The small DeepSeek-OCR as it is trained: the server's own encoder, and a plain decoder of the published shape.
+
+Parameter names are the published ones less their leading `model.`, which `state` puts back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from deepseek_ocr.encoder import DeepEncoder, EncoderConfig
+from deepseek_ocr.encoder.deep_encoder import Views
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["DeepseekOCRForCausalLM"],
+    "model_type": "deepseek_vl_v2",
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "tile_tag": "2D",
+    "global_view_pos": "head",
+    "candidate_resolutions": [[1024, 1024]],
+    "projector_config": {
+        "input_dim": 768,
+        "n_embed": 256,
+        "projector_type": "linear",
+        "model_type": "mlp_projector",
+    },
+    "vision_config": {
+        "image_size": 1024,
+        "mlp_ratio": 4.0,
+        "model_name": "deeplip_b_l",
+        "model_type": "vision",
+        "width": {
+            "clip-l-14-224": {"heads": 6, "image_size": 224, "layers": 3, "patch_size": 14, "width": 384},
+            "sam_vit_b": {
+                "downsample_channels": [192, 384],
+                "global_attn_indexes": [],
+                "heads": 2,
+                "layers": 4,
+                "width": 128,
+                "neck": 96,
+                "window_size": 8,
+            },
+        },
+    },
+    "language_config": {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v2",
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "first_k_dense_replace": 1,
+        "hidden_size": 256,
+        "intermediate_size": 640,
+        "kv_lora_rank": None,
+        "lm_head": True,
+        "max_position_embeddings": 8192,
+        "moe_intermediate_size": 96,
+        "n_group": 1,
+        "n_routed_experts": 8,
+        "n_shared_experts": 2,
+        "num_attention_heads": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 0,
+        "qk_rope_head_dim": 0,
+        "topk_group": 1,
+        "topk_method": "greedy",
+        "torch_dtype": "bfloat16",
+        "use_mla": False,
+        "v_head_dim": 0,
+        "vocab_size": 320,
+        "scoring_func": "softmax",
+        "norm_topk_prob": False,
+        "routed_scaling_factor": 1.0,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+    },
+}
+"""The whole of the checkpoint's `config.json`. `neck` and `window_size` are the two keys that the published
+config has not; absent, they are 256 and 14."""
+
+
+class NanoOcr(nn.Module):
+    def __init__(self, config: dict[str, Any] = CONFIG) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = DeepEncoder(EncoderConfig.from_checkpoint(config["vision_config"], config["projector_config"]))
+        self.decoder = Decoder(config["language_config"])
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(self.encoder.image_newline, std=0.02)
+        nn.init.normal_(self.encoder.view_seperator, std=0.02)
+        nn.init.normal_(self.encoder.vision_model.embeddings.class_embedding, std=0.02)
+        give_positions(self.encoder)
+
+    def embed(self, pictures: Sequence[Views]) -> list[torch.Tensor]:
+        return self.encoder.embed(pictures)
+
+    def forward(self, images: list[torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+        """Logits of the positions of `tokens` after the picture.
+
+        Args:
+            images: B × [vision tokens, hidden], all of one length.
+            tokens: [B, T] ids that follow the picture.
+
+        Returns:
+            [B, T, vocabulary]: after each of `tokens`, what comes next.
+        """
+        first = torch.zeros(len(images), 1, dtype=torch.long, device=tokens.device)  # bos
+        embedded = torch.cat(
+            [self.decoder.embed_tokens(first), torch.stack(images), self.decoder.embed_tokens(tokens)], dim=1
+        )
+        hidden = self.decoder(embedded)[:, -tokens.shape[1] :]
+        logits: torch.Tensor = self.decoder.lm_head(hidden)
+        return logits
+
+    @torch.no_grad()
+    def read(self, images: list[torch.Tensor], prompt: torch.Tensor, most: int) -> list[list[int]]:
+        """Greedy answers to `prompt` [T], without eos; recomputes nothing, as keys and values are kept."""
+        batch = len(images)
+        cache: list[list[torch.Tensor]] = [[] for _ in self.decoder.layers]
+        first = torch.zeros(batch, 1, dtype=torch.long, device=prompt.device)
+        x = torch.cat(
+            [
+                self.decoder.embed_tokens(first),
+                torch.stack(images),
+                self.decoder.embed_tokens(prompt.expand(batch, -1)),
+            ],
+            dim=1,
+        )
+        answers: list[list[int]] = [[] for _ in range(batch)]
+        going = torch.ones(batch, dtype=torch.bool, device=prompt.device)
+        for _ in range(most):
+            token = self.decoder.lm_head(self.decoder(x, cache)[:, -1]).argmax(-1)
+            going &= token != self.config["eos_token_id"]
+            if not going.any():
+                break
+            for answer, one, goes in zip(answers, token.tolist(), going.tolist(), strict=True):
+                if goes:
+                    answer.append(one)
+            x = self.decoder.embed_tokens(token[:, None])
+        return answers
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The parameters by their published names, bf16."""
+        named = {f"model.{name}": value for name, value in self.encoder.state_dict().items()}
+        for name, value in self.decoder.state_dict().items():
+            named[name if name.startswith("lm_head") else f"model.{name}"] = value
+        clip = self.config["vision_config"]["width"]["clip-l-14-224"]
+        unused = (clip["width"], 3, clip["patch_size"], clip["patch_size"])
+        named["model.vision_model.embeddings.patch_embedding.weight"] = torch.zeros(unused)
+        return {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in named.items()}
+
+
+def give_positions(encoder: DeepEncoder) -> None:
+    """2-D waves in SAM's table, random relative positions: from zeros it can't tell neighbours apart."""
+    table = encoder.sam_model.pos_embed
+    side, width = table.shape[1], table.shape[3]
+    rates = torch.exp(torch.linspace(0.45, -2.3, width // 4))
+    place = torch.arange(side, dtype=torch.float32)[:, None] * rates
+    waves = torch.cat([place.sin(), place.cos()], dim=1)
+    grid = torch.cat([waves[None].expand(side, -1, -1), waves[:, None].expand(-1, side, -1)], dim=2)
+    with torch.no_grad():
+        table.copy_(0.3 * grid[None])
+        for name, parameter in encoder.named_parameters():
+            if "rel_pos" in name:
+                nn.init.normal_(parameter, std=0.3)
+
+
+class Decoder(nn.Module):
+    """DeepSeek-V2 without multi-head latent attention: plain attention, a dense layer, then experts."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
+        self.layers = nn.ModuleList(Layer(config, number) for number in range(config["num_hidden_layers"]))
+        self.norm = nn.RMSNorm(config["hidden_size"], eps=config["rms_norm_eps"])
+        self.lm_head = nn.Linear(config["hidden_size"], config["vocab_size"], bias=False)
+
+    def forward(self, x: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+        """[B, T, hidden] → the same after all layers; with `cache`, T follows what the cache holds."""
+        start = cache[0][0].shape[2] if cache and cache[0] else 0
+        turns = rotations(self.config, start, x.shape[1], x.device)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, turns, None if cache is None else cache[number])
+        out: torch.Tensor = self.norm(x)
+        return out
+
+    def balance(self) -> torch.Tensor:
+        """How unevenly the experts were used in the last step; 1 is even."""
+        losses = [layer.mlp.balance for layer in self.layers if isinstance(layer.mlp, Experts)]
+        return torch.stack(losses).mean()
+
+
+class Layer(nn.Module):
+    def __init__(self, config: dict[str, Any], number: int) -> None:
+        super().__init__()
+        hidden, eps = config["hidden_size"], config["rms_norm_eps"]
+        self.input_layernorm = nn.RMSNorm(hidden, eps=eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(hidden, eps=eps)
+        dense = number < config["first_k_dense_replace"]
+        self.mlp = GatedMlp(hidden, config["intermediate_size"]) if dense else Experts(config)
+
+    def forward(self, x: torch.Tensor, turns: torch.Tensor, cache: list[torch.Tensor] | None) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), turns, cache)
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return x
+
+
+class Attention(nn.Module):
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        hidden = config["hidden_size"]
+        self.heads = config["num_attention_heads"]
+        self.q_proj = nn.Linear(hidden, hidden, bias=False)
+        self.k_proj = nn.Linear(hidden, hidden, bias=False)
+        self.v_proj = nn.Linear(hidden, hidden, bias=False)
+        self.o_proj = nn.Linear(hidden, hidden, bias=False)
+
+    def forward(self, x: torch.Tensor, turns: torch.Tensor, cache: list[torch.Tensor] | None) -> torch.Tensor:
+        batch, length, hidden = x.shape
+        q, k, v = (
+            project(x).view(batch, length, self.heads, -1).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, turns), rotate(k, turns)
+        if cache is not None:
+            if cache:
+                k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
+            cache[:] = [k, v]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
+        out: torch.Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, length, hidden))
+        return out
+
+
+class GatedMlp(nn.Module):
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, inner, bias=False)
+        self.up_proj = nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return y
+
+
+class Experts(nn.Module):
+    """Softmax over all experts, the best few used and not renormalised, the shared ones always.
+
+    All experts compute all tokens, the others with weight 0: with 8 small ones that is quicker than sorting.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        hidden, inner = config["hidden_size"], config["moe_intermediate_size"]
+        self.used = config["num_experts_per_tok"]
+        self.gate = nn.Linear(hidden, config["n_routed_experts"], bias=False)
+        self.experts = nn.ModuleList(GatedMlp(hidden, inner) for _ in range(config["n_routed_experts"]))
+        self.shared_experts = GatedMlp(hidden, inner * config["n_shared_experts"])
+        self.balance = torch.ones(())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = F.linear(x.float(), self.gate.weight.float()).softmax(-1)
+        best = scores.topk(self.used, dim=-1)
+        weights = torch.zeros_like(scores).scatter(-1, best.indices, best.values)
+        share = (weights > 0).float().flatten(0, 1).mean(0) / self.used
+        self.balance = len(self.experts) * (share * scores.flatten(0, 1).mean(0)).sum()
+        out: torch.Tensor = self.shared_experts(x)
+        for number, expert in enumerate(self.experts):
+            out = out + expert(x) * weights[..., number, None].to(x.dtype)
+        return out
+
+
+def rotations(config: dict[str, Any], start: int, length: int, device: torch.device) -> torch.Tensor:
+    """[2, length, head size]: cosines and sines of the places from `start` on."""
+    size = config["hidden_size"] // config["num_attention_heads"]
+    rates = config["rope_theta"] ** (-torch.arange(0, size, 2, device=device).float() / size)
+    angles = torch.arange(start, start + length, device=device).float()[:, None] * rates
+    angles = torch.cat([angles, angles], dim=-1)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    low, high = x.chunk(2, dim=-1)
+    cosine, sine = turns
+    return (x * cosine + torch.cat([-high, low], dim=-1) * sine).to(x.dtype)

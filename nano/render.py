@@ -1,0 +1,344 @@
+"""Synthetic pages with their truth: what stands on them, where, and what the model should answer.
+
+Everything follows from a seed: the same seed gives the same page wherever the same fonts are installed.
+Lengths are pixels of the page, boxes are (left, top, right, bottom).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from nano.fonts import font, fonts
+from nano.words import Split, made_up, number, word
+
+Box = tuple[float, float, float, float]
+Label = Literal["title", "text", "list", "table", "image"]
+Task = Literal["free", "lines", "markdown", "locate"]
+
+PROMPTS: dict[Task, str] = {
+    "free": "Free OCR.",
+    "lines": "<|grounding|>OCR this image.",
+    "markdown": "<|grounding|>Convert the document to markdown.",
+    "locate": "Locate <|ref|>{word}<|/ref|> in the image.",
+}
+
+
+@dataclass
+class Glyph:
+    char: str
+    box: Box
+
+
+@dataclass
+class Line:
+    text: str
+    glyphs: list[Glyph]
+
+    @property
+    def box(self) -> Box:
+        return around(glyph.box for glyph in self.glyphs)
+
+
+@dataclass
+class Block:
+    label: Label
+    lines: list[Line] = field(default_factory=list)
+    rows: list[list[Line]] = field(default_factory=list)
+    """The cells of a table."""
+    frame: Box | None = None
+    """The place of a figure."""
+
+    @property
+    def box(self) -> Box:
+        if self.frame is not None:
+            return self.frame
+        return around(line.box for line in self.all_lines())
+
+    def all_lines(self) -> list[Line]:
+        return self.lines + [cell for row in self.rows for cell in row]
+
+
+@dataclass
+class Page:
+    image: Image.Image
+    blocks: list[Block]
+
+    def lines(self) -> list[Line]:
+        """All lines, in reading order."""
+        return [line for block in self.blocks for line in block.all_lines()]
+
+    def glyphs(self) -> list[Glyph]:
+        return [glyph for line in self.lines() for glyph in line.glyphs]
+
+    def answer(self, task: Task, rng: random.Random) -> tuple[str, str]:
+        """A prompt, and what the model should answer to it."""
+        if task == "free":
+            return PROMPTS[task], "\n".join(line.text for line in self.lines())
+        if task == "lines":
+            return PROMPTS[task], "\n".join(self._located(line.text, line.box) for line in self.lines())
+        if task == "markdown":
+            return PROMPTS[task], "\n\n".join(self._markdown(block) for block in self.blocks)
+        wanted = self._lonely_words()
+        if not wanted:
+            return self.answer("free", rng)
+        text, box = rng.choice(wanted)
+        return PROMPTS[task].format(word=text), self._located(text, box)
+
+    def _located(self, text: str, box: Box) -> str:
+        """DeepSeek-OCR's grounding: coordinates from 0 to 999 of the page's sides."""
+        width, height = self.image.size
+        left, top = int(box[0] / width * 999), int(box[1] / height * 999)
+        right, bottom = int(box[2] / width * 999), int(box[3] / height * 999)
+        return f"<|ref|>{text}<|/ref|><|det|>[[{left}, {top}, {right}, {bottom}]]<|/det|>"
+
+    def _markdown(self, block: Block) -> str:
+        head = self._located(block.label, block.box)
+        if block.label == "image":
+            return head
+        if block.label == "table":
+            rows = ("<tr>" + "".join(f"<td>{cell.text}</td>" for cell in row) + "</tr>" for row in block.rows)
+            return f"{head}\n<table>{''.join(rows)}</table>"
+        if block.label == "title":
+            return f"{head}\n# " + " ".join(line.text for line in block.lines)
+        if block.label == "list":
+            return f"{head}\n" + "\n".join(line.text for line in block.lines)
+        return f"{head}\n" + " ".join(line.text for line in block.lines)
+
+    def _lonely_words(self) -> list[tuple[str, Box]]:
+        """Words of three signs or more that stand on the page once, with their places."""
+        seen: dict[str, list[Box]] = {}
+        for line in self.lines():
+            start = 0
+            for text in line.text.split(" "):
+                boxes = [glyph.box for glyph in line.glyphs[start : start + len(text)]]
+                seen.setdefault(text, []).append(around(boxes))
+                start += len(text)  # glyphs hold no spaces
+        return [(text, boxes[0]) for text, boxes in seen.items() if len(boxes) == 1 and len(text) > 2]
+
+
+def around(boxes: Iterator[Box] | list[Box]) -> Box:
+    left, top, right, bottom = zip(*boxes, strict=True)
+    return min(left), min(top), max(right), max(bottom)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What a page is made to be."""
+
+    width: int = 640
+    height: int = 640
+    min_print: int = 24
+    """Font size, pixels."""
+    max_print: int = 40
+    max_lines: int = 12
+    split: Split = "train"
+    """Which fonts."""
+    words: Split = "train"
+    """Which words."""
+    clean: bool = False
+    """Without noise, blur, tilt and the like."""
+    structured: bool = False
+    """With blocks: title, paragraphs, list, table, figure. Else lines alone."""
+
+
+def render(sheet: Sheet, rng: random.Random) -> Page:
+    """A page of `sheet`, decided by `rng` alone."""
+    press = Press(sheet, rng)
+    blocks = press.blocks() if sheet.structured else press.plain()
+    page = Page(press.canvas, [block for block in blocks if block.frame is not None or block.all_lines()])
+    return page if sheet.clean else worn(page, rng)
+
+
+class Press:
+    """Sets type on one page."""
+
+    def __init__(self, sheet: Sheet, rng: random.Random) -> None:
+        self.sheet = sheet
+        self.rng = rng
+        self.paper = 255 if sheet.clean and rng.random() < 0.5 else rng.randint(225, 255)
+        self.ink = 0 if sheet.clean and rng.random() < 0.5 else rng.randint(0, 60)
+        self.canvas = Image.new("L", (sheet.width, sheet.height), self.paper)
+        self.draw = ImageDraw.Draw(self.canvas)
+        self.path = rng.choice(fonts(sheet.split))
+        self.size = rng.randint(sheet.min_print, sheet.max_print)
+        self.gap = rng.uniform(1.0, 1.5)
+        margin = 40 * sheet.width / 640
+        self.left = rng.uniform(6, margin)
+        self.top = rng.uniform(6, margin)
+        self.right = sheet.width - rng.uniform(6, margin)
+        self.y = self.top
+        self.number_of_lines = 0
+
+    def plain(self) -> list[Block]:
+        """Lines of words, ragged as they come, in one column or (on wide pages of small print) two."""
+        wanted = self.rng.randint(1, self.sheet.max_lines)
+        block = Block("text")
+        columns = [(self.left, self.right)]
+        if self.right - self.left > 22 * self.size and self.rng.random() < 0.3:
+            middle = (self.left + self.right) / 2
+            columns = [(self.left, middle - self.size), (middle + self.size, self.right)]
+        for left, right in columns:
+            self.y = self.top
+            for _ in range(math.ceil(wanted / len(columns))):
+                indent = self.rng.uniform(0, (right - left) / 3) if self.rng.random() < 0.25 else 0
+                length = (right - left - indent) * (1 if self.rng.random() < 0.6 else self.rng.random())
+                line = self.line(left + indent, left + indent + length)
+                if line is None:
+                    break
+                block.lines.append(line)
+        return [block]
+
+    def blocks(self) -> list[Block]:
+        """A document: a title, then paragraphs, lists, tables and figures."""
+        blocks: list[Block] = []
+        if self.rng.random() < 0.8:
+            blocks.append(self.title())
+        makers = {"text": self.paragraph, "list": self.bullets, "table": self.table, "image": self.figure}
+        while self.number_of_lines < self.sheet.max_lines:
+            block = makers[self.rng.choice(("text", "text", "list", "table", "image"))]()
+            if block is None:
+                break
+            blocks.append(block)
+            self.y += self.size * self.rng.uniform(0.5, 1.0)
+        return blocks
+
+    def title(self) -> Block:
+        size, self.size = self.size, round(self.size * self.rng.uniform(1.2, 1.5))
+        line = self.line(self.left, self.right, words=self.rng.randint(1, 3))
+        self.size = size
+        self.y += self.size * 0.4
+        return Block("title", [line] if line else [])
+
+    def paragraph(self) -> Block | None:
+        lines = []
+        for _ in range(self.rng.randint(2, 4)):
+            line = self.line(self.left, self.right)
+            if line is None:
+                break
+            lines.append(line)
+        return Block("text", lines) if lines else None
+
+    def bullets(self) -> Block | None:
+        lines = []
+        numbered = self.rng.random() < 0.4
+        for item in range(self.rng.randint(2, 4)):
+            mark = f"{item + 1}." if numbered else "-"
+            line = self.line(self.left + self.size, self.right, first=mark, words=self.rng.randint(1, 4))
+            if line is None:
+                break
+            lines.append(line)
+        return Block("list", lines) if lines else None
+
+    def table(self) -> Block | None:
+        columns = self.rng.randint(2, 3)
+        width = (self.right - self.left) / columns
+        rows: list[list[Line]] = []
+        for _ in range(self.rng.randint(2, 4)):
+            top = self.y
+            row = []
+            for column in range(columns):
+                self.y = top
+                text = number(self.rng) if column and self.rng.random() < 0.7 else made_up(self.rng, self.sheet.words)
+                left = self.left + column * width
+                cell = self.line(left + 6, left + width - 6, first=text[:7], words=0)
+                if cell is None:
+                    return Block("table", rows=rows) if rows else None
+                row.append(cell)
+            rows.append(row)
+            if self.rng.random() < 0.7:
+                self.draw.line((self.left, self.y, self.right, self.y), fill=self.ink, width=2)
+            self.y += self.size * 0.25
+        return Block("table", rows=rows)
+
+    def figure(self) -> Block | None:
+        height = self.size * self.rng.uniform(2.5, 4.5)
+        width = (self.right - self.left) * self.rng.uniform(0.3, 0.9)
+        if self.y + height > self.sheet.height - 4:
+            return None
+        frame = (self.left, self.y, self.left + width, self.y + height)
+        self.draw.rectangle(frame, fill=self.rng.randint(90, 200), outline=self.ink, width=2)
+        for _ in range(self.rng.randint(2, 6)):
+            points = [(self.rng.uniform(frame[0], frame[2]), self.rng.uniform(frame[1], frame[3])) for _ in range(3)]
+            self.draw.polygon(points, fill=self.rng.randint(0, 255))
+        self.y += height
+        self.number_of_lines += 2
+        return Block("image", frame=frame)
+
+    def line(self, left: float, right: float, *, first: str = "", words: int = 99) -> Line | None:
+        """Set one line between `left` and `right`; None if there is no room for it."""
+        face = font(self.path, self.size)
+        ascent, descent = face.getmetrics()
+        if self.y + ascent + descent > self.sheet.height - 2:
+            return None
+        text = first
+        for _ in range(words):
+            longer = f"{text} {word(self.rng, self.sheet.words)}".strip()
+            if face.getlength(longer) > right - left:
+                break
+            text = longer
+        if not text or face.getlength(text) > self.sheet.width - left:
+            text = number(self.rng)[:3]
+        baseline = self.y + ascent
+        self.draw.text((left, baseline), text, font=face, fill=self.ink, anchor="ls")
+        glyphs = [
+            Glyph(char, shifted(face, char, left + face.getlength(text[:place]), baseline))
+            for place, char in enumerate(text)
+            if char != " "
+        ]
+        self.y += (ascent + descent) * self.gap
+        self.number_of_lines += 1
+        return Line(text, glyphs)
+
+
+def shifted(face: ImageFont.FreeTypeFont, char: str, x: float, y: float) -> Box:
+    """Where the ink of `char` lies when it is set at (x, y)."""
+    left, top, right, bottom = face.getbbox(char, anchor="ls")
+    return x + left, y + top, x + right, y + bottom
+
+
+def worn(page: Page, rng: random.Random) -> Page:
+    """The page as scanners and cameras give it: tilted, blurred, noisy, compressed, now and then inverted."""
+    image = page.image
+    if rng.random() < 0.25:
+        tilt = rng.uniform(-1.5, 1.5)
+        image = image.rotate(tilt, Image.Resampling.BICUBIC, fillcolor=image.getpixel((0, 0)))
+        turn(page, tilt)
+    if rng.random() < 0.2:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
+    if rng.random() < 0.3:
+        noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(2, 10), image.size[::-1])
+        image = Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
+    if rng.random() < 0.3:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=rng.randint(35, 90))
+        image = Image.open(buffer).convert("L")
+    if rng.random() < 0.04:
+        image = Image.fromarray(255 - np.asarray(image))
+    page.image = image
+    return page
+
+
+def turn(page: Page, degrees: float) -> None:
+    """Turn all boxes of the page with it, counter-clockwise about its centre."""
+    width, height = page.image.size
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+
+    def turned(box: Box) -> Box:
+        corners = [(x - width / 2, y - height / 2) for x in (box[0], box[2]) for y in (box[1], box[3])]
+        xs = [x * cosine + y * sine + width / 2 for x, y in corners]
+        ys = [-x * sine + y * cosine + height / 2 for x, y in corners]
+        return max(0, min(xs)), max(0, min(ys)), min(width, max(xs)), min(height, max(ys))
+
+    for glyph in page.glyphs():
+        glyph.box = turned(glyph.box)
+    for block in page.blocks:
+        if block.frame is not None:
+            block.frame = turned(block.frame)

@@ -1,0 +1,163 @@
+"""Batches of pages for training, each decided by its number alone, so that training can stop and go on anywhere."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from tokenizers import Tokenizer
+from torch.utils.data import Dataset
+
+from deepseek_ocr.encoder.deep_encoder import Views
+from deepseek_ocr.images import prepare_image
+from deepseek_ocr.modes import MODES, ResolutionMode
+from nano.labels import view_labels, view_maps
+from nano.render import Page, Sheet, Task, render
+from nano.tokenizer import EOS, PAD, make
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One kind of batch."""
+
+    sheet: Sheet
+    mode: ResolutionMode
+    pages: int
+    """Pages in a batch."""
+    tasks: tuple[Task, ...] = ("free",)
+    weight: float = 1.0
+    read: bool = True
+    """Whether the decoder is trained too, not the encoder alone."""
+
+
+def square(size: int) -> ResolutionMode:
+    """Pages of size × size exactly as they are."""
+    return ResolutionMode(base_size=size, image_size=size, crop_mode=False)
+
+
+GUNDAM = MODES["gundam"]
+BIG_PRINT = {"min_print": 36, "max_print": 60}
+"""Print in pixels of the model's view, where pages are not resized."""
+SMALL = Sheet(width=256, height=256, max_lines=5, **BIG_PRINT)
+MEDIUM = Sheet(width=512, height=512, max_lines=10, **BIG_PRINT)
+PAGE = Sheet()
+A4 = Sheet(width=1240, height=1754, min_print=34, max_print=50, max_lines=40)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum, until `end` of all batches."""
+
+    end: float
+    recipes: tuple[Recipe, ...]
+
+
+STAGES = (
+    Stage(0.12, (Recipe(SMALL, square(256), 48, read=False),)),
+    Stage(0.30, (Recipe(SMALL, square(256), 48), Recipe(MEDIUM, square(512), 12))),
+    Stage(
+        0.55,
+        (
+            Recipe(SMALL, square(256), 48, weight=0.2),
+            Recipe(MEDIUM, square(512), 12, weight=0.8),
+            Recipe(PAGE, GUNDAM, 4, weight=2),
+            Recipe(replace(PAGE, max_lines=5, max_print=56), GUNDAM, 4, ("lines",)),
+        ),
+    ),
+    Stage(
+        1.0,
+        (
+            Recipe(PAGE, GUNDAM, 4, weight=3),
+            Recipe(PAGE, GUNDAM, 4, ("lines",), weight=2),
+            Recipe(PAGE, GUNDAM, 4, ("locate",)),
+            Recipe(replace(PAGE, structured=True), GUNDAM, 4, ("markdown", "free"), weight=2),
+            Recipe(A4, GUNDAM, 1, weight=2),
+            Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 12, ("free", "lines"), 0.5),
+            Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 8, ("free", "lines"), 0.5),
+            Recipe(PAGE, MODES["base"], 4, weight=0.5),
+            Recipe(PAGE, MODES["large"], 2, weight=0.5),
+        ),
+    ),
+)
+
+
+@dataclass
+class Batch:
+    pictures: list[Views]
+    tokens: torch.Tensor
+    """[B, T]: newline, prompt, answer, eos, padding."""
+    targets: torch.Tensor
+    """[B, T]: what must come after each of `tokens`, −100 where nothing is asked."""
+    patches: list[torch.Tensor]
+    """For each view size, in the order of `view_sizes`: [views, side, side]."""
+    cells: list[torch.Tensor]
+    read: bool
+
+    def to(self, device: torch.device) -> Batch:
+        move: Callable[[torch.Tensor], torch.Tensor] = lambda each: each.to(device, non_blocking=True)  # noqa: E731
+        return replace(
+            self,
+            pictures=[Views(move(one.global_view), move(one.tiles), one.grid) for one in self.pictures],
+            tokens=move(self.tokens),
+            targets=move(self.targets),
+            patches=[move(each) for each in self.patches],
+            cells=[move(each) for each in self.cells],
+        )
+
+
+class Pages(Dataset[Batch]):
+    """Batch number → batch. `scale` multiplies the pages of a batch, for devices that can take more."""
+
+    def __init__(self, batches: int, seed: int, scale: int = 1) -> None:
+        self.batches, self.seed, self.scale = batches, seed, scale
+        self._tokenizer: Tokenizer | None = None
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, number: int) -> Batch:
+        rng = random.Random(f"{self.seed}/{number}")
+        stage = next(stage for stage in STAGES if number < stage.end * self.batches or stage is STAGES[-1])
+        recipe = rng.choices(stage.recipes, [each.weight for each in stage.recipes])[0]
+        task = rng.choice(recipe.tasks)
+        sheet = recipe.sheet
+        if sheet.width == 640:  # pages of many shapes, but of one shape within a batch
+            sheet = replace(sheet, height=rng.choice((320, 480, 640, 640)))
+        pages = [render(sheet, rng) for _ in range(recipe.pages * self.scale)]
+        return self.batch(pages, recipe, task, rng)
+
+    def batch(self, pages: list[Page], recipe: Recipe, task: Task, rng: random.Random) -> Batch:
+        self._tokenizer = self._tokenizer or make()
+        pictures, rows, starts = [], [], []
+        patches: dict[int, list[torch.Tensor]] = {}
+        cells: dict[int, list[torch.Tensor]] = {}
+        for page in pages:
+            prepared = prepare_image(page.image, recipe.mode)
+            pictures.append(Views(prepared.global_view, prepared.tiles, prepared.grid))
+            glyphs = page.glyphs()
+            for view in view_maps(*page.image.size, recipe.mode, prepared.grid):
+                in_patches, in_cells = view_labels(glyphs, view)
+                patches.setdefault(view.size, []).append(torch.from_numpy(in_patches))
+                cells.setdefault(view.size, []).append(torch.from_numpy(in_cells))
+            prompt, answer = page.answer(task, rng)
+            asked = self._tokenizer.encode("\n" + prompt, add_special_tokens=False).ids
+            given = self._tokenizer.encode(answer, add_special_tokens=False).ids
+            rows.append([*asked, *given, EOS])
+            starts.append(len(asked))
+        length = max(map(len, rows))
+        tokens = torch.full((len(rows), length), PAD)
+        targets = torch.full((len(rows), length), -100)
+        for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            tokens[number, : len(row)] = torch.tensor(row)
+            targets[number, start - 1 : len(row) - 1] = torch.tensor(row[start:])
+        sizes = list(patches)
+        return Batch(
+            pictures,
+            tokens,
+            targets,
+            [torch.stack(patches[size]) for size in sizes],
+            [torch.stack(cells[size]) for size in sizes],
+            recipe.read,
+        )

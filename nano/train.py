@@ -1,0 +1,243 @@
+"""Train the embedded checkpoint, from nothing.
+
+    python -m nano.train --out runs/nano                      # the CPU recipe
+    python -m nano.train --out runs/nano --scale 16 --workers 14   # with a GPU
+
+Can be stopped at any moment and goes on where it was: batches follow from their number. What it costs and
+what it reaches stands in nano/README.md.
+
+Two more losses than the next token's make it learn to read: each patch of SAM says which character covers
+it, and each vision token which characters, in order, stand in its square (nano/labels.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from deepseek_ocr.images import normalize
+from nano import tokenizer
+from nano.labels import CLASSES, PER_CELL
+from nano.model import CONFIG, NanoOcr
+from nano.samples import GUNDAM, PAGE, Batch, Pages, Recipe
+
+WARM_UP = 100
+"""Batches until the learning rate is full."""
+HOLD = 0.3
+"""The share of the run after which it begins to fall."""
+
+
+@dataclass
+class Losses:
+    total: torch.Tensor
+    text: float
+    patches: float
+    """Share of the patches with a character that name it."""
+    cells: float
+    """Share of the characters that the vision tokens name, in their places."""
+
+
+class Trainer(nn.Module):
+    """The model, and the two heads that only training needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = NanoOcr()
+        sizes = self.model.encoder
+        self.patch_head = nn.Linear(sizes.sam_model.pos_embed.shape[-1], CLASSES)
+        self.cell_head = nn.Linear(CONFIG["language_config"]["hidden_size"], PER_CELL * CLASSES)
+
+    def forward(self, batch: Batch) -> Losses:
+        encoder = self.model.encoder
+        views: dict[int, list[torch.Tensor]] = {}
+        for picture in batch.pictures:
+            views.setdefault(picture.global_view.shape[0], []).append(picture.global_view[None])
+            if picture.grid.tiles:
+                views.setdefault(picture.tiles.shape[1], []).append(picture.tiles)
+        encoded: dict[int, Any] = {}
+        total = torch.zeros((), device=batch.tokens.device)
+        named, right_cells = [], []
+        for (size, each), patches, cells in zip(views.items(), batch.patches, batch.cells, strict=True):
+            seen = encoder.sam_model.patches(normalize(torch.cat(each), torch.float32))
+            features = encoder.project(encoder.sam_model.compress(seen))
+            encoded[size] = iter(features)
+            for head, given, wanted, right in (
+                (self.patch_head, seen, patches, named),
+                (self.cell_head, features, cells, right_cells),
+            ):
+                logits = head(given).float().reshape(-1, CLASSES)
+                wanted = wanted.flatten()
+                loss = F.cross_entropy(logits, wanted, reduction="none")
+                letters = wanted > 0
+                total = total + 0.5 * mean(loss[letters]) + 0.25 * mean(loss[~letters])
+                right.append(mean((logits.argmax(-1) == wanted)[letters].float()).item())
+        text = 0.0
+        if batch.read:
+            images = []
+            for picture in batch.pictures:
+                global_view = next(encoded[picture.global_view.shape[0]])
+                tiles = [next(encoded[picture.tiles.shape[1]]) for _ in range(picture.grid.tiles)]
+                images.append(encoder.assemble(global_view, tiles, picture.grid))
+            logits = self.model(images, batch.tokens).float()
+            spoken = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
+            text = spoken.item()
+            total = total + spoken + 0.01 * self.model.decoder.balance()
+        return Losses(total, text, sum(named) / len(named), sum(right_cells) / len(right_cells))
+
+
+def mean(values: torch.Tensor) -> torch.Tensor:
+    return values.mean() if values.numel() else values.sum()
+
+
+def optimizers(trainer: Trainer) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, several times faster here than AdamW, which takes the rest."""
+    other = ("embed", "lm_head", "mlp.gate.weight", "head", "pos", "patch_embed")
+    matrices, rest = [], []
+    for name, parameter in trainer.named_parameters():
+        (matrices if parameter.ndim == 2 and not any(part in name for part in other) else rest).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=0.012, weight_decay=0.02),
+        torch.optim.AdamW(rest, lr=9e-4, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def rate(number: int, batches: int) -> float:
+    """The share of the full learning rate at a batch."""
+    done = number / batches
+    return min(1.0, (number + 1) / WARM_UP) * (1 if done < HOLD else max(0.02, 1 - (done - HOLD) / (1 - HOLD)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the run and the finished checkpoint")
+    parser.add_argument("--batches", type=int, default=24_000, help="length of the run (default: %(default)s)")
+    parser.add_argument("--scale", type=int, default=1, help="times the pages of a batch, for a device that can")
+    parser.add_argument("--minutes", type=float, help="stop after this time; the next call goes on")
+    parser.add_argument("--workers", type=int, default=1, help="processes that render pages")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=float, default=5, help="minutes between checkpoints")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    torch.manual_seed(options.seed)
+    device = torch.device(options.device)
+    trainer = Trainer().to(device)
+    steppers = optimizers(trainer)
+    full = [group["lr"] for stepper in steppers for group in stepper.param_groups]
+    first, seconds, pages = load(options.out, trainer, steppers, device)
+    if first >= options.batches:
+        print("This run is finished.")
+        return
+
+    dataset = Pages(options.batches, options.seed, options.scale)
+    loader = DataLoader(
+        Subset(dataset, range(first, options.batches)),
+        batch_size=None,
+        num_workers=options.workers,
+        prefetch_factor=4 if options.workers else None,
+        pin_memory=device.type == "cuda",
+    )
+    started = saved = time.monotonic()
+    bar = tqdm(loader, initial=first, total=options.batches, unit="batch", smoothing=0.05)
+    recent: deque[tuple[float, float, float]] = deque(maxlen=50)
+    number = first
+    for number, batch in enumerate(bar, start=first):
+        share = rate(number, options.batches)
+        groups = [group for stepper in steppers for group in stepper.param_groups]
+        for group, lr in zip(groups, full, strict=True):
+            group["lr"] = lr * share
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            losses = trainer(batch.to(device))
+        losses.total.backward()
+        nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
+        for stepper in steppers:
+            stepper.step()
+            stepper.zero_grad(set_to_none=True)
+        pages += len(batch.pictures)
+        recent.append((losses.text, losses.patches, losses.cells))
+        now = time.monotonic()
+        if number % 10 == 0:
+            text, patches, cells = (sum(each) / len(recent) for each in zip(*recent, strict=True))
+            speed = f"{pages / (seconds + now - started):.1f} pages/s"
+            bar.set_postfix_str(f"{speed} text {text:.3f} patches {patches:.3f} cells {cells:.3f}")
+        out_of_time = options.minutes is not None and now - started > options.minutes * 60
+        if now - saved > options.save_every * 60 or out_of_time:
+            save(options.out, trainer, steppers, number + 1, seconds + now - started, pages)
+            saved = now
+            bar.write(f"batch {number + 1}: {pages} pages, error {quick_error(trainer.model, device):.3f}")
+        if out_of_time:
+            break
+    seconds += time.monotonic() - started
+    save(options.out, trainer, steppers, number + 1, seconds, pages)
+    export(trainer.model, options.out / "checkpoint")
+    print(f"{pages} pages in {seconds / 60:.0f} minutes on {device}; {options.out / 'checkpoint'}")
+
+
+def quick_error(model: NanoOcr, device: torch.device, pages: int = 8) -> float:
+    """Character error on a few clean pages of words it has not seen; evaluate.py measures properly."""
+    from nano.evaluate import character_error, read_pages
+
+    rng = random.Random("quick")
+    sheet = replace(PAGE, clean=True)
+    batch = [(Recipe(sheet, GUNDAM, 1), sheet) for _ in range(pages)]
+    model.eval()
+    pairs = [read_pages(model, device, recipe, each, "free", rng) for recipe, each in batch]
+    model.train()
+    return sum(character_error(said, truth) for said, truth in pairs) / pages
+
+
+def save(
+    folder: Path, trainer: Trainer, steppers: list[torch.optim.Optimizer], batch: int, seconds: float, pages: int
+) -> None:
+    """Write the state of the run; a kill in the middle leaves the one before."""
+    state = {
+        "trainer": trainer.state_dict(),
+        "steppers": [stepper.state_dict() for stepper in steppers],
+        "batch": batch,
+        "seconds": seconds,
+        "pages": pages,
+    }
+    unfinished = folder / "run.pt.part"
+    torch.save(state, unfinished)
+    os.replace(unfinished, folder / "run.pt")
+
+
+def load(
+    folder: Path, trainer: Trainer, steppers: list[torch.optim.Optimizer], device: torch.device
+) -> tuple[int, float, int]:
+    """Go on with the run in `folder`, if there is one: batch, seconds and pages so far."""
+    path = folder / "run.pt"
+    if not path.exists():
+        return 0, 0.0, 0
+    state = torch.load(path, map_location=device, weights_only=True)
+    trainer.load_state_dict(state["trainer"])
+    for stepper, each in zip(steppers, state["steppers"], strict=True):
+        stepper.load_state_dict(each)
+    return state["batch"], state["seconds"], state["pages"]
+
+
+def export(model: NanoOcr, folder: Path) -> None:
+    """Write a checkpoint as DeepSeek-OCR publishes its own: weights, config, tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(model.state(), str(folder / "model.safetensors"), {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(model.config, indent=1) + "\n")
+    tokenizer.save(folder)
+
+
+if __name__ == "__main__":
+    main()

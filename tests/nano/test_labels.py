@@ -1,0 +1,52 @@
+"""Targets lie where the encoder sees the letters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from deepseek_ocr.images import prepare_image
+from deepseek_ocr.modes import MODES
+from nano.labels import CELL, PATCH, ViewMap, view_labels, view_maps
+from nano.render import Glyph
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(640, 480), (640, 640), (1240, 1754), (1700, 900)])
+def test_a_spot_on_the_page_lies_in_the_views_where_the_maps_say(mode: str, size: tuple[int, int]) -> None:
+    x, y = 0.31 * size[0], 0.62 * size[1]
+    picture = Image.new("RGB", size, "white")
+    ImageDraw.Draw(picture).ellipse((x - 8, y - 8, x + 8, y + 8), fill="black")
+    prepared = prepare_image(picture, MODES[mode])
+    views = [prepared.global_view, *prepared.tiles]
+    maps = list(view_maps(*size, MODES[mode], prepared.grid))
+    assert len(views) == len(maps)
+    seen = 0
+    for view, each in zip(views, maps, strict=True):
+        assert view.shape[0] == each.size
+        there = (x * each.scale_x + each.shift_x, y * each.scale_y + each.shift_y)
+        if not all(12 < place < each.size - 12 for place in there):
+            continue
+        seen += 1
+        rows, columns = np.nonzero(view.numpy()[..., 0] < 60)
+        assert abs(columns.mean() - there[0]) < 1.5
+        assert abs(rows.mean() - there[1]) < 1.5
+    assert seen >= 1
+
+
+def test_characters_are_taught_in_their_patch_and_in_their_token_in_reading_order() -> None:
+    view = ViewMap(size=256, scale_x=1, scale_y=1, shift_x=0, shift_y=0)
+    glyphs = [
+        Glyph("b", (84, 70, 100, 96)),
+        Glyph("a", (66, 72, 82, 96)),
+        Glyph("c", (66, 106, 80, 124)),
+        Glyph("d", (200, 10, 216, 36)),
+    ]
+    patches, cells = view_labels(glyphs, view)
+    token = (64 // CELL) * (256 // CELL) + 64 // CELL
+    assert [chr(kind + 32) for kind in cells[token] if kind] == ["a", "b", "c"]
+    assert [chr(kind + 32) for kind in cells[3] if kind] == ["d"]
+    assert chr(patches[84 // PATCH, 74 // PATCH] + 32) == "a"
+    assert chr(patches[22 // PATCH, 208 // PATCH] + 32) == "d"
+    assert patches[0, 0] == 0

@@ -1,0 +1,106 @@
+"""Synthetic pages: what is said of them is true."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nano.render import Page, Sheet, render
+from nano.words import belongs, word
+
+CLEAN = Sheet(clean=True)
+DOCUMENT = replace(CLEAN, structured=True)
+
+
+def page(sheet: Sheet, seed: int) -> Page:
+    return render(sheet, random.Random(seed))
+
+
+@pytest.mark.parametrize("sheet", [Sheet(), DOCUMENT, Sheet(width=1240, height=1754, max_lines=40)])
+def test_a_seed_decides_all_of_a_page(sheet: Sheet) -> None:
+    first, second, other = page(sheet, 1), page(sheet, 1), page(sheet, 2)
+    assert np.array_equal(np.asarray(first.image), np.asarray(second.image))
+    assert first.answer("free", random.Random(0)) == second.answer("free", random.Random(0))
+    assert not np.array_equal(np.asarray(first.image), np.asarray(other.image))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_boxes_hold_all_the_ink_and_little_else(seed: int) -> None:
+    printed = page(CLEAN, seed)
+    pixels = np.asarray(printed.image)
+    ink = pixels < (int(pixels.max()) + int(pixels.min())) // 2
+    boxed = np.zeros_like(ink)
+    for glyph in printed.glyphs():
+        left, top, right, bottom = (round(edge) for edge in glyph.box)
+        assert ink[max(0, top - 1) : bottom + 1, max(0, left - 1) : right + 1].any(), glyph
+        boxed[max(0, top - 1) : bottom + 1, max(0, left - 1) : right + 1] = True
+    assert (ink & ~boxed).sum() <= 0.01 * ink.sum()
+
+
+@pytest.mark.parametrize("seed", range(30, 50))
+def test_boxes_turn_with_a_tilted_page(seed: int) -> None:
+    printed = page(Sheet(), seed)
+    width, height = printed.image.size
+    pixels = np.asarray(printed.image).astype(int)
+    paper = int(np.median(pixels))
+    for line in printed.lines():
+        left, top, right, bottom = (round(edge) for edge in line.box)
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+        inside = np.abs(pixels[top:bottom, left:right] - paper)
+        assert np.percentile(inside, 95) > 40, line.text
+
+
+def test_answers_are_in_the_models_own_format() -> None:
+    rng = random.Random(3)
+    printed = page(CLEAN, 3)
+    prompt, text = printed.answer("free", rng)
+    assert prompt == "Free OCR."
+    assert text.splitlines() == [line.text for line in printed.lines()]
+    prompt, located = printed.answer("lines", rng)
+    assert prompt == "<|grounding|>OCR this image."
+    found = re.findall(r"<\|ref\|>(.*)<\|/ref\|><\|det\|>\[\[(\d+), (\d+), (\d+), (\d+)\]\]<\|/det\|>", located)
+    assert [text for text, *_ in found] == text.splitlines()
+    assert all(0 <= int(edge) <= 999 for _, *box in found for edge in box)
+
+
+def test_documents_have_their_blocks_in_order() -> None:
+    seen = set()
+    for seed in range(60):
+        printed = page(DOCUMENT, seed)
+        _, markdown = printed.answer("markdown", random.Random(0))
+        labels = re.findall(r"<\|ref\|>(.*?)<\|/ref\|>", markdown)
+        assert labels == [block.label for block in printed.blocks]
+        seen |= set(labels)
+        tops = [block.box[1] for block in printed.blocks]
+        assert tops == sorted(tops)
+        assert markdown.count("<table>") == markdown.count("</table>") == labels.count("table")
+    assert seen == {"title", "text", "list", "table", "image"}
+
+
+def test_a_word_to_locate_stands_on_the_page_once() -> None:
+    for seed in range(20):
+        printed = page(CLEAN, seed)
+        prompt, _ = printed.answer("locate", random.Random(seed))
+        if wanted := re.fullmatch(r"Locate <\|ref\|>(.*)<\|/ref\|> in the image\.", prompt):
+            words = [each for line in printed.lines() for each in line.text.split(" ")]
+            assert words.count(wanted[1]) == 1
+
+
+def test_training_and_evaluation_share_no_words() -> None:
+    rng = random.Random(0)
+    letters = re.compile(r"[A-Za-z]{5,}")
+    for split in ("train", "eval"):
+        for _ in range(2000):
+            if letters.fullmatch(text := word(rng, split)) and text.lower() not in COMMON:
+                assert belongs(text, split), text
+
+
+COMMON = {"which", "total", "number", "amount", "price", "order", "address", "street", "report", "table", "figure"} | {
+    "section",
+    "notes",
+}
