@@ -53,21 +53,9 @@ FAMILIES = (
     Family("Cabin", "OFL 1.1", "eval"),
 )
 UNFIT = (
-    *(
-        "Italic",
-        "Oblique",
-        "Thin",
-        "Hairline",
-        "ExtraLight",
-        "Light",
-        "Cond",
-        "Black",
-        "Heavy",
-        "ExtraBold",
-        "Initials",
-    ),
-    *("_DR", "_I", "_RI", "_RBI", "_RZI"),  # Linux Libertine's display, initials and italics
-)
+    "Italic Oblique Thin Hairline ExtraLight Light Cond Black Heavy ExtraBold Initials"
+    " _DR _I _RI _RBI _RZI"  # Linux Libertine's display, initials and italics
+).split()
 """Only upright faces of usual weight and width are used."""
 
 
