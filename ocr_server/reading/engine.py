@@ -157,11 +157,13 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from deepseek_ocr.no_repeat_ngram import guard_for
-    from ocr_server.reading.preflight import check_architecture, check_memory, explained, local_model
+    from ocr_server.reading.preflight import check_architecture, check_memory, explained, gpu_memory, local_model
 
     on_cpu = current_platform.is_cpu()
     folder = local_model(settings.model_path)
-    check_memory(folder, settings, on_cpu=on_cpu)
+    gpu = None if on_cpu else gpu_memory()
+    if on_cpu or gpu is not None:
+        check_memory(folder, settings, gpu)
     with explained():
         config = AsyncEngineArgs(
             model=str(folder),

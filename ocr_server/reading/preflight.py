@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
-import torch
 
 from deepseek_ocr import ARCHITECTURE, MODEL_CLASS
 
@@ -53,26 +52,52 @@ def local_model(name: str) -> Path:
     return folder
 
 
-def check_memory(folder: Path, settings: Settings, *, on_cpu: bool) -> None:
+class GpuMemory(NamedTuple):
+    """GiB."""
+
+    free: float
+    total: float
+
+
+def gpu_memory() -> GpuMemory | None:
+    """Of the first GPU that vLLM will use; None if the driver can't say.
+
+    It asks the driver, not CUDA, whose context in this process would take memory from the engine.
+    """
+    from vllm.platforms import current_platform
+    from vllm.third_party import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        device = pynvml.nvmlDeviceGetHandleByIndex(current_platform.device_id_to_physical_device_id(0))
+        memory = pynvml.nvmlDeviceGetMemoryInfo(device)
+        return GpuMemory(memory.free / GIB, memory.total / GIB)
+    except (pynvml.NVMLError, ValueError, IndexError):
+        return None
+
+
+def check_memory(folder: Path, settings: Settings, gpu: GpuMemory | None) -> None:
     """Refuse to start where the weights and a little beside them can't fit.
+
+    Args:
+        gpu: None where the model runs on the CPU.
 
     Raises:
         LoadError: with the figures, and what to do.
     """
     needed = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / GIB + WORKING_GIB
-    if on_cpu:
+    if gpu is None:
         needed += settings.CPU_KV_CACHE_GIB
         available = psutil.virtual_memory().available / GIB
         advice = "Lower --cpu-kv-cache-gib, close other programs or use a machine with more memory."
     else:
-        free, total = (size / GIB for size in torch.cuda.mem_get_info())
-        share = settings.GPU_MEMORY_UTILIZATION
-        available = total * share * settings.TENSOR_PARALLEL_SIZE
+        share = gpu.total * settings.GPU_MEMORY_UTILIZATION
+        available = share * settings.TENSOR_PARALLEL_SIZE
         advice = "Raise --gpu-memory-utilization, or use a larger GPU."
-        if free < total * share:
+        if gpu.free < share:
             raise LoadError(
-                f"--gpu-memory-utilization {share:g} asks for {total * share:.1f} GiB of GPU memory, but {free:.1f} "
-                "GiB are free. Lower it, or stop what else runs on the GPU (see nvidia-smi)."
+                f"--gpu-memory-utilization {settings.GPU_MEMORY_UTILIZATION:g} asks for {share:.1f} GiB of GPU memory, "
+                f"but {gpu.free:.1f} GiB are free. Lower it, or stop what else runs on the GPU (see nvidia-smi)."
             )
     if available < needed:
         raise LoadError(

@@ -15,7 +15,15 @@ from vllm import ModelRegistry
 
 from config import EMBEDDED_CHECKPOINT, Settings
 from deepseek_ocr import ARCHITECTURE, MODEL_CLASS
-from ocr_server.reading.preflight import GIB, LoadError, check_architecture, check_memory, explained, local_model
+from ocr_server.reading.preflight import (
+    GIB,
+    GpuMemory,
+    LoadError,
+    check_architecture,
+    check_memory,
+    explained,
+    local_model,
+)
 
 
 @pytest.fixture
@@ -78,11 +86,11 @@ class TestMemory:
         return Settings(CPU_KV_CACHE_GIB=gib)
 
     def test_enough(self) -> None:
-        check_memory(EMBEDDED_CHECKPOINT, self.with_cache(1), on_cpu=True)
+        check_memory(EMBEDDED_CHECKPOINT, self.with_cache(1), gpu=None)
 
     def test_too_little_for_the_cache(self, checkpoint: Path) -> None:
         with pytest.raises(LoadError, match="--cpu-kv-cache-gib") as caught:
-            check_memory(checkpoint, self.with_cache(100_000), on_cpu=True)
+            check_memory(checkpoint, self.with_cache(100_000), gpu=None)
         needed, free = map(float, re.findall(r"([\d.]+) GiB", str(caught.value)))
         assert needed == 100_002
         assert 0 < free < 100_000
@@ -92,8 +100,33 @@ class TestMemory:
             file.truncate(30_000 * GIB // 3)  # holes only: no disk is used
         (checkpoint / "other.bin").write_bytes(b"")
         with pytest.raises(LoadError) as caught:
-            check_memory(checkpoint, self.with_cache(1), on_cpu=True)
+            check_memory(checkpoint, self.with_cache(1), gpu=None)
         assert "10003.0 GiB" in str(caught.value)
+
+
+class TestGpuMemory:
+    @pytest.fixture
+    def published(self, checkpoint: Path) -> Path:
+        """Weights of the real model's size."""
+        with (checkpoint / "model.safetensors").open("wb") as file:
+            file.truncate(6_672_212_480)  # holes only: no disk is used
+        return checkpoint
+
+    def test_enough(self, published: Path) -> None:
+        check_memory(published, Settings(), GpuMemory(free=23.5, total=24))
+
+    def test_something_else_runs_there(self, published: Path) -> None:
+        with pytest.raises(LoadError) as caught:
+            check_memory(published, Settings(), GpuMemory(free=9.5, total=24))
+        assert "0.9 asks for 21.6 GiB of GPU memory, but 9.5 GiB are free" in str(caught.value)
+        assert "nvidia-smi" in str(caught.value)
+
+    def test_the_gpu_is_too_small(self, published: Path) -> None:
+        with pytest.raises(LoadError, match=r"needs about 8\.2 GiB of memory, but there are 7\.2 GiB"):
+            check_memory(published, Settings(), GpuMemory(free=7.9, total=8))
+
+    def test_two_small_ones_together_are_enough(self, published: Path) -> None:
+        check_memory(published, Settings(TENSOR_PARALLEL_SIZE=2), GpuMemory(free=7.9, total=8))
 
 
 class TestExplained:
