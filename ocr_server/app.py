@@ -14,6 +14,7 @@ import vllm
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from ocr_server import __version__
@@ -59,7 +60,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
             await intake.close()
             await engine.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # its /docs needs nothing from outside
         title="DeepSeek-OCR API server",
         version=__version__,
         description="DeepSeek-OCR over OpenAI's Chat Completions API.",
@@ -140,14 +141,17 @@ def _document_wire_types(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         schema = generate()
+        schemas = schema["components"]["schemas"]
         for operations in schema["paths"].values():
             for operation in operations.values():
                 operation["responses"].pop("422", None)  # FastAPI's own; here validation errors are 400
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
         for model in (ChatCompletionRequest, ChatCompletionChunk):
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             definitions = {**definition.pop("$defs", {}), model.__name__: definition}
             for name, each in definitions.items():
-                schema["components"]["schemas"].setdefault(name, each)
+                schemas.setdefault(name, each)
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

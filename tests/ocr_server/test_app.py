@@ -377,6 +377,14 @@ class TestOpenapi:
         for example in extra["examples"]:  # type: ignore[union-attr]
             ChatCompletionRequest.model_validate(example)
 
+    async def test_the_documentation_needs_nothing_from_outside(self, client: httpx.AsyncClient) -> None:
+        page = (await client.get("/docs")).text
+        assert "https://" not in page
+        files = re.findall(r'(?:src|href)="(/[^"]+)"', page)
+        assert len(files) >= 2
+        for file in files:
+            assert (await client.get(file)).status_code == 200
+
     def test_every_parameter_of_ours_is_explained(self, schema: dict[str, Any]) -> None:
         options = schema["components"]["schemas"]["OcrOptions"]["properties"]
         assert all(option.get("description") for option in options.values())
