@@ -117,19 +117,21 @@ def measure(row: Row, read: Read, pages: int) -> dict[str, float]:
 def read_pages(
     model: NanoOcr, device: torch.device, recipe: Recipe, sheet: Sheet, task: Task, rng: random.Random
 ) -> tuple[str, str]:
-    """What the model says of a new page of `sheet`, and the truth."""
+    """What the model says of a new page of `sheet`, cut at twice the length of the truth, and the truth."""
     page = render(replace(sheet, words="eval"), rng)
     prompt, truth = page.answer(task, rng)
-    return answer(model, device, page, prompt, recipe.mode), truth
+    return answer(model, device, page, prompt, recipe.mode, most=2 * len(truth) + 20), truth
 
 
 @torch.no_grad()
-def answer(model: NanoOcr, device: torch.device, page: Page, prompt: str, mode: ResolutionMode) -> str:
+def answer(
+    model: NanoOcr, device: torch.device, page: Page, prompt: str, mode: ResolutionMode, most: int = 4000
+) -> str:
     tokenizer = make()
     prepared = prepare_image(page.image, mode)
     views = Views(prepared.global_view.to(device), prepared.tiles.to(device), prepared.grid)
     ids = torch.tensor(tokenizer.encode("\n" + prompt, add_special_tokens=False).ids, device=device)
-    (said,) = model.read(model.embed([views]), ids, most=2000)
+    (said,) = model.read(model.embed([views]), ids, most)
     return str(tokenizer.decode(said, skip_special_tokens=False))
 
 

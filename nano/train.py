@@ -179,7 +179,8 @@ def main() -> None:
         if now - saved > options.save_every * 60 or out_of_time:
             save(options.out, trainer, steppers, number + 1, seconds + now - started, pages)
             saved = now
-            bar.write(f"batch {number + 1}: {pages} pages, error {quick_error(trainer.model, device):.3f}")
+            error = f", error {quick_error(trainer.model, device):.3f}" if batch.read else ""
+            bar.write(f"batch {number + 1}: {pages} pages{error}")
         if out_of_time:
             break
     seconds += time.monotonic() - started

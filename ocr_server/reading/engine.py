@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import TokensPrompt
 from vllm.sampling_params import SamplingParams
-from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable, invalid_parameters
 from ocr_server.reading.page import LogprobStep, Page, PageDelta, TokenLogprob
@@ -109,6 +109,8 @@ class VllmEngine:
                             yield delta
         except VLLMClientError as error:
             raise invalid_parameters(error, params) from error
+        except EngineGenerateError as error:
+            raise EngineFailure("The engine failed on this page.") from error
         except EngineDeadError as error:
             raise Unavailable(self.unavailable() or "The engine has stopped working.") from error
 

@@ -1,0 +1,46 @@
+"""Training goes on where it was stopped, and what it writes is a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from deepseek_ocr.layout import published_layout
+from nano.samples import Pages
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(out: Path) -> str:
+    """One batch of a long run."""
+    command = [sys.executable, "-m", "nano.train", "--out", str(out), "--batches", "5000", "--minutes", "1e-6"]
+    result = subprocess.run([*command, "--workers", "0"], cwd=ROOT, capture_output=True, text=True, timeout=150)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_a_run_goes_on_and_writes_a_checkpoint(tmp_path: Path) -> None:
+    first = train(tmp_path)
+    second = train(tmp_path)
+    assert "48 pages in" in first
+    assert "96 pages in" in second
+    state = torch.load(tmp_path / "run.pt", weights_only=True)
+    assert (state["batch"], state["pages"]) == (2, 96)
+    config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    with safe_open(tmp_path / "checkpoint" / "model.safetensors", "pt") as weights:
+        written = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    assert written == published_layout(config)
+
+
+def test_a_batch_follows_from_its_number_alone() -> None:
+    pages, again = Pages(1000, seed=0), Pages(1000, seed=0)
+    _ = pages[3]
+    one, other = pages[200], again[200]
+    assert torch.equal(one.tokens, other.tokens)
+    assert all(torch.equal(a.global_view, b.global_view) for a, b in zip(one.pictures, other.pictures, strict=True))
+    assert not torch.equal(Pages(1000, seed=1)[200].pictures[0].global_view, one.pictures[0].global_view)
