@@ -31,7 +31,7 @@ from deepseek_ocr.processor import IMAGE_TOKEN, DummyInputsBuilder, ProcessingIn
 def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
     """What the encoder computes in: `dtype`, but fp32 on an x86 CPU that would only emulate bf16.
 
-    There fp32 took a third of the time (2 cores, views of 640 and 1024 pixels).
+    There fp32 took 33 to 41% of the time (2 cores, views of 640 and 1024 pixels).
     """
     if dtype == torch.bfloat16 and current_platform.is_cpu():
         abilities = torch.cpu.get_capabilities()

@@ -29,7 +29,7 @@ from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES, ResolutionMode
 from nano.model import NanoOcr
 from nano.render import Page, Sheet, Task, render
-from nano.samples import A4, PAGE, Recipe
+from nano.samples import A4, PAGE
 from nano.tokenizer import make
 
 LOCATED = re.compile(r"<\|ref\|>(.*?)<\|/ref\|><\|det\|>\[\[(\d+), (\d+), (\d+), (\d+)\]\]<\|/det\|>", re.DOTALL)
@@ -112,15 +112,6 @@ def measure(row: Row, read: Read, pages: int) -> dict[str, float]:
         result["box overlap"] = sum(overlaps) / len(overlaps)
         result["boxes over 0.5"] = sum(each >= 0.5 for each in overlaps) / len(overlaps)
     return result
-
-
-def read_pages(
-    model: NanoOcr, device: torch.device, recipe: Recipe, sheet: Sheet, task: Task, rng: random.Random
-) -> tuple[str, str]:
-    """What the model says of a new page of `sheet`, cut at twice the length of the truth, and the truth."""
-    page = render(replace(sheet, words="eval"), rng)
-    prompt, truth = page.answer(task, rng)
-    return answer(model, device, page, prompt, recipe.mode, most=2 * len(truth) + 20), truth
 
 
 @torch.no_grad()

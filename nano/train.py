@@ -15,12 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -29,11 +28,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from deepseek_ocr.encoder.deep_encoder import views_by_size
 from deepseek_ocr.images import normalize
 from nano import tokenizer
 from nano.labels import CLASSES, PER_CELL
 from nano.model import CONFIG, NanoOcr
-from nano.samples import GUNDAM, PAGE, Batch, Pages, Recipe
+from nano.samples import GUNDAM, Batch, Pages
 
 WARM_UP = 100
 """Batches until the learning rate is full."""
@@ -57,22 +57,17 @@ class Trainer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.model = NanoOcr()
-        sizes = self.model.encoder
-        self.patch_head = nn.Linear(sizes.sam_model.pos_embed.shape[-1], CLASSES)
+        self.patch_head = nn.Linear(self.model.encoder.sam_model.pos_embed.shape[-1], CLASSES)
         self.cell_head = nn.Linear(CONFIG["language_config"]["hidden_size"], PER_CELL * CLASSES)
 
     def forward(self, batch: Batch) -> Losses:
         encoder = self.model.encoder
-        views: dict[int, list[torch.Tensor]] = {}
-        for picture in batch.pictures:
-            views.setdefault(picture.global_view.shape[0], []).append(picture.global_view[None])
-            if picture.grid.tiles:
-                views.setdefault(picture.tiles.shape[1], []).append(picture.tiles)
-        encoded: dict[int, Any] = {}
+        encoded: dict[int, Iterator[torch.Tensor]] = {}
         total = torch.zeros((), device=batch.tokens.device)
         named, right_cells = [], []
-        for (size, each), patches, cells in zip(views.items(), batch.patches, batch.cells, strict=True):
-            seen = encoder.sam_model.patches(normalize(torch.cat(each), torch.float32))
+        by_size = views_by_size(batch.pictures)
+        for (size, views), patches, cells in zip(by_size.items(), batch.patches, batch.cells, strict=True):
+            seen = encoder.sam_model.patches(normalize(views, torch.float32))
             features = encoder.project(encoder.sam_model.compress(seen))
             encoded[size] = iter(features)
             for head, given, wanted, right in (
@@ -87,11 +82,7 @@ class Trainer(nn.Module):
                 right.append(mean((logits.argmax(-1) == wanted)[letters].float()).item())
         text = 0.0
         if batch.read:
-            images = []
-            for picture in batch.pictures:
-                global_view = next(encoded[picture.global_view.shape[0]])
-                tiles = [next(encoded[picture.tiles.shape[1]]) for _ in range(picture.grid.tiles)]
-                images.append(encoder.assemble(global_view, tiles, picture.grid))
+            images = encoder.assemble_all(batch.pictures, encoded)
             logits = self.model(images, batch.tokens).float()
             spoken = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
             text = spoken.item()
@@ -191,15 +182,16 @@ def main() -> None:
 
 def quick_error(model: NanoOcr, device: torch.device, pages: int = 8) -> float:
     """Character error on a few clean pages of words it has not seen; evaluate.py measures properly."""
-    from nano.evaluate import character_error, read_pages
+    from nano.evaluate import ROWS, answer, character_error, page_of
 
-    rng = random.Random("quick")
-    sheet = replace(PAGE, clean=True)
-    batch = [(Recipe(sheet, GUNDAM, 1), sheet) for _ in range(pages)]
     model.eval()
-    pairs = [read_pages(model, device, recipe, each, "free", rng) for recipe, each in batch]
+    error = 0.0
+    for number in range(pages):
+        page, prompt, truth = page_of(ROWS[0], number)
+        said = answer(model, device, page, prompt, GUNDAM, most=2 * len(truth) + 20)
+        error += character_error(said, truth) / pages
     model.train()
-    return sum(character_error(said, truth) for said, truth in pairs) / pages
+    return error
 
 
 def save(

@@ -7,6 +7,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from ocr_server.errors import EngineFailure
 from ocr_server.reading.page import LogprobStep, Page
@@ -115,9 +116,12 @@ class ChatAnswer:
             system_fingerprint=self._fingerprint,
         )
         # As OpenAI: a delta holds only what is new; `usage` is there only if it was asked for.
-        absent: set[str] = set() if self._include_usage else {"usage"}
-        delta = {"choices": {"__all__": {"delta": _unset(choice)}}} if choice is not None else {}
-        return chunk.model_dump_json(exclude={**dict.fromkeys(absent, True), **delta})
+        exclude: dict[str, Any] = {}
+        if not self._include_usage:
+            exclude["usage"] = True
+        if choice is not None:
+            exclude["choices"] = {"__all__": {"delta": _unset(choice)}}
+        return chunk.model_dump_json(exclude=exclude)
 
     def _count(self, part: Part) -> None:
         delta = part.delta

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,13 +56,18 @@ class DeepEncoder(nn.Module):
         Every view of every picture that has the same size is encoded together, whichever picture
         it belongs to and whether it is a tile or a global view.
         """
-        by_size: dict[int, list[torch.Tensor]] = defaultdict(list)
-        for picture in pictures:
-            by_size[picture.global_view.shape[0]].append(picture.global_view[None])
-            if picture.grid.tiles:
-                by_size[picture.tiles.shape[1]].append(picture.tiles)
-        encoded = {size: self._encode(torch.cat(views)) for size, views in by_size.items()}
+        return self.assemble_all(
+            pictures, {size: self._encode(views) for size, views in views_by_size(pictures).items()}
+        )
 
+    def assemble_all(
+        self, pictures: Sequence[Views], encoded: Mapping[int, Iterator[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """The embeddings of each picture, from its views as they were encoded, [n·n, hidden] each.
+
+        Args:
+            encoded: for each size, one view after the other, in the order of `views_by_size`.
+        """
         embeddings = []
         for picture in pictures:
             (global_view,) = next_views(encoded[picture.global_view.shape[0]], 1)
@@ -112,6 +117,16 @@ class Projector(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.layers(x)
         return y
+
+
+def views_by_size(pictures: Sequence[Views]) -> dict[int, torch.Tensor]:
+    """All views of all pictures, uint8 [B, size, size, 3] for each size: of each picture first the global view."""
+    by_size: dict[int, list[torch.Tensor]] = defaultdict(list)
+    for picture in pictures:
+        by_size[picture.global_view.shape[0]].append(picture.global_view[None])
+        if picture.grid.tiles:
+            by_size[picture.tiles.shape[1]].append(picture.tiles)
+    return {size: torch.cat(views) for size, views in by_size.items()}
 
 
 def next_views(views: Iterator[torch.Tensor], count: int) -> list[torch.Tensor]:

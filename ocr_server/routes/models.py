@@ -27,14 +27,14 @@ async def retrieve_model(request: Request, model_id: str) -> Model:
 
 
 def _models(state: Context) -> dict[str, Model]:
-    name = state.settings.MODEL_NAME
+    name, checkpoint = state.settings.MODEL_NAME, state.settings.checkpoint_name
     modes: dict[str, tuple[str, ResolutionMode]] = {name: ("default", state.settings.resolution_mode)}
     modes |= {f"{name}:{mode}": (mode, MODES[mode]) for mode in MODES}
     return {
         model_id: Model(
             id=model_id,
             created=state.started,
-            root=state.settings.checkpoint_name,
+            root=checkpoint,
             max_model_len=state.settings.MAX_MODEL_LEN,
             mode=mode,
             max_vision_tokens=resolution.max_vision_tokens(),

@@ -37,6 +37,15 @@ from tests.ocr_server.conftest import (
 SECRET = "/srv/secret.py line 5"
 
 
+async def silent(closed: list[bool]) -> AsyncGenerator[str]:
+    """Events that never come; `closed` tells when they are given up."""
+    try:
+        await asyncio.Event().wait()
+        yield ""
+    finally:
+        closed.append(True)
+
+
 class TestFraming:
     async def test_every_event_is_closed(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
         engine.script = says("a\n\nb\r\n", "data: [DONE]\n\n", "\u2028\u2029\x85", "é😀")
@@ -124,16 +133,8 @@ class TestErrors:
         assert "secret" not in response.text
 
     async def test_cancelled_while_waiting_for_the_first_event(self) -> None:
-        closed = []
-
-        async def silent() -> AsyncGenerator[str]:
-            try:
-                await asyncio.Event().wait()
-                yield ""
-            finally:
-                closed.append(True)
-
-        waiting = asyncio.create_task(event_stream(silent(), shutdown_timeout=1))
+        closed: list[bool] = []
+        waiting = asyncio.create_task(event_stream(silent(closed), shutdown_timeout=1))
         await asyncio.sleep(0.01)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -195,16 +196,8 @@ class TestSlowness:
             await event_stream(failing(), shutdown_timeout=1, patience=10)
 
     async def test_a_client_that_goes_away_before_the_first_event(self) -> None:
-        closed = []
-
-        async def silent() -> AsyncGenerator[str]:
-            try:
-                await asyncio.Event().wait()
-                yield ""
-            finally:
-                closed.append(True)
-
-        played = Played(await event_stream(silent(), shutdown_timeout=1, patience=0.01))
+        closed: list[bool] = []
+        played = Played(await event_stream(silent(closed), shutdown_timeout=1, patience=0.01))
 
         async def gone() -> Any:
             await asyncio.sleep(0.05)
