@@ -11,10 +11,12 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
 from nano.fonts import font, fonts
 from nano.words import Split, made_up, number, word
@@ -147,6 +149,11 @@ class Sheet:
     """Without noise, blur, tilt and the like."""
     structured: bool = False
     """With blocks: title, paragraphs, list, table, figure. Else lines alone."""
+    full: bool = False
+    """Lines from edge to edge and from top to bottom, words cut where they end: the most letters for the work of
+    training on a page."""
+    blank: float = 0.0
+    """Share of the pages on which nothing stands."""
 
 
 def render(sheet: Sheet, rng: random.Random) -> Page:
@@ -181,6 +188,12 @@ class Press:
         """Lines of words, ragged as they come, in one column or (on wide pages of small print) two."""
         wanted = self.rng.randint(1, self.sheet.max_lines)
         block = Block("text")
+        if self.rng.random() < self.sheet.blank:
+            return []
+        if self.sheet.full:
+            while line := self.line(self.left, self.right, cut=True):
+                block.lines.append(line)
+            return [block]
         columns = [(self.left, self.right)]
         if self.right - self.left > 22 * self.size and self.rng.random() < 0.3:
             middle = (self.left + self.right) / 2
@@ -272,7 +285,7 @@ class Press:
         self.number_of_lines += 2
         return Block("image", frame=frame)
 
-    def line(self, left: float, right: float, *, first: str = "", words: int = 99) -> Line | None:
+    def line(self, left: float, right: float, *, first: str = "", words: int = 99, cut: bool = False) -> Line | None:
         """Set one line between `left` and `right`; None if there is no room for it."""
         face = font(self.path, self.size)
         ascent, descent = face.getmetrics()
@@ -282,6 +295,9 @@ class Press:
         for _ in range(words):
             longer = f"{text} {word(self.rng, self.sheet.words)}".strip()
             if face.getlength(longer) > right - left:
+                while cut and face.getlength(longer) > right - left:
+                    longer = longer[:-1].rstrip()
+                text = longer if cut else text
                 break
             text = longer
         if not text or face.getlength(text) > self.sheet.width - left:
@@ -289,7 +305,7 @@ class Press:
         baseline = self.y + ascent
         self.draw.text((left, baseline), text, font=face, fill=self.ink, anchor="ls")
         glyphs = [
-            Glyph(char, shifted(face, char, left + face.getlength(text[:place]), baseline))
+            Glyph(char, shifted(ink(self.path, self.size, char), left + face.getlength(text[:place]), baseline))
             for place, char in enumerate(text)
             if char != " "
         ]
@@ -298,10 +314,14 @@ class Press:
         return Line(text, glyphs)
 
 
-def shifted(face: ImageFont.FreeTypeFont, char: str, x: float, y: float) -> Box:
-    """Where the ink of `char` lies when it is set at (x, y)."""
-    left, top, right, bottom = face.getbbox(char, anchor="ls")
-    return x + left, y + top, x + right, y + bottom
+@cache
+def ink(path: Path, size: int, char: str) -> Box:
+    """Where the ink of `char` lies when it is set at (0, 0) on its baseline."""
+    return font(path, size).getbbox(char, anchor="ls")
+
+
+def shifted(box: Box, x: float, y: float) -> Box:
+    return box[0] + x, box[1] + y, box[2] + x, box[3] + y
 
 
 def worn(page: Page, rng: random.Random) -> Page:

@@ -38,12 +38,20 @@ def square(size: int) -> ResolutionMode:
 
 
 GUNDAM = MODES["gundam"]
-BIG_PRINT = {"min_print": 36, "max_print": 60}
+BIG_PRINT = {"min_print": 34, "max_print": 58}
 """Print in pixels of the model's view, where pages are not resized."""
-SMALL = Sheet(width=256, height=256, max_lines=5, **BIG_PRINT)
-MEDIUM = Sheet(width=512, height=512, max_lines=10, **BIG_PRINT)
-PAGE = Sheet()
+PAGE = Sheet(blank=0.02)
+"""What the model is for; the default mode shows it 1.6 times as large."""
+SMALL = Sheet(width=160, height=160, max_lines=5, full=True)
+"""A sixteenth of it, seen at the same scale in a view of 256 pixels."""
+SMALL_DIRECT = Sheet(width=256, height=256, full=True, **BIG_PRINT)
+"""The same as tiles show print: as it is."""
+MEDIUM = Sheet(width=320, height=320, max_lines=8)
+"""A quarter of a page, for a view of 512 pixels."""
+TILED = Sheet(width=640, height=900, max_lines=18, **BIG_PRINT)
 A4 = Sheet(width=1240, height=1754, min_print=34, max_print=50, max_lines=40)
+SMALL_TILES = ResolutionMode(base_size=512, image_size=320)
+"""Gundam's layout at half of its sizes, for cheap lessons in it."""
 
 
 @dataclass(frozen=True)
@@ -55,29 +63,32 @@ class Stage:
 
 
 STAGES = (
-    Stage(0.12, (Recipe(SMALL, square(256), 48, read=False),)),
-    Stage(0.30, (Recipe(SMALL, square(256), 48), Recipe(MEDIUM, square(512), 12))),
+    Stage(0.35, (Recipe(SMALL, square(256), 40, read=False), Recipe(SMALL_DIRECT, square(256), 40, read=False))),
     Stage(
-        0.55,
+        0.60,
         (
-            Recipe(SMALL, square(256), 48, weight=0.2),
-            Recipe(MEDIUM, square(512), 12, weight=0.8),
-            Recipe(PAGE, GUNDAM, 4, weight=2),
-            Recipe(replace(PAGE, max_lines=5, max_print=56), GUNDAM, 4, ("lines",)),
+            Recipe(SMALL, square(256), 40),
+            Recipe(MEDIUM, square(512), 10),
+            Recipe(replace(MEDIUM, full=True), square(512), 10, weight=2),
+            Recipe(replace(SMALL_DIRECT, width=512, height=512), square(512), 10, weight=0.7),
+            Recipe(replace(SMALL, full=False), square(256), 24, ("lines",)),
         ),
     ),
     Stage(
         1.0,
         (
-            Recipe(PAGE, GUNDAM, 4, weight=3),
-            Recipe(PAGE, GUNDAM, 4, ("lines",), weight=2),
-            Recipe(PAGE, GUNDAM, 4, ("locate",)),
-            Recipe(replace(PAGE, structured=True), GUNDAM, 4, ("markdown", "free"), weight=2),
-            Recipe(A4, GUNDAM, 1, weight=2),
+            Recipe(replace(MEDIUM, full=True), square(512), 10, weight=2),
+            Recipe(PAGE, GUNDAM, 3, weight=3),
+            Recipe(MEDIUM, square(512), 8, ("lines",), weight=2),
+            Recipe(PAGE, GUNDAM, 3, ("lines",), weight=2),
+            Recipe(PAGE, GUNDAM, 3, ("locate",)),
+            Recipe(replace(PAGE, structured=True), GUNDAM, 3, ("markdown", "markdown", "free"), weight=2),
+            Recipe(TILED, SMALL_TILES, 4, weight=1.5),
+            Recipe(A4, GUNDAM, 1, weight=0.5),
             Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 12, ("free", "lines"), 0.5),
             Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 8, ("free", "lines"), 0.5),
             Recipe(PAGE, MODES["base"], 4, weight=0.5),
-            Recipe(PAGE, MODES["large"], 2, weight=0.5),
+            Recipe(PAGE, MODES["large"], 2, weight=0.3),
         ),
     ),
 )

@@ -33,6 +33,7 @@ from deepseek_ocr.images import normalize
 from nano import tokenizer
 from nano.labels import CLASSES, PER_CELL
 from nano.model import CONFIG, NanoOcr
+from nano.muon import Muon
 from nano.samples import GUNDAM, Batch, Pages
 
 WARM_UP = 100
@@ -101,7 +102,7 @@ def optimizers(trainer: Trainer) -> list[torch.optim.Optimizer]:
     for name, parameter in trainer.named_parameters():
         (matrices if parameter.ndim == 2 and not any(part in name for part in other) else rest).append(parameter)
     return [
-        torch.optim.Muon(matrices, lr=0.012, weight_decay=0.02),
+        Muon(matrices, lr=0.012, weight_decay=0.02),
         torch.optim.AdamW(rest, lr=9e-4, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 

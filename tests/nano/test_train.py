@@ -27,10 +27,10 @@ def train(out: Path) -> str:
 def test_a_run_goes_on_and_writes_a_checkpoint(tmp_path: Path) -> None:
     first = train(tmp_path)
     second = train(tmp_path)
-    assert "48 pages in" in first
-    assert "96 pages in" in second
+    assert "40 pages in" in first
+    assert "80 pages in" in second
     state = torch.load(tmp_path / "run.pt", weights_only=True)
-    assert (state["batch"], state["pages"]) == (2, 96)
+    assert (state["batch"], state["pages"]) == (2, 80)
     config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
     with safe_open(tmp_path / "checkpoint" / "model.safetensors", "pt") as weights:
         written = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
