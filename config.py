@@ -83,16 +83,23 @@ class Settings(BaseSettings):
     """No n-gram of this length is repeated within the window; 0 turns the guard off; at most 128."""
     WINDOW_SIZE: Annotated[int, Field(gt=0, le=8192)] = 90
     """How many of the last tokens the n-gram guard looks at."""
+    LOOPS: Literal["off", "end", "retry"] = "retry"
+    """Pages on which the model repeats itself: `end` them early, `retry` them with a stricter guard and then in
+    another mode, or leave them to the guard alone."""
+    PAGES_AT_ONCE: Positive = 32
+    """Most pages of one request that are read at once; each takes about 20 MB while it is."""
 
     # What is accepted
     MAX_IMAGES: Positive = 64
-    """Most pictures (pages) in one request."""
+    """Most pictures and documents in one request."""
+    MAX_PAGES: Positive = 2000
+    """Most pages in one request, those of all its documents together."""
     MAX_BODY_MB: Positive = 100
     """Largest request body, megabytes."""
     MAX_IMAGE_MB: Positive = 50
-    """Largest single picture, as a file, megabytes."""
+    """Largest single picture or document, as a file, megabytes."""
     MAX_IMAGE_MEGAPIXELS: Positive = 100
-    """Largest single picture, decoded, megapixels."""
+    """Largest picture, decoded, megapixels; a larger page of a PDF is rendered at a lower resolution."""
     MAX_PROMPT_CHARS: Positive = 8000
     """Longest text beside a picture, characters."""
     ALLOW_URLS: bool = True
@@ -103,6 +110,12 @@ class Settings(BaseSettings):
     """Seconds in which a picture must have been fetched."""
     PREPARE_THREADS: Annotated[int, Field(ge=0)] = 0
     """Threads that decode and resize pictures; 0 is one for each core, at most 16."""
+    PDF_WORKERS: Annotated[int, Field(ge=0)] = 0
+    """Processes that render PDFs; 0 is one for each core, at most 8. They start with the first PDF."""
+    PDF_TIMEOUT: Seconds = 30.0
+    """Seconds that a page of a PDF may take to be rendered."""
+    PDF_MEMORY_MB: Positive = 4000
+    """Memory that a process rendering PDFs may take, megabytes of address space."""
 
     @model_validator(mode="after")
     def _legal_mode(self) -> Settings:

@@ -9,20 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import sys
 from pathlib import Path
 
 import config
-
-VLLM_LOG_LEVELS = {"debug": "INFO", "info": "ERROR", "warning": "ERROR", "error": "ERROR"}
-"""vLLM tells a lot: what it calls information helps when something is being looked for, not before."""
-
-FEW_CORES = 4
-"""vLLM keeps a core free of the model on a CPU. Of so few, none can be spared: measured on 2, the model reads 1.7
-times as many pages with both."""
+from ocr_server.reading.environment import VLLM_LOG_LEVELS, set_up
 
 
 def main() -> int:
@@ -35,12 +28,7 @@ def main() -> int:
         print(f"error: can't listen on {settings.HOST}:{settings.PORT}: {error.strerror}.", file=sys.stderr)
         print("Something else may use the port: stop it, or choose another with --port 8080.", file=sys.stderr)
         return 1
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.CPU_KV_CACHE_GIB))
-    if (os.cpu_count() or 1) <= FEW_CORES:
-        os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # this process has threads: it must not fork
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", VLLM_LOG_LEVELS[settings.LOG_LEVEL])
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # documents are private: nothing is reported
+    set_up(settings)
     return asyncio.run(serve(settings, listener))
 
 

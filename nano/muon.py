@@ -28,10 +28,10 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            alike: dict[tuple[int, int], list[torch.Tensor]] = {}
+            alike: dict[tuple[int, ...], list[torch.Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    alike.setdefault(tuple(sorted(parameter.shape)), []).append(parameter)  # type: ignore[arg-type]
+                    alike.setdefault(tuple(sorted(parameter.shape)), []).append(parameter)
             for parameters in alike.values():
                 self._step(parameters, group["lr"], group["momentum"], group["weight_decay"])
 

@@ -62,32 +62,42 @@ class Stage:
     recipes: tuple[Recipe, ...]
 
 
+DENSE = replace(MEDIUM, full=True)
+DOCUMENT = replace(PAGE, structured=True)
 STAGES = (
-    Stage(0.35, (Recipe(SMALL, square(256), 40, read=False), Recipe(SMALL_DIRECT, square(256), 40, read=False))),
+    Stage(0.175, (Recipe(SMALL, square(256), 40, read=False), Recipe(SMALL_DIRECT, square(256), 40, read=False))),
     Stage(
-        0.60,
+        0.30,
         (
             Recipe(SMALL, square(256), 40),
             Recipe(MEDIUM, square(512), 10),
-            Recipe(replace(MEDIUM, full=True), square(512), 10, weight=2),
+            Recipe(DENSE, square(512), 10, weight=2),
             Recipe(replace(SMALL_DIRECT, width=512, height=512), square(512), 10, weight=0.7),
             Recipe(replace(SMALL, full=False), square(256), 24, ("lines",)),
         ),
     ),
     Stage(
+        0.55,
+        (
+            Recipe(DENSE, square(512), 10, weight=2),
+            Recipe(MEDIUM, square(512), 8, ("lines",)),
+            Recipe(PAGE, GUNDAM, 3, weight=3),
+            Recipe(PAGE, GUNDAM, 3, ("lines",), weight=1.5),
+        ),
+    ),
+    Stage(
         1.0,
         (
-            Recipe(replace(MEDIUM, full=True), square(512), 10, weight=2),
+            Recipe(DENSE, square(512), 10, weight=1.5),
             Recipe(PAGE, GUNDAM, 3, weight=3),
-            Recipe(MEDIUM, square(512), 8, ("lines",), weight=2),
             Recipe(PAGE, GUNDAM, 3, ("lines",), weight=2),
             Recipe(PAGE, GUNDAM, 3, ("locate",)),
-            Recipe(replace(PAGE, structured=True), GUNDAM, 3, ("markdown", "markdown", "free"), weight=2),
+            Recipe(DOCUMENT, GUNDAM, 3, ("markdown", "markdown", "free"), weight=2),
             Recipe(TILED, SMALL_TILES, 4, weight=1.5),
             Recipe(A4, GUNDAM, 1, weight=0.5),
             Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 12, ("free", "lines"), 0.5),
             Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 8, ("free", "lines"), 0.5),
-            Recipe(PAGE, MODES["base"], 4, weight=0.5),
+            Recipe(PAGE, MODES["base"], 3, weight=0.5),
             Recipe(PAGE, MODES["large"], 2, weight=0.3),
         ),
     ),

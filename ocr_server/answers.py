@@ -1,18 +1,24 @@
-"""Pieces of text → OpenAI's chat completion, whole or in chunks."""
+"""Pages as they are read → OpenAI's chat completion, whole or in chunks."""
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
+from ocr_server.blocks_json import BlocksJson
 from ocr_server.errors import EngineFailure
-from ocr_server.reading.page import LogprobStep, Page
+from ocr_server.reading.figures import figure_name
+from ocr_server.reading.markdown import MarkdownStream
+from ocr_server.reading.page import LogprobStep, PageReading
 from ocr_server.reading.page import TokenLogprob as Token
-from ocr_server.reading.reader import Part
+from ocr_server.reading.reader import Piece
+from ocr_server.reports import page_report
 from ocr_server.schemas.chat import (
     AssistantMessage,
     ChatCompletion,
@@ -24,44 +30,78 @@ from ocr_server.schemas.chat import (
     Delta,
     FinishReason,
     PromptTokensDetails,
+    TableFormat,
     TokenLogprob,
     TopLogprob,
     Usage,
 )
+from ocr_server.schemas.pages import OcrExtension, PageReport
+
+FIGURES_FOLDER = "images/"
+"""What stands before a figure's name in markdown, as upstream has it."""
+
+Events = AsyncGenerator[Piece | PageReading]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the pages' answers become one text."""
+
+    separator: str
+    markdown: bool = False
+    """As markdown without markers; else as the model said it."""
+    table_format: TableFormat = "html"
+    copies: int = 1
+    """How often the answer is given, where greedy decoding makes all choices the same."""
+    reports: bool = False
+    """Whether the answer says what became of each page."""
+    json: BlocksJson | None = None
+    """Makes the content the pages' blocks, as JSON, instead of their text."""
 
 
 class ChatAnswer:
     """The answer to one request. Use either `completion` or `chunks`, once."""
 
-    def __init__(self, *, model: str, request: ChatCompletionRequest, pages: Sequence[Page], fingerprint: str) -> None:
-        self._model = model
+    def __init__(
+        self, *, request: ChatCompletionRequest, sources: list[tuple[int, int]], form: Form, fingerprint: str
+    ) -> None:
+        """Args:
+        sources: for each page of the answer, the source it is from and its number in there, from 0.
+        """
+        self._model = request.model
         self._fingerprint = fingerprint
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._choices = request.n or 1
-        self._pages = len(pages)
+        self._form = form
+        self._sources = sources
         self._top_logprobs = request.top_logprobs or 0
         self._include_usage = request.stream_options is not None and request.stream_options.include_usage
-        self._image_tokens = sum(page.image.num_tokens for page in pages)
-        self._prompt_tokens = 0
-        self._completion_tokens = 0
-        self._finish: defaultdict[int, list[str]] = defaultdict(list)
-        """For each choice: how its pages ended."""
+        self._image_tokens = self._prompt_tokens = self._completion_tokens = 0
+        self._cut: set[int] = set()
+        """Choices of which something is missing."""
+        self._page = defaultdict[int, int](int)
+        """For each choice: the page that its text has come to."""
+        self._markdown: dict[int, MarkdownStream] = {}
+        """For each choice: that page's, while it is under way."""
 
-    async def completion(self, parts: AsyncGenerator[Part]) -> ChatCompletion:
+    async def completion(self, events: Events) -> ChatCompletion:
         """Wait for all of it."""
-        text: defaultdict[int, str] = defaultdict(str)
+        text: defaultdict[int, list[str]] = defaultdict(list)
         steps: defaultdict[int, list[LogprobStep]] = defaultdict(list)
+        reports: list[PageReport] = []
         has_logprobs = False
-        async with aclosing(parts):
-            async for part in parts:
-                self._count(part)
-                text[part.choice] += part.text
-                if part.delta.logprobs is not None:
+        async with aclosing(events):
+            async for event in events:
+                for choice, piece in self._texts(event):
+                    text[choice].append(piece)
+                if isinstance(event, PageReading):
+                    self._count(event)
+                    reports.append(page_report(event))
+                elif event.delta.logprobs is not None:
                     has_logprobs = True
-                    steps[part.choice] += part.delta.logprobs
-        if not self._finish:
-            raise EngineFailure("The engine gave no answer.")
+                    for choice in self._choices_of(event.delta.choice):
+                        steps[choice] += event.delta.logprobs
         return ChatCompletion(
             id=self._id,
             created=self._created,
@@ -69,7 +109,9 @@ class ChatAnswer:
             choices=[
                 Choice(
                     index=index,
-                    message=AssistantMessage(content=text[index]),
+                    message=AssistantMessage(
+                        content="".join(text[index]), ocr=OcrExtension(pages=reports) if self._form.reports else None
+                    ),
                     logprobs=self._logprobs(steps[index]) if has_logprobs else None,
                     finish_reason=self._finish_reason(index),
                 )
@@ -79,32 +121,93 @@ class ChatAnswer:
             system_fingerprint=self._fingerprint,
         )
 
-    async def chunks(self, parts: AsyncGenerator[Part]) -> AsyncGenerator[str]:
+    async def chunks(self, events: Events) -> AsyncGenerator[str]:
         """The same as JSON chunks: the role first, then text as it comes, the ends, and the usage if asked for."""
         started = False
-        async with aclosing(parts):
-            async for part in parts:
+        async with aclosing(events):
+            async for event in events:
                 if not started:  # only now is it certain that there will be an answer
                     started = True
                     for index in range(self._choices):
                         yield self._chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
-                self._count(part)
-                steps = part.delta.logprobs
-                if part.text or steps:
-                    yield self._chunk(
-                        ChunkChoice(
-                            index=part.choice,
-                            delta=Delta(content=part.text),
-                            logprobs=None if steps is None else self._logprobs(steps),
-                        )
-                    )
-                if len(self._finish[part.choice]) == self._pages and part.delta.finish_reason is not None:
-                    end = self._finish_reason(part.choice)
-                    yield self._chunk(ChunkChoice(index=part.choice, delta=Delta(), finish_reason=end))
-        if not started:
-            raise EngineFailure("The engine gave no answer.")
+                logprobs = None
+                if isinstance(event, Piece) and event.delta.logprobs:
+                    logprobs = self._logprobs(event.delta.logprobs)
+                for choice, text in self._texts(event):
+                    if text or logprobs is not None:
+                        yield self._chunk(ChunkChoice(index=choice, delta=Delta(content=text), logprobs=logprobs))
+                if isinstance(event, PageReading):
+                    self._count(event)
+                    if self._form.reports:
+                        report = OcrExtension(pages=[page_report(event)])
+                        for index in range(self._choices):
+                            yield self._chunk(ChunkChoice(index=index, delta=Delta(ocr=report)))
+        for index in range(self._choices):
+            yield self._chunk(ChunkChoice(index=index, delta=Delta(), finish_reason=self._finish_reason(index)))
         if self._include_usage:
             yield self._chunk(None, usage=self._usage())
+
+    def _texts(self, event: Piece | PageReading) -> Iterator[tuple[int, str]]:
+        """What an event adds to the text of each choice."""
+        if isinstance(event, Piece):
+            if self._form.json is not None:
+                return
+            for choice in self._choices_of(event.delta.choice):
+                yield choice, self._reach(choice, event.page) + self._written(choice, event.page, event.delta.text)
+            return
+        if self._form.json is not None:
+            yield from self._json_texts(event, self._form.json)
+            return
+        for choice in range(self._choices):
+            text = self._reach(choice, event.index)
+            if (stream := self._markdown.pop(choice, None)) is not None:
+                text += stream.close()
+            yield choice, text
+
+    def _json_texts(self, reading: PageReading, kept: BlocksJson) -> Iterator[tuple[int, str]]:
+        """One document over all pages, in valid pieces: `{"pages": [`, the pages, `]}`."""
+        (page,) = kept.keep({"pages": [page_report(reading).model_dump(mode="json")]}).get("pages", [None])
+        text = '{"pages": [' if reading.index == 0 else ", "
+        text += json.dumps(page, ensure_ascii=False)
+        if reading.index == len(self._sources) - 1:
+            text += "]}"
+        for choice in range(self._choices):
+            yield choice, text
+
+    def _reach(self, choice: int, page: int) -> str:
+        """The separators between what a choice has and `page`."""
+        further = page - self._page[choice]
+        self._page[choice] = page
+        return self._form.separator * further
+
+    def _written(self, choice: int, page: int, text: str) -> str:
+        if not self._form.markdown:
+            return text
+        if choice not in self._markdown:
+            number = self._sources[page][1]
+            self._markdown[choice] = MarkdownStream(
+                name=lambda figure: FIGURES_FOLDER + figure_name(number + 1, figure),
+                table_format=self._form.table_format,
+            )
+        return self._markdown[choice].feed(text)
+
+    def _choices_of(self, choice: int) -> range:
+        """The choices that a choice of the engine's answers."""
+        return range(choice, choice + self._form.copies)
+
+    def _count(self, reading: PageReading) -> None:
+        if reading.error is None and not reading.deltas:
+            raise EngineFailure("The engine gave no answer.")
+        self._prompt_tokens += reading.prompt_tokens
+        self._completion_tokens += reading.completion_tokens
+        self._image_tokens += reading.image_tokens
+        for choice in range(self._choices):
+            of_engine = choice if self._form.copies == 1 else 0
+            if reading.finish_reason(of_engine) != "stop":
+                self._cut.add(choice)
+
+    def _finish_reason(self, choice: int) -> FinishReason:
+        return "length" if choice in self._cut else "stop"
 
     def _chunk(self, choice: ChunkChoice | None, usage: Usage | None = None) -> str:
         chunk = ChatCompletionChunk(
@@ -122,19 +225,6 @@ class ChatAnswer:
         if choice is not None:
             exclude["choices"] = {"__all__": {"delta": _unset(choice)}}
         return chunk.model_dump_json(exclude=exclude)
-
-    def _count(self, part: Part) -> None:
-        delta = part.delta
-        if delta.finish_reason is not None:
-            self._finish[part.choice].append(delta.finish_reason)
-        if part.choice != delta.choice:
-            return  # a copy, which cost the engine nothing
-        self._completion_tokens += delta.num_tokens
-        if delta.finish_reason is not None and part.choice == 0:
-            self._prompt_tokens += delta.prompt_tokens
-
-    def _finish_reason(self, choice: int) -> FinishReason:
-        return "length" if "length" in self._finish[choice] else "stop"
 
     def _usage(self) -> Usage:
         return Usage(

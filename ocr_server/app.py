@@ -19,37 +19,25 @@ from starlette.exceptions import HTTPException
 
 from ocr_server import __version__
 from ocr_server.errors import ApiError, error_body, internal_error, parameter_name
-from ocr_server.intake.limits import IntakeLimits
-from ocr_server.intake.prepare import Intake
+from ocr_server.intake.build import MEGA, intake_for
 from ocr_server.middleware import BodyLimit, RequestId
 from ocr_server.reading.engine import Engine
-from ocr_server.routes import chat, models, service
+from ocr_server.reading.reader import Reader
+from ocr_server.routes import chat, models, ocr, service
 from ocr_server.routes.common import Context
 from ocr_server.schemas.chat import REFUSED, ChatCompletionChunk, ChatCompletionRequest
+from ocr_server.schemas.ocr import OcrPageEvent, OcrRequest
 
 if TYPE_CHECKING:
     from config import Settings
 
 logger = logging.getLogger(__name__)
 
-MEGA = 1_000_000
-MAX_REDIRECTS = 5
-
 
 def create_app(settings: Settings, engine: Engine) -> FastAPI:
     """The server's ASGI application. Its lifespan starts and closes `engine`."""
-    intake = Intake(
-        IntakeLimits(
-            max_image_bytes=settings.MAX_IMAGE_MB * MEGA,
-            max_image_pixels=settings.MAX_IMAGE_MEGAPIXELS * MEGA,
-            max_pages=settings.MAX_IMAGES,
-            fetch_timeout_s=settings.FETCH_TIMEOUT,
-            max_redirects=MAX_REDIRECTS,
-            allow_private_urls=settings.ALLOW_PRIVATE_URLS,
-            allow_urls=settings.ALLOW_URLS,
-        ),
-        threads=settings.PREPARE_THREADS,
-    )
+    intake = intake_for(settings)
+    reader = Reader(engine, intake.prepare, at_once=settings.PAGES_AT_ONCE, loops=settings.LOOPS)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -71,10 +59,11 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         settings=settings,
         engine=engine,
         intake=intake,
+        reader=reader,
         fingerprint=_fingerprint(settings),
         started=int(time.time()),
     )
-    for router in (chat.router, models.router, service.router):
+    for router in (chat.router, ocr.router, models.router, service.router):
         app.include_router(router)
     app.add_middleware(BodyLimit, limit=settings.MAX_BODY_MB * MEGA)
     app.add_middleware(RequestId)  # added last, so it stands outermost
@@ -147,7 +136,7 @@ def _document_wire_types(app: FastAPI) -> None:
                 operation["responses"].pop("422", None)  # FastAPI's own; here validation errors are 400
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        for model in (ChatCompletionRequest, ChatCompletionChunk):
+        for model in (ChatCompletionRequest, ChatCompletionChunk, OcrRequest, OcrPageEvent):
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             definitions = {**definition.pop("$defs", {}), model.__name__: definition}
             for name, each in definitions.items():

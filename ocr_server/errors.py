@@ -83,7 +83,7 @@ def internal_error() -> dict[str, Any]:
     return error_body("The server failed on this request.", type_="server_error", code="internal_error")
 
 
-UNION_TAGS = frozenset({"<string>", "<parts>", "<text>", "<image>", "<other>"})
+UNION_TAGS = frozenset({"<string>", "<parts>", "<text>", "<image>", "<file>", "<other>"})
 """Pydantic's names for the members of the wire types' unions; they are no part of a request."""
 
 

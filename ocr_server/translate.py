@@ -10,15 +10,22 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from deepseek_ocr.modes import MODES, ResolutionMode
 from deepseek_ocr.no_repeat_ngram import Guard
+from ocr_server.blocks_json import BlocksJson
 from ocr_server.errors import InvalidRequest, NotFound, invalid_parameters
-from ocr_server.intake.prepare import ImageSource
+from ocr_server.intake.document import DEFAULT_DPI
+from ocr_server.intake.page_selection import Selection, parse_pages
+from ocr_server.intake.prepare import Source
+from ocr_server.reading.reader import PAGE_SEPARATOR
 from ocr_server.schemas.chat import (
     AnyPart,
     ChatCompletionRequest,
+    FilePart,
     ImagePart,
     Message,
     OcrOptions,
     OtherPart,
+    PageNumbers,
+    ReadingOptions,
     ResponseFormat,
     TextPart,
 )
@@ -26,6 +33,8 @@ from ocr_server.schemas.chat import (
 if TYPE_CHECKING:
     from config import Settings
 
+OCR = "ocr."
+"""What stands before the names of this server's own options in a chat request."""
 DETAIL_MODES = {"low": "tiny", "high": "gundam"}
 
 
@@ -34,7 +43,7 @@ class Reading:
     """A request, understood."""
 
     model: str
-    images: list[ImageSource]
+    sources: list[Source]
     prompt: str
     params: SamplingParams
     """Still without the clamp to the context, which depends on each picture."""
@@ -42,6 +51,11 @@ class Reading:
     """How often the answer is given: `n`, where greedy decoding makes all choices the same."""
     single_page: bool
     """Whether the answer makes sense for one page only (structured output)."""
+    options: OcrOptions
+    separator: str
+    """What stands between two pages."""
+    json: BlocksJson | None
+    """Makes the blocks the content, as JSON."""
 
 
 def translate(request: ChatCompletionRequest, settings: Settings) -> Reading:
@@ -51,33 +65,102 @@ def translate(request: ChatCompletionRequest, settings: Settings) -> Reading:
         NotFound: there is no such model.
         InvalidRequest: there is no picture, or an option is not legal.
     """
-    base_mode = _mode_of_model(request.model, settings)
+    base_mode = mode_of_model(request.model, settings)
     options = request.ocr or OcrOptions()
     place, parts, text_message = _messages_to_read(request.messages)
-    images = [
-        ImageSource(
-            url=part.image_url.url,
-            mode=_mode(part.image_url.detail, base_mode, options, settings),
-            param=f"messages[{place}].content[{number}].image_url.url",
-        )
-        for number, part in enumerate(parts)
-        if isinstance(part, ImagePart)
-    ]
-    if len(images) > settings.MAX_IMAGES:
+    pages = selection(options.pages, first=1, param="ocr.pages")
+    sources = []
+    for number, part in enumerate(parts):
+        if isinstance(part, ImagePart | FilePart):
+            url, detail, param = _address(part, f"messages[{place}].content[{number}]")
+            mode = mode_of(base_mode or MODES.get(DETAIL_MODES.get(detail, "")), options, settings)
+            sources.append(source(url, mode, options, pages, param=param, pages_param="ocr.pages"))
+    if len(sources) > settings.MAX_IMAGES:
         raise InvalidRequest(
-            f"A request can have at most {settings.MAX_IMAGES} pictures, not {len(images)}.", param="messages"
+            f"A request can have at most {settings.MAX_IMAGES} pictures, not {len(sources)}.", param="messages"
         )
+    _check_output(request, options)
+    params = _chat_params(request, options, settings)
     return Reading(
         model=request.model,
-        images=images,
+        sources=sources,
         prompt=_prompt(request.messages, text_message, settings),
-        params=_sampling_params(request, options, settings),
+        params=params,
         copies=1 if request.temperature else request.n or 1,
-        single_page=request.response_format is not None and request.response_format.type != "text",
+        single_page=params.structured_outputs is not None,
+        options=options,
+        separator=PAGE_SEPARATOR if options.page_separator is None else options.page_separator,
+        json=_blocks_json(request.response_format) if options.output == "blocks" else None,
     )
 
 
-def _mode_of_model(model: str, settings: Settings) -> ResolutionMode | None:
+def source(
+    url: str,
+    mode: ResolutionMode,
+    options: ReadingOptions,
+    pages: Selection | None,
+    *,
+    param: str,
+    pages_param: str,
+) -> Source:
+    """A picture or document to read, with what the request says about it."""
+    return Source(
+        url=url,
+        mode=mode,
+        param=param,
+        pages=pages,
+        pages_param=pages_param,
+        dpi=options.dpi or DEFAULT_DPI,
+        password=options.password,
+    )
+
+
+def selection(pages: PageNumbers | None, *, first: int, param: str) -> Selection | None:
+    """The pages a request asks for; None for all."""
+    if pages is None:
+        return None
+    try:
+        return parse_pages(pages, first=first)
+    except ValueError as error:
+        raise InvalidRequest(f"{error}", param=param, code="invalid_pages") from error
+
+
+def _address(part: ImagePart | FilePart, place: str) -> tuple[str, str, str]:
+    """A part's URL, its `detail`, and the name of the parameter that gave the URL."""
+    if isinstance(part, ImagePart):
+        return part.image_url.url, part.image_url.detail, f"{place}.image_url.url"
+    if part.file.file_id is not None:
+        raise InvalidRequest(
+            "This server keeps no files: send the file itself as file_data.",
+            param=f"{place}.file.file_id",
+            code="unsupported_content",
+        )
+    data = part.file.file_data
+    if data is None:
+        raise InvalidRequest("There is no file_data.", param=f"{place}.file.file_data", code="missing_file_data")
+    if data[:5].lower() != "data:":
+        data = f"data:;base64,{data}"
+    return data, "auto", f"{place}.file.file_data"
+
+
+def _check_output(request: ChatCompletionRequest, options: OcrOptions) -> None:
+    """Refuse what a made-over answer can't have: logprobs are of the model's own words."""
+    if options.output == "raw":
+        for name in ("table_format", "include_figures", "confidence"):
+            if getattr(options, name):
+                wanted = "markdown or blocks" if name == "table_format" else "blocks"
+                raise InvalidRequest(f"{name} needs output: {wanted}", param=f"ocr.{name}")
+        return
+    if options.output != "blocks" and (options.include_figures or options.confidence):
+        name = "include_figures" if options.include_figures else "confidence"
+        raise InvalidRequest(f"{name} needs output: blocks", param=f"ocr.{name}")
+    if request.logprobs:
+        raise InvalidRequest("logprobs are given with ocr.output raw only.", param="logprobs")
+    if options.output == "blocks" and request.temperature and (request.n or 1) > 1:
+        raise InvalidRequest("With ocr.output blocks there is one choice.", param="n")
+
+
+def mode_of_model(model: str, settings: Settings) -> ResolutionMode | None:
     """The mode that a model name asks for, `deepseek-ocr:tiny`; None for the plain name."""
     name, colon, mode = model.partition(":")
     if name != settings.MODEL_NAME or (colon and mode not in MODES):
@@ -89,15 +172,17 @@ def _mode_of_model(model: str, settings: Settings) -> ResolutionMode | None:
     return MODES[mode] if colon else None
 
 
-def _mode(detail: str, of_model: ResolutionMode | None, options: OcrOptions, settings: Settings) -> ResolutionMode:
-    """The mode of one picture: `ocr` options over the model's name over `detail` over the default."""
-    mode = of_model or MODES.get(DETAIL_MODES.get(detail, ""), settings.resolution_mode)
+def mode_of(
+    wanted: ResolutionMode | None, options: ReadingOptions, settings: Settings, *, prefix: str = OCR
+) -> ResolutionMode:
+    """The mode of one picture: the options' over the one `wanted` by model or detail over the server's default."""
+    mode = wanted or settings.resolution_mode
     if options.mode is not None:
         mode = MODES[options.mode]
     try:
-        return mode.with_changes(options.given(OcrOptions.MODE_FIELDS))
+        return mode.with_changes(options.given(ReadingOptions.MODE_FIELDS))
     except ValueError as error:
-        raise _option_error(error) from error
+        raise _option_error(error, prefix) from error
 
 
 def _messages_to_read(messages: list[Message]) -> tuple[int, list[AnyPart], Message]:
@@ -108,11 +193,11 @@ def _messages_to_read(messages: list[Message]) -> tuple[int, list[AnyPart], Mess
     for place, message in reversed(from_user):
         if isinstance(message.content, list):
             _refuse_other_parts(place, message.content)
-            if any(isinstance(part, ImagePart) for part in message.content):
+            if any(isinstance(part, ImagePart | FilePart) for part in message.content):
                 return place, message.content, from_user[-1][1]
     raise InvalidRequest(
-        "There is no picture to read. Send one as an image_url part of the user message: "
-        '{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}.',
+        "There is no picture to read. Send one as an image_url part of the user message, "
+        '{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}, or a document as a file part.',
         param="messages",
         code="missing_image",
     )
@@ -122,7 +207,7 @@ def _refuse_other_parts(place: int, parts: list[AnyPart]) -> None:
     for number, part in enumerate(parts):
         if isinstance(part, OtherPart):
             raise InvalidRequest(
-                f"Parts of type {part.type!r} can't be read; use text and image_url.",
+                f"Parts of type {part.type!r} can't be read; use text, image_url and file.",
                 param=f"messages[{place}].content[{number}].type",
                 code="unsupported_content",
             )
@@ -133,13 +218,17 @@ def _prompt(messages: list[Message], text_message: Message, settings: Settings) 
     systems = [message for message in messages if message.role in ("system", "developer")]
     for message in [text_message, *reversed(systems)]:
         if text := _text(message):
-            if len(text) > settings.MAX_PROMPT_CHARS:
-                raise InvalidRequest(
-                    f"The prompt has {len(text)} characters; at most {settings.MAX_PROMPT_CHARS} are accepted.",
-                    param="messages",
-                )
-            return text
+            return check_prompt(text, settings, param="messages")
     return settings.DEFAULT_PROMPT
+
+
+def check_prompt(text: str, settings: Settings, *, param: str) -> str:
+    """`text`, if it is not too long."""
+    if len(text) > settings.MAX_PROMPT_CHARS:
+        raise InvalidRequest(
+            f"The prompt has {len(text)} characters; at most {settings.MAX_PROMPT_CHARS} are accepted.", param=param
+        )
+    return text
 
 
 def _text(message: Message) -> str:
@@ -149,14 +238,19 @@ def _text(message: Message) -> str:
     return (message.content or "").strip()
 
 
-def _sampling_params(request: ChatCompletionRequest, options: OcrOptions, settings: Settings) -> SamplingParams:
+def guard_args(options: ReadingOptions, settings: Settings, *, prefix: str = OCR) -> dict[str, Any]:
+    """The `extra_args` that set up the n-gram guard."""
     guard: dict[str, Any] = {"ngram_size": settings.NGRAM_SIZE, "window_size": settings.WINDOW_SIZE}
-    guard |= options.given(OcrOptions.GUARD_FIELDS)
-    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    guard |= options.given(ReadingOptions.GUARD_FIELDS)
     try:
-        checked = Guard.from_args(guard)
+        return Guard.from_args(guard).to_args()
     except ValueError as error:
-        raise _option_error(error) from error
+        raise _option_error(error, prefix) from error
+
+
+def _chat_params(request: ChatCompletionRequest, options: OcrOptions, settings: Settings) -> SamplingParams:
+    logprobs = (request.top_logprobs or 0) if request.logprobs or options.confidence else None
+    guard = guard_args(options, settings)
     try:
         return SamplingParams.from_optional(
             n=request.n if request.temperature else 1,
@@ -175,11 +269,11 @@ def _sampling_params(request: ChatCompletionRequest, options: OcrOptions, settin
             min_tokens=request.min_tokens or 0,
             logprobs=logprobs,
             logit_bias=request.logit_bias,
-            structured_outputs=_structured_outputs(request.response_format),
+            structured_outputs=None if options.output == "blocks" else _structured_outputs(request.response_format),
             skip_special_tokens=False,  # tables and grounding are special tokens
             spaces_between_special_tokens=False,
             output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
-            extra_args=checked.to_args(),
+            extra_args=guard,
         )
     except VLLMClientError as error:
         raise invalid_parameters(error) from error
@@ -195,7 +289,14 @@ def _structured_outputs(response_format: ResponseFormat | None) -> StructuredOut
     return StructuredOutputsParams(json=response_format.json_schema.schema_)
 
 
-def _option_error(error: ValueError) -> InvalidRequest:
+def _blocks_json(response_format: ResponseFormat | None) -> BlocksJson | None:
+    if response_format is None or response_format.type == "text":
+        return None
+    schema = response_format.json_schema
+    return BlocksJson(schema.schema_ if schema is not None else None)
+
+
+def _option_error(error: ValueError, prefix: str) -> InvalidRequest:
     """Errors of the engine side start with the name of the field."""
     message = str(error)
-    return InvalidRequest(message, param=f"ocr.{message.split(' ', 1)[0]}")
+    return InvalidRequest(message, param=prefix + message.split(" ", 1)[0])

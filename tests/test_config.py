@@ -35,7 +35,10 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "DEFAULT_PROMPT": ("Free OCR.", "Free OCR."),
     "NGRAM_SIZE": ("0", 0),
     "WINDOW_SIZE": ("50", 50),
+    "LOOPS": ("end", "end"),
+    "PAGES_AT_ONCE": ("8", 8),
     "MAX_IMAGES": ("5", 5),
+    "MAX_PAGES": ("5", 5),
     "MAX_BODY_MB": ("6", 6),
     "MAX_IMAGE_MB": ("6", 6),
     "MAX_IMAGE_MEGAPIXELS": ("6", 6),
@@ -44,6 +47,9 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "ALLOW_PRIVATE_URLS": ("true", True),
     "FETCH_TIMEOUT": ("0.5", 0.5),
     "PREPARE_THREADS": ("3", 3),
+    "PDF_WORKERS": ("3", 3),
+    "PDF_TIMEOUT": ("1.5", 1.5),
+    "PDF_MEMORY_MB": ("6", 6),
 }
 """Each setting: a value that isn't the default, as text and as it is."""
 

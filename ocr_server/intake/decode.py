@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 from pi_heif import HeifImageFile
 from PIL import ExifTags, Image, ImageFile
@@ -20,7 +22,7 @@ from ocr_server.errors import ApiError, InvalidRequest, TooLarge
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.rgb import to_rgb
 
-_SUPPORTED = "JPEG, PNG, BMP, GIF, WebP, TIFF, HEIC/HEIF and AVIF"
+_SUPPORTED = "PDF, JPEG, PNG, BMP, GIF, WebP, TIFF, HEIC/HEIF and AVIF"
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
@@ -37,55 +39,101 @@ _UPRIGHT = {
 }
 """EXIF orientation → what undoes it (TIFF 6.0, tag 274)."""
 
-_TIFF_SUBFILE_TYPE = 254
+_SUBFILE_TYPE, _WIDTH, _HEIGHT = 254, 256, 257
+"""TIFF tags (TIFF 6.0, section 8)."""
 _NOT_A_PAGE = 0b101
-"""Bits of that tag: a smaller version of another page, or a transparency mask for one."""
+"""Bits of the subfile type: a smaller version of another page, or a transparency mask for one."""
+_WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4, 16: 8}
+"""TIFF's types of those, and their bytes."""
+_MOST_TIFF_PAGES = 10_000
+_MOST_TIFF_TAGS = 500
+"""In one directory; a page has a few dozen."""
 
 
-def decode_image(data: bytes, limits: IntakeLimits, *, param: str) -> list[Image.Image]:
-    """All pages of `decode_pages` at once: at least one, at most `limits.max_pages`. Raises as it does."""
-    return list(decode_pages(data, limits, param=param))
+class PicturePage(NamedTuple):
+    """Where a page of a picture file is."""
+
+    at: int
+    """The byte at which its directory begins in a TIFF; 0 in other files, which have one page."""
+    width: int
+    height: int
+    """In pixels, before it is turned upright; 0 where only decoding tells."""
 
 
-def decode_pages(data: bytes, limits: IntakeLimits, *, param: str) -> Iterator[Image.Image]:
-    """The pages of a picture file, one at a time: 8-bit RGB, upright, at least 1 by 1 pixel each.
+def is_pdf(data: bytes) -> bool:
+    """Whether `data` is a PDF: those may begin with up to 1,024 bytes of something else, save a picture."""
+    return b"%PDF-" in data[:1029] and _file_type(data) is None
+
+
+def find_pages(data: bytes, *, param: str) -> list[PicturePage]:
+    """The pages of a picture file: at least one. Quick, for none is decoded.
 
     What the file is, its content decides: JPEG, PNG, BMP, GIF, WebP, TIFF, HEIC/HEIF or AVIF. A TIFF has as
-    many pages as it says, less the thumbnails and masks it marks as such; any other file has one, the first
-    frame of an animation or the main picture of a collection. Transparency shows white. 16-bit grey keeps its
-    range, CMYK goes through the ICC profile it brings; colour profiles of RGB pictures aren't applied.
+    many pages as it says, less the thumbnails and masks it marks as such; where it is cut short, the first page
+    that is missing still counts. Any other file has one page, the first frame of an animation or the main
+    picture of a collection.
 
-    The size of every page is checked before the first is decoded. Each page takes 3 bytes a pixel, and a
-    small file can hold many large ones: take them one by one where memory matters. Damage within a page shows
-    when its turn comes.
-
-    Raises InvalidRequest if the data is empty, of another type, damaged, or has more than `limits.max_pages`
-    pages; TooLarge over `limits.max_image_bytes` bytes or `limits.max_image_pixels` pixels a page. Nothing
-    else, whatever the bytes are.
+    Raises InvalidRequest if the data is of another type, has no pages, or has more than 10,000.
     """
-    if not data:
-        raise InvalidRequest("The picture is empty (0 bytes).", param=param, code="empty_image_file")
-    if len(data) > limits.max_image_bytes:
-        raise TooLarge(
-            f"The picture has {len(data):,} bytes; the limit is {limits.max_image_bytes:,} bytes.",
-            param=param,
-        )
-    file_type = _file_type(data, param)
+    if _supported_type(data, param) is not TiffImageFile:
+        return [PicturePage(0, 0, 0)]
+    pages: list[PicturePage] = []
+    others: list[PicturePage] = []
+    for at, tags in _tiff_directories(data):
+        page = PicturePage(at, tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0))
+        (others if tags.get(_SUBFILE_TYPE, 0) & _NOT_A_PAGE else pages).append(page)
+        # Every page may come with a thumbnail or two; a longer chain of those isn't followed to its end.
+        if len(pages) > _MOST_TIFF_PAGES or len(others) > 2 * _MOST_TIFF_PAGES:
+            raise InvalidRequest(f"The TIFF has more than {_MOST_TIFF_PAGES:,} pages.", param=param)
+    if not pages and not others:
+        raise _damaged(param)
+    return pages or others[:1]  # nothing but thumbnails: better the first than none
+
+
+def decode_page(data: bytes, page: PicturePage, limits: IntakeLimits, *, param: str) -> Image.Image:
+    """One page of a picture file: 8-bit RGB, upright, at least 1 by 1 pixel.
+
+    Transparency shows white. 16-bit grey keeps its range, CMYK goes through the ICC profile it brings; colour
+    profiles of RGB pictures aren't applied. The pages of a file can be decoded side by side, each in the same
+    time wherever it stands.
+
+    Raises InvalidRequest if the page is damaged, TooLarge over `limits.max_image_pixels` pixels. Nothing else,
+    whatever the bytes are.
+    """
+    check_pixels(page.width, page.height, limits, param=param)
+    file_type = _supported_type(data, param)
     with _decoder_errors_as_api_errors(param):
         # The class itself, not Image.open: that one would also hold the picture against Pillow's own pixel
         # limit, which is process-wide. It also keeps HEIF out of Pillow's process-wide registry.
-        image = file_type(io.BytesIO(data))
-        if not isinstance(image, TiffImageFile):
-            _check_pixels(image, limits, param)
-            yield to_rgb(_upright(image))
-            return
-        for frame in _page_frames(image, limits, param):
-            image.seek(frame)
-            yield to_rgb(image)  # Pillow applies a TIFF's orientation while loading it
+        image = file_type(_file_at(data, page))
+        check_pixels(*image.size, limits, param=param)
+        # A TIFF's orientation Pillow applies itself.
+        return to_rgb(image if isinstance(image, TiffImageFile) else _upright(image))
 
 
-def _file_type(data: bytes, param: str) -> type[ImageFile.ImageFile]:
-    """Pillow's class for the type of file that `data` begins like."""
+def check_pixels(width: int, height: int, limits: IntakeLimits, *, param: str) -> None:
+    """Refuses a page by the size that the file says it has, in pixels. Raises TooLarge."""
+    if width * height > limits.max_image_pixels:
+        raise TooLarge(
+            f"The picture has {width} x {height} = {width * height:,} pixels; "
+            f"the limit is {limits.max_image_pixels:,} pixels.",
+            param=param,
+        )
+
+
+def _supported_type(data: bytes, param: str) -> type[ImageFile.ImageFile]:
+    file_type = _file_type(data)
+    if file_type is None:
+        raise InvalidRequest(
+            f"This is neither a picture nor a document of a supported type. Supported are {_SUPPORTED}.",
+            param=param,
+            code="invalid_image_format",
+        )
+    return file_type
+
+
+def _file_type(data: bytes) -> type[ImageFile.ImageFile] | None:
+    """Pillow's class for the type of picture that `data` begins like."""
     if data.startswith(b"\xff\xd8\xff"):
         return JpegImageFile
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -105,11 +153,7 @@ def _file_type(data: bytes, param: str) -> type[ImageFile.ImageFile]:
         if brands & _HEIF_BRANDS:
             heif: type[ImageFile.ImageFile] = HeifImageFile
             return heif
-    if b"%PDF-" in data[:1024]:
-        message = f"This is a PDF; PDFs aren't supported here. Supported pictures are {_SUPPORTED}."
-    else:
-        message = f"This isn't a picture of a supported type. Supported are {_SUPPORTED}."
-    raise InvalidRequest(message, param=param, code="invalid_image_format")
+    return None
 
 
 def _iso_media_brands(data: bytes) -> set[bytes]:
@@ -118,43 +162,71 @@ def _iso_media_brands(data: bytes) -> set[bytes]:
     return {data[8:12]} | {data[start : start + 4] for start in range(16, end, 4)}
 
 
-def _page_frames(image: TiffImageFile, limits: IntakeLimits, param: str) -> list[int]:
-    """The frames of a TIFF that are pages of their own, each within the limits: at least one."""
-    pages: list[int] = []
-    # Every page may come with a thumbnail or two; without a bound, walking a long chain of those would take
-    # hours.
-    for frame in range(2 * limits.max_pages + 16):
-        try:
-            image.seek(frame)
-        except EOFError:
-            break
-        subfile_type = image.tag_v2.get(_TIFF_SUBFILE_TYPE, 0)
-        if isinstance(subfile_type, int) and subfile_type & _NOT_A_PAGE:
-            continue
-        _check_pixels(image, limits, param)
-        pages.append(frame)
-        if len(pages) > limits.max_pages:
-            break
-    else:
-        pages = list(range(limits.max_pages + 1))
-    if len(pages) > limits.max_pages:
-        raise InvalidRequest(f"The TIFF has more than {limits.max_pages} pages, the limit.", param=param)
-    if pages:
-        return pages
-    image.seek(0)  # nothing but thumbnails: better the first than none
-    _check_pixels(image, limits, param)
-    return [0]
+class _TiffFormat(NamedTuple):
+    """How a TIFF (TIFF 6.0, section 2) or BigTIFF writes what leads from page to page, for `struct`."""
+
+    first: int
+    """The byte at which the place of the first directory stands."""
+    pointer: str
+    length: str
+    entry: str
+    """Tag, type, how many values, and the values where they fit in."""
 
 
-def _check_pixels(image: Image.Image, limits: IntakeLimits, param: str) -> None:
-    """Refuses a picture by the size in its header."""
-    width, height = image.size
-    if width * height > limits.max_image_pixels:
-        raise TooLarge(
-            f"The picture has {width} x {height} = {width * height:,} pixels; "
-            f"the limit is {limits.max_image_pixels:,} pixels.",
-            param=param,
+def _tiff_format(data: bytes) -> _TiffFormat:
+    order = "<" if data.startswith(b"II") else ">"
+    if b"+" in data[2:4]:
+        return _TiffFormat(8, order + "Q", order + "Q", order + "HHQ8s")
+    return _TiffFormat(4, order + "I", order + "H", order + "HHI4s")
+
+
+def _tiff_directories(data: bytes) -> Iterator[tuple[int, dict[int, int]]]:
+    """Where each directory of a TIFF begins, with those of its tags that are a whole number.
+
+    One that can't be read is the last, and has no tags.
+    """
+    form = _tiff_format(data)
+    byte_order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    at = _number(form.pointer, data, form.first)
+    seen: set[int] = set()
+    while at and at not in seen:
+        seen.add(at)
+        count = _number(form.length, data, at) or 0
+        start = at + struct.calcsize(form.length)
+        end = start + count * struct.calcsize(form.entry)
+        following = _number(form.pointer, data, end)
+        if following is None or count > _MOST_TIFF_TAGS:
+            yield at, {}
+            return
+        yield (
+            at,
+            {
+                tag: int.from_bytes(value[: _WHOLE_NUMBERS[type_]], byte_order)
+                for tag, type_, values, value in struct.iter_unpack(form.entry, data[start:end])
+                if values == 1 and type_ in _WHOLE_NUMBERS
+            },
         )
+        at = following
+
+
+def _number(form: str, data: bytes, at: int) -> int | None:
+    """The number at byte `at`; None if the data ends before it does."""
+    if at + struct.calcsize(form) > len(data):
+        return None
+    number: int = struct.unpack_from(form, data, at)[0]
+    return number
+
+
+def _file_at(data: bytes, page: PicturePage) -> io.BytesIO:
+    """The file; in a TIFF, `page` comes first: Pillow reads directories one after the other, and this spares it."""
+    file = io.BytesIO(data)
+    if page.at:
+        form = _tiff_format(data)
+        if _number(form.pointer, data, form.first) != page.at:  # writing copies the data
+            file.seek(form.first)
+            file.write(struct.pack(form.pointer, page.at))
+            file.seek(0)
+    return file
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -184,8 +256,12 @@ def _decoder_errors_as_api_errors(param: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise TooLarge("The picture has too many pixels.", param=param) from error
     except Exception as error:
-        raise InvalidRequest(
-            "The picture can't be decoded: the file is damaged, incomplete or of an unsupported variant.",
-            param=param,
-            code="image_parse_error",
-        ) from error
+        raise _damaged(param) from error
+
+
+def _damaged(param: str) -> InvalidRequest:
+    return InvalidRequest(
+        "The picture can't be decoded: the file is damaged, incomplete or of an unsupported variant.",
+        param=param,
+        code="image_parse_error",
+    )

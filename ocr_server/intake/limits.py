@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class IntakeLimits:
-    """The bounds for one picture; those for all pictures of a request together are the caller's."""
+    """The bounds for one picture or document; those for all of a request together are the caller's."""
 
     max_image_bytes: int
-    """Size of a picture as it was sent or fetched, base64 and compression undone: bytes."""
+    """Size of a picture or document as it was sent or fetched, base64 and compression undone: bytes."""
     max_image_pixels: int
-    """Width times height of each page of a picture: pixels."""
+    """Width times height of each page: pixels. A PDF's page is rendered at a resolution that keeps to it."""
     max_pages: int
-    """Pages in one picture; only a TIFF has more than one."""
+    """Pages of one document that are read; it may have more, of which some are selected."""
     fetch_timeout_s: float
     """Fetching a URL from the first look-up to the last byte, redirects included: seconds."""
     max_redirects: int

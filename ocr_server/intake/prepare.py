@@ -1,6 +1,6 @@
-"""From where a picture is to what the engine takes: fetched, decoded and resized, in our own threads.
+"""From where a document is to what the engine takes: fetched, opened, and its pages decoded and resized.
 
-vLLM would do this work in a single thread for each API process; here every core takes part, and the
+vLLM would do the last of it in a single thread for each API process; here every core takes part, and the
 event loop stays free.
 """
 
@@ -15,60 +15,89 @@ from dataclasses import dataclass
 from deepseek_ocr.images import PreparedImage, prepare_image
 from deepseek_ocr.modes import ResolutionMode
 from ocr_server.errors import InvalidRequest
-from ocr_server.intake.decode import decode_pages
+from ocr_server.intake.document import DEFAULT_DPI, Document, Opener, SourcePage
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
+from ocr_server.intake.page_selection import Selection
+from ocr_server.intake.pdf import PdfRenderer
 from ocr_server.intake.sources import load
 
 MOST_THREADS = 16
 
 
 @dataclass(frozen=True)
-class ImageSource:
-    """Where a picture is, and how it is to be read."""
+class Source:
+    """Where a picture or document is, and how it is to be read."""
 
     url: str
     mode: ResolutionMode
     param: str
     """Its place in the request, for errors."""
+    pages: Selection | None = None
+    """Which of its pages; None for all. Pictures have one page and no choice."""
+    pages_param: str | None = None
+    dpi: float = DEFAULT_DPI
+    password: str | None = None
 
 
 class Intake:
-    """Fetches, decodes and prepares pictures, under limits."""
+    """Fetches and opens documents, and prepares their pages, under limits."""
 
-    def __init__(self, limits: IntakeLimits, threads: int = 0) -> None:
+    def __init__(self, limits: IntakeLimits, pdf: PdfRenderer, threads: int = 0) -> None:
         """Args:
         limits: what is accepted.
+        pdf: renders PDFs; closed with this.
         threads: for decoding and resizing; 0 is one for each core, at most 16.
         """
         self._limits = limits
         self._fetcher = Fetcher(limits)
         self._threads = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, MOST_THREADS), "prepare")
+        self._pdf = pdf
+        self._opener = Opener(limits, self._threads, pdf)
 
-    async def pages(self, sources: Sequence[ImageSource], *, most: int) -> list[PreparedImage]:
-        """All pages of all pictures, in order.
+    async def open(self, sources: Sequence[Source]) -> list[Document]:
+        """Fetch and open all of them, in order; close each when it has been read.
 
         Raises:
-            InvalidRequest, TooLarge: a picture can't be had or read, or there are more than `most` pages.
+            InvalidRequest, TooLarge: one can't be had or opened, or they have more pages than the limit.
         """
-        tasks = [asyncio.create_task(self._pages_of(source)) for source in sources]
+        tasks = [asyncio.create_task(self._open(source)) for source in sources]
         try:
-            pages = [page for of_source in await asyncio.gather(*tasks) for page in of_source]
-        finally:  # after the first failure the others are not worth finishing
+            documents = list(await asyncio.gather(*tasks))
+        except BaseException:  # after the first failure the others are not worth finishing
             for task in tasks:
                 task.cancel()
-        if len(pages) > most:
-            raise InvalidRequest(f"A request can have at most {most} pages, not {len(pages)}.", param="messages")
-        return pages
+            for opened in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(opened, Document):
+                    await opened.close()
+            raise
+        pages = sum(document.page_count for document in documents)
+        if pages > self._limits.max_pages:
+            for document in documents:
+                await document.close()
+            raise InvalidRequest(
+                f"A request can have at most {self._limits.max_pages} pages, not {pages}.",
+                param=sources[0].param,
+                code="too_many_pages",
+            )
+        return documents
+
+    async def prepare(self, page: SourcePage, mode: ResolutionMode) -> PreparedImage:
+        """The views of a page as the engine takes them."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, prepare_image, page.image, mode)
 
     async def close(self) -> None:
         await self._fetcher.aclose()
+        await self._pdf.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _pages_of(self, source: ImageSource) -> list[PreparedImage]:
+    async def _open(self, source: Source) -> Document:
         data = await load(source.url, self._fetcher, self._limits, param=source.param)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._prepare, data, source)
-
-    def _prepare(self, data: bytes, source: ImageSource) -> list[PreparedImage]:
-        pages = decode_pages(data, self._limits, param=source.param)
-        return [prepare_image(page, source.mode) for page in pages]
+        return await self._opener.open(
+            data,
+            pages=source.pages,
+            dpi=source.dpi,
+            password=source.password,
+            param=source.param,
+            pages_param=source.pages_param or source.param,
+        )

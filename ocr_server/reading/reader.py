@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from deepseek_ocr.images import PreparedImage
+from deepseek_ocr.modes import ResolutionMode
+from ocr_server.errors import ApiError, Unavailable
+from ocr_server.intake.document import SourcePage
 from ocr_server.reading.engine import Engine
-from ocr_server.reading.page import Page, PageDelta
+from ocr_server.reading.loops import REPETITION, LoopPolicy, attempt, next_attempt, with_detection
+from ocr_server.reading.page import Job, Page, PageDelta, PageReading
 
 PAGE_SEPARATOR = "\n\n<--- Page Split --->\n\n"
+
+Prepare = Callable[[SourcePage, ResolutionMode], Awaitable[PreparedImage]]
+Finish = Callable[[PageReading, SourcePage], Awaitable[object]]
+"""Makes what an endpoint wants beside the text, while the page's picture is still there."""
+
+AHEAD = 4
+"""Pages begun before the first of them has been answered, in multiples of those read at once: one long page does
+not hold up those behind it, and a client that reads slowly does not pile up a thousand answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,66 +34,167 @@ class Piece:
     delta: PageDelta
 
 
-_Outcome = PageDelta | BaseException | None
+class Reader:
+    """Reads pages with one engine."""
 
+    def __init__(self, engine: Engine, prepare: Prepare, *, at_once: int, loops: LoopPolicy = "retry") -> None:
+        """Args:
+        at_once: most pages of one request whose pictures are in memory and which the engine reads.
+        loops: what to do about pages on which the model repeats itself.
+        """
+        self._engine = engine
+        self._prepare = prepare
+        self._at_once = at_once
+        self._loops = loops
 
-async def read_pages(engine: Engine, pages: Sequence[Page]) -> AsyncGenerator[Piece]:
-    """Read all pages concurrently and yield their pieces page after page.
+    async def read(
+        self, jobs: Sequence[Job], *, live: bool = False, finish: Finish | None = None
+    ) -> AsyncGenerator[Piece | PageReading]:
+        """Read all pages concurrently and yield, page after page, each page's pieces and then its reading.
 
-    The first page's pieces come as they are made; those of later pages wait for their turn. Closing
-    the generator aborts every page that is still being read.
+        With `live`, the pieces of the page whose turn it is come as they are made; without, once the page is
+        done. A page that loops is read again unless pieces of it are out already. Closing the generator aborts
+        every page that is still being read.
 
-    Raises:
-        ApiError: as `Engine.read`, for the first page that failed.
-    """
-    queues: list[asyncio.Queue[_Outcome]] = [asyncio.Queue() for _ in pages]
-    readers = [asyncio.create_task(_pump(engine, page, queue)) for page, queue in zip(pages, queues, strict=True)]
-    try:
-        for number, queue in enumerate(queues):
-            while (outcome := await queue.get()) is not None:
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                yield Piece(number, outcome)
-    finally:
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
+        A page that fails is a reading with an error, as long as there is a page that doesn't fail.
 
+        Raises:
+            Unavailable: the engine has stopped.
+            ApiError: all pages failed; the error of the first.
+        """
+        work = _Work(self, jobs, finish)
+        withheld: list[PageReading] = []
+        first_error: ApiError | None = None
+        succeeded = False
+        try:
+            for slot in work.slots:
+                async with aclosing(slot.events(live)) as events:
+                    async for event in events:
+                        if isinstance(event, PageReading):
+                            first_error = first_error or event.error
+                            succeeded = succeeded or event.error is None
+                            if not succeeded:
+                                withheld.append(event)  # an error of the whole request, if no page does better
+                                continue
+                        for reading in withheld:
+                            yield reading
+                        withheld.clear()
+                        yield event
+                work.answered()
+            if first_error is not None and not succeeded:
+                raise first_error
+        finally:
+            await work.stop()
 
-async def _pump(engine: Engine, page: Page, queue: asyncio.Queue[_Outcome]) -> None:
-    """Move a page's pieces to its queue, then None, or what went wrong."""
-    try:
-        async with aclosing(engine.read(page)) as deltas:
+    async def read_page(self, slot: _Slot, job: Job, finish: Finish | None) -> None:
+        """Read the page of `slot`, as often as it takes."""
+        reading = slot.reading
+        try:
+            source = await job.load()
+            reading.width, reading.height = source.image.size
+            reading.dpi = source.dpi
+            trial: Job | None = job
+            while trial is not None:
+                await self._attempt(slot, trial, source)
+                reading.attempts.append(attempt(trial, reading.finish_reason()))
+                trial = None
+                if self._loops == "retry" and reading.finish_reason() == REPETITION and slot.begin_again(job):
+                    trial = next_attempt(job, reading.attempts)
+            if finish is not None:
+                reading.product = await finish(reading, source)
+        except Unavailable:
+            raise
+        except ApiError as error:
+            reading.error = error
+
+    async def _attempt(self, slot: _Slot, job: Job, source: SourcePage) -> None:
+        image = await self._prepare(source, job.mode)
+        slot.reading.image_tokens = image.num_tokens
+        slot.reading.deltas.clear()
+        params = job.params if self._loops == "off" else with_detection(job.params)
+        async with aclosing(self._engine.read(Page(image, job.prompt, params))) as deltas:
             async for delta in deltas:
-                queue.put_nowait(delta)
-        queue.put_nowait(None)
-    except Exception as error:
-        queue.put_nowait(error)
+                slot.add(delta)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of one choice's whole answer."""
+class _Work:
+    """The pages of one request under way, begun in order and within bounds."""
 
-    choice: int
-    text: str
-    delta: PageDelta
+    def __init__(self, reader: Reader, jobs: Sequence[Job], finish: Finish | None) -> None:
+        self.slots = [_Slot(PageReading(index, job.source, job.number)) for index, job in enumerate(jobs)]
+        self._reader = reader
+        self._jobs = jobs
+        self._finish = finish
+        self._at_once = asyncio.Semaphore(reader._at_once)
+        self._ahead = asyncio.Semaphore(AHEAD * reader._at_once)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._begin(self._all())
+
+    def answered(self) -> None:
+        """One page has been passed on."""
+        self._ahead.release()
+
+    async def stop(self) -> None:
+        while self._tasks:  # the one that begins the others may have begun one more
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+            self._tasks = {task for task in self._tasks if not task.done()}
+
+    def _begin(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _all(self) -> None:
+        for slot, job in zip(self.slots, self._jobs, strict=True):
+            await self._ahead.acquire()
+            await self._at_once.acquire()
+            self._begin(self._one(slot, job))
+
+    async def _one(self, slot: _Slot, job: Job) -> None:
+        try:
+            await self._reader.read_page(slot, job, self._finish)
+            slot.end()
+        except Exception as error:
+            slot.end(error)
+        finally:
+            self._at_once.release()
 
 
-async def joined(
-    pieces: AsyncGenerator[Piece], *, copies: int = 1, separator: str = PAGE_SEPARATOR
-) -> AsyncGenerator[Part]:
-    """The pages of each choice as one text, `separator` between pages.
+class _Slot:
+    """Where the pieces of one page wait for its turn."""
 
-    `copies` answers the only choice that was made several times over: greedy decoding would make the
-    same one again.
-    """
-    last_page: dict[int, int] = {}
-    async with aclosing(pieces):
-        async for piece in pieces:
-            choice = piece.delta.choice
-            pages_further = piece.page - last_page.get(choice, 0)
-            last_page[choice] = piece.page
-            text = separator * pages_further + piece.delta.text
-            for copy in range(copies):
-                yield Part(choice + copy, text, piece.delta)
+    def __init__(self, reading: PageReading) -> None:
+        self.reading = reading
+        self._passed_on = 0
+        self._changed = asyncio.Event()
+        self._done = False
+        self._failure: Exception | None = None
+
+    def add(self, delta: PageDelta) -> None:
+        self.reading.deltas.append(delta)
+        self._changed.set()
+
+    def end(self, failure: Exception | None = None) -> None:
+        self._done, self._failure = True, failure
+        self._changed.set()
+
+    def begin_again(self, job: Job) -> bool:
+        """Whether the page can be read anew: nobody has seen any of it, and it has one answer."""
+        return self._passed_on == 0 and job.params.n == 1
+
+    async def events(self, live: bool) -> AsyncGenerator[Piece | PageReading]:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            deltas = self.reading.deltas
+            while (live or self._done) and self._passed_on < len(deltas):
+                delta = deltas[self._passed_on]
+                self._passed_on += 1
+                yield Piece(self.reading.index, delta)
+            if self._failure is not None:
+                raise self._failure
+            if self._done and self._passed_on == len(deltas):
+                yield self.reading
+                return

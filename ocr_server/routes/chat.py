@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from ocr_server.answers import ChatAnswer
+from ocr_server.answers import ChatAnswer, Form
 from ocr_server.disconnect import unless_disconnected
 from ocr_server.errors import InvalidRequest, Unavailable
-from ocr_server.reading.page import Page
-from ocr_server.reading.reader import joined, read_pages
+from ocr_server.reading.jobs import Documents
+from ocr_server.reading.product import Wanted
 from ocr_server.routes.common import ERRORS, context, parsed
 from ocr_server.schemas.chat import ChatCompletion, ChatCompletionRequest
 from ocr_server.stream import event_stream
@@ -32,7 +32,7 @@ router = APIRouter(tags=["Chat"])
     },
 )
 async def create_chat_completion(request: Request) -> Response:
-    """Read the pictures of a chat request. Each picture is read as a page; the answers are joined in order."""
+    """Read the pictures and documents of a chat request, page by page; the pages' answers are joined in order."""
     state = context(request)
     body = await parsed(request, ChatCompletionRequest)
     reading = translate(body, state.settings)
@@ -40,16 +40,31 @@ async def create_chat_completion(request: Request) -> Response:
         raise Unavailable(reason)  # before anything is fetched or decoded
 
     async def answer() -> Response:
-        images = await state.intake.pages(reading.images, most=state.settings.MAX_IMAGES)
-        if reading.single_page and len(images) > 1:
+        documents = Documents(reading.sources, await state.intake.open(reading.sources))
+        jobs = documents.jobs(reading.prompt, reading.params)
+        if reading.single_page and len(jobs) > 1:
+            await documents.close()
             raise InvalidRequest(
                 "A structured response_format holds for one page; this request has more.", param="response_format"
             )
-        pages = [Page(image, reading.prompt, reading.params) for image in images]
-        parts = joined(read_pages(state.engine, pages), copies=reading.copies)
-        chat = ChatAnswer(model=reading.model, request=body, pages=pages, fingerprint=state.fingerprint)
+        blocks = reading.options.output == "blocks"
+        chat = ChatAnswer(
+            request=body,
+            sources=[(job.source, job.number) for job in jobs],
+            form=Form(
+                separator=reading.separator,
+                markdown=reading.options.output != "raw",
+                table_format=reading.options.table_format or "html",
+                copies=reading.copies,
+                reports=reading.options.output != "raw" or documents.is_document or len(jobs) > 1,
+                json=reading.json,
+            ),
+            fingerprint=state.fingerprint,
+        )
+        finish = Wanted(figures=reading.options.include_figures) if blocks else None
+        events = documents.closing(state.reader.read(jobs, live=body.stream, finish=finish))
         if body.stream:
-            return await event_stream(chat.chunks(parts), shutdown_timeout=state.settings.SHUTDOWN_TIMEOUT)
-        return Response((await chat.completion(parts)).model_dump_json(), media_type="application/json")
+            return await event_stream(chat.chunks(events), shutdown_timeout=state.settings.SHUTDOWN_TIMEOUT)
+        return Response((await chat.completion(events)).model_dump_json(), media_type="application/json")
 
     return await unless_disconnected(request, answer())

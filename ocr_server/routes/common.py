@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from ocr_server.intake.prepare import Intake
 from ocr_server.reading.engine import Engine
+from ocr_server.reading.reader import Reader
 from ocr_server.schemas.errors import ErrorResponse
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Context:
     settings: Settings
     engine: Engine
     intake: Intake
+    reader: Reader
     fingerprint: str
     """OpenAI's `system_fingerprint`: changes when the model or the versions do."""
     started: int

@@ -36,6 +36,7 @@ async def api_information(request: Request) -> ApiInformation:
         checkpoint=state.settings.checkpoint_name,
         endpoints={
             "chat completions": "POST /v1/chat/completions",
+            "documents": "POST /v1/ocr",
             "models": "GET /v1/models",
             "health": "GET /health",
             "metrics": "GET /metrics",

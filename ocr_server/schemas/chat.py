@@ -7,11 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from ocr_server.intake.document import MAX_DPI, MIN_DPI
+from ocr_server.schemas.pages import Answer, Maybe, OcrExtension
+
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
 
 # The names in deepseek_ocr.modes.MODES; a test holds the two together.
 ModeName = Literal["tiny", "small", "base", "large", "gundam", "gundam-m"]
+TableFormat = Literal["html", "markdown"]
 
 
 class Wire(BaseModel):
@@ -37,19 +41,33 @@ class TextPart(Wire):
     text: str
 
 
+class File(Wire):
+    file_data: str | None = None
+    """A PDF or picture: a `data:…;base64,…` URI, or its base64 alone."""
+    filename: str | None = None
+    """Accepted; what the file is, its content decides."""
+    file_id: str | None = None
+    """Refused: this server keeps no files."""
+
+
+class FilePart(Wire):
+    type: Literal["file"]
+    file: File
+
+
 class OtherPart(BaseModel):
     """A part this server has no use for in a user's message; history may hold such parts."""
 
     model_config = ConfigDict(extra="allow")
-    type: Annotated[str, Field(json_schema_extra={"not": {"enum": ["text", "image_url"]}})]
+    type: Annotated[str, Field(json_schema_extra={"not": {"enum": ["text", "image_url", "file"]}})]
 
 
-AnyPart = TextPart | ImagePart | OtherPart
+AnyPart = TextPart | ImagePart | FilePart | OtherPart
 
 
 def _part_kind(value: Any) -> str:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return {"text": "<text>", "image_url": "<image>"}.get(str(kind), "<other>")
+    return {"text": "<text>", "image_url": "<image>", "file": "<file>"}.get(str(kind), "<other>")
 
 
 def _content_kind(value: Any) -> str:
@@ -58,7 +76,10 @@ def _content_kind(value: Any) -> str:
 
 # Tags in angle brackets are left out of the parameter's name in an error (errors.UNION_TAGS).
 Part = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image>")] | Annotated[OtherPart, Tag("<other>")],
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image>")]
+    | Annotated[FilePart, Tag("<file>")]
+    | Annotated[OtherPart, Tag("<other>")],
     Discriminator(_part_kind),
 ]
 Content = Annotated[
@@ -74,9 +95,16 @@ class Message(BaseModel):
     content: Content | None = None
 
 
-class OcrOptions(Wire):
-    """What is particular to DeepSeek-OCR; the SDK sends it with `extra_body={"ocr": {…}}`."""
+PageNumbers = str | list[int]
 
+
+class ReadingOptions(Wire):
+    """How pages are made, and how the model is run on them."""
+
+    dpi: Annotated[int | None, Field(ge=MIN_DPI, le=MAX_DPI)] = None
+    """At which a PDF's pages are rendered, 36 to 600; 144 if not given."""
+    password: str | None = None
+    """Opens an encrypted PDF."""
     mode: ModeName | None = None
     """A named resolution mode; the fields below change it."""
     base_size: int | None = None
@@ -95,6 +123,8 @@ class OcrOptions(Wire):
     """How many of the last tokens the guard looks at."""
     whitelist_token_ids: list[int] | None = None
     """Tokens the guard never bans; `<td>` and `</td>` if not given."""
+    table_format: TableFormat | None = None
+    """How tables are written in markdown: `html`, as the model does, or `markdown`."""
 
     MODE_FIELDS: ClassVar = ("base_size", "image_size", "crop_mode", "min_crops", "max_crops")
     GUARD_FIELDS: ClassVar = ("ngram_size", "window_size", "whitelist_token_ids")
@@ -102,6 +132,22 @@ class OcrOptions(Wire):
     def given(self, names: tuple[str, ...]) -> dict[str, Any]:
         """The fields among `names` that the client set."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+class OcrOptions(ReadingOptions):
+    """What is particular to this server; the SDK sends it with `extra_body={"ocr": {…}}`."""
+
+    output: Literal["raw", "markdown", "blocks"] = "raw"
+    """`raw`: what the model said, to the letter. `markdown`: without markers, figures linked. `blocks`: markdown,
+    and beside it each page's located blocks."""
+    pages: PageNumbers | None = None
+    """Which pages of the documents, from 1: `"1-3,7"`, `"5-"` or a list; all if not given."""
+    page_separator: Annotated[str | None, Field(max_length=1000)] = None
+    """What stands between two pages."""
+    include_figures: bool = False
+    """With blocks: send the figures as data URIs."""
+    confidence: bool = False
+    """With blocks: say how sure the model was of each page and block."""
 
 
 class JsonSchema(Wire):
@@ -259,12 +305,6 @@ class ChatCompletionRequest(Wire):
         return self.max_completion_tokens or self.max_tokens
 
 
-class Answer(BaseModel):
-    """What goes to a client."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
 class TopLogprob(Answer):
     token: str
     logprob: float
@@ -287,6 +327,8 @@ class AssistantMessage(Answer):
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
+    ocr: Maybe[OcrExtension] = None
+    """What became of each page; there with documents, several pages, or an `ocr.output` other than raw."""
 
 
 class Choice(Answer):
@@ -322,6 +364,8 @@ class ChatCompletion(Answer):
 class Delta(Answer):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    ocr: Maybe[OcrExtension] = None
+    """After a page's text: what became of it."""
 
 
 class ChunkChoice(Answer):

@@ -12,45 +12,57 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vllm.sampling_params import SamplingParams
 
-from ocr_server.answers import ChatAnswer
-from ocr_server.reading.page import LogprobStep, Page, PageDelta, TokenLogprob
-from ocr_server.reading.reader import Part, Piece, joined
+from ocr_server.answers import ChatAnswer, Form
+from ocr_server.blocks_json import BlocksJson
+from ocr_server.errors import EngineFailure, InvalidRequest
+from ocr_server.reading.blocks import blocks
+from ocr_server.reading.page import LogprobStep, PageDelta, PageReading, TokenLogprob
+from ocr_server.reading.product import Product
+from ocr_server.reading.reader import Piece
 from ocr_server.schemas.chat import ChatCompletionRequest
-from tests.ocr_server.conftest import chat, delta, examples, prepared
+from tests.ocr_server.conftest import chat, delta, examples
 
 COMMON = ["id", "object", "created", "model", "choices"]
 FIRST = {"role": "assistant", "content": ""}
 
 
-def answer(pages: int = 1, **request: Any) -> ChatAnswer:
+def answer(pages: int = 1, *, number: int = 0, form: Form = Form(separator="|"), **request: Any) -> ChatAnswer:  # noqa: B008
     return ChatAnswer(
-        model="deepseek-ocr",
         request=ChatCompletionRequest.model_validate(chat(**request)),
-        pages=[Page(prepared(tokens=100 + page), "", SamplingParams()) for page in range(pages)],
+        sources=[(page, number) for page in range(pages)],
+        form=form,
         fingerprint="fp_0",
     )
 
 
-async def parts_of(*deltas: PageDelta | tuple[int, PageDelta], copies: int = 1) -> AsyncGenerator[Part]:
+def copied(times: int) -> Form:
+    return Form(separator="|", copies=times)
+
+
+def readings(*deltas: PageDelta | tuple[int, PageDelta]) -> list[PageReading]:
     """Of pieces of page 0, or of (page, piece)."""
-
-    async def pieces() -> AsyncGenerator[Piece]:
-        for each in deltas:
-            yield Piece(*each) if isinstance(each, tuple) else Piece(0, each)
-
-    async for part in joined(pieces(), copies=copies):
-        yield part
+    placed = [each if isinstance(each, tuple) else (0, each) for each in deltas]
+    return [
+        PageReading(page, page, 0, 640, 480, image_tokens=100 + page, deltas=[one for at, one in placed if at == page])
+        for page in range(max(page for page, _ in placed) + 1)
+    ]
 
 
-async def completed(chat: ChatAnswer, *deltas: Any, copies: int = 1) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((await chat.completion(parts_of(*deltas, copies=copies))).model_dump_json())
+async def events_of(pages: list[PageReading]) -> AsyncGenerator[Piece | PageReading]:
+    for reading in pages:
+        for each in reading.deltas:
+            yield Piece(reading.index, each)
+        yield reading
+
+
+async def completed(chat: ChatAnswer, *deltas: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((await chat.completion(events_of(readings(*deltas)))).model_dump_json())
     return found
 
 
-async def chunks(chat: ChatAnswer, *deltas: Any, copies: int = 1) -> list[dict[str, Any]]:
-    return [json.loads(chunk) async for chunk in chat.chunks(parts_of(*deltas, copies=copies))]
+async def chunks(chat: ChatAnswer, *deltas: Any) -> list[dict[str, Any]]:
+    return [json.loads(chunk) async for chunk in chat.chunks(events_of(readings(*deltas)))]
 
 
 HELLO = (delta("Hel"), delta("lo"), delta("", tokens=1, finish="stop"))
@@ -89,7 +101,7 @@ class TestCompletion:
         [
             (["stop"], "stop"),
             (["length"], "length"),
-            (["repetition"], "stop"),
+            (["repetition"], "length"),
             (["stop", "stop"], "stop"),
             (["length", "stop"], "length"),
             (["stop", "length"], "length"),
@@ -129,7 +141,7 @@ class TestCompletion:
         }
 
     async def test_copies_cost_nothing(self) -> None:
-        got = await completed(answer(n=3), *HELLO, copies=3)
+        got = await completed(answer(n=3, form=copied(3)), *HELLO)
         assert [choice["message"]["content"] for choice in got["choices"]] == ["Hello"] * 3
         assert [choice["index"] for choice in got["choices"]] == [0, 1, 2]
         assert (got["usage"]["prompt_tokens"], got["usage"]["completion_tokens"]) == (10, 3)
@@ -176,13 +188,14 @@ class TestChunks:
         got = [chunk["choices"][0] for chunk in await chunks(answer(stream=True, n=3, temperature=1.0), *deltas)]
         assert [(choice["index"], choice["delta"]) for choice in got[:3]] == [(index, FIRST) for index in range(3)]
         assert [(choice["index"], choice["delta"]) for choice in got[3:]] == [
-            each for index in (1, 0, 2) for each in ((index, {"content": "a"}), (index, {}))
+            *((index, {"content": "a"}) for index in (1, 0, 2)),
+            *((index, {}) for index in range(3)),
         ]
 
     async def test_nothing_before_the_first_piece(self) -> None:
         """Until then an error can still have a status of its own."""
 
-        async def broken() -> AsyncGenerator[Part]:
+        async def broken() -> AsyncGenerator[Piece | PageReading]:
             raise ValueError("early")
             yield
 
@@ -201,17 +214,17 @@ class TestChunks:
 
     async def test_copies(self) -> None:
         request = {"stream": True, "n": 2, "stream_options": {"include_usage": True}}
-        got = await chunks(answer(**request), *HELLO, copies=2)
+        got = await chunks(answer(form=copied(2), **request), *HELLO)
         assert [chunk["choices"][0]["finish_reason"] for chunk in got[-3:-1]] == ["stop", "stop"]
         assert got[-1]["usage"]["completion_tokens"] == 3
 
     async def test_closing_it_closes_its_source(self) -> None:
         closed = []
 
-        async def source() -> AsyncGenerator[Part]:
+        async def source() -> AsyncGenerator[Piece | PageReading]:
             try:
                 while True:
-                    yield Part(0, "x", delta("x"))
+                    yield Piece(0, delta("x"))
             finally:
                 closed.append(True)
 
@@ -273,6 +286,152 @@ class TestLogprobs:
         assert got[1]["choices"][0]["delta"] == {"content": ""}
 
 
+class TestPages:
+    """Several pages, and what is said of each."""
+
+    ENDS = (
+        (0, delta("a", finish="stop")),
+        (1, delta("b")),
+        (1, delta("c", finish="stop")),
+        (2, delta("", finish="stop")),
+    )
+
+    async def test_the_separator_stands_between_them(self) -> None:
+        got = await completed(answer(3), *self.ENDS)
+        assert got["choices"][0]["message"]["content"] == "a|bc|"
+
+    async def test_it_comes_with_the_page_after_it(self) -> None:
+        got = await chunks(answer(3, stream=True), *self.ENDS)
+        assert [chunk["choices"][0]["delta"].get("content") for chunk in got] == ["", "a", "|b", "c", "|", None]
+
+    async def test_each_choice_has_its_own(self) -> None:
+        deltas = [
+            (0, delta("a", choice=0, finish="stop")),
+            (0, delta("A", choice=1, finish="stop")),
+            (1, delta("B", choice=1)),
+            (1, delta("b", choice=0, finish="stop")),
+            (1, delta("B", choice=1, finish="stop")),
+        ]
+        got = await completed(answer(2, n=2, temperature=1.0), *deltas)
+        assert [choice["message"]["content"] for choice in got["choices"]] == ["a|b", "A|BB"]
+
+    async def test_nothing_is_said_unless_asked(self) -> None:
+        assert "ocr" not in (await completed(answer(3), *self.ENDS))["choices"][0]["message"]
+        got = await chunks(answer(3, stream=True), *self.ENDS)
+        assert all("ocr" not in chunk["choices"][0]["delta"] for chunk in got)
+
+    async def test_reports(self) -> None:
+        form = Form(separator="|", reports=True)
+        got = await completed(answer(2, form=form), (0, delta("a", finish="stop")), (1, delta("b", finish="length")))
+        reports = got["choices"][0]["message"]["ocr"]["pages"]
+        assert reports == [
+            {
+                "index": page,
+                "source": page,
+                "page": 1,
+                "width": 640,
+                "height": 480,
+                "finish_reason": finish,
+                "prompt_tokens": 10,
+                "completion_tokens": 1,
+            }
+            for page, finish in enumerate(("stop", "length"))
+        ]
+        streamed = await chunks(
+            answer(2, form=form, stream=True), (0, delta("a", finish="stop")), (1, delta("b", finish="length"))
+        )
+        deltas = [chunk["choices"][0]["delta"] for chunk in streamed]
+        assert [list(each) for each in deltas] == [["role", "content"], ["content"], ["ocr"], ["content"], ["ocr"], []]
+        assert [each["ocr"]["pages"][0] for each in deltas if "ocr" in each] == reports
+
+    async def test_a_page_that_failed_keeps_its_place(self) -> None:
+        failed = PageReading(1, 1, 4, error=InvalidRequest("It is torn.", code="torn"))
+        first, third = readings((0, delta("a", finish="stop")), (2, delta("c", finish="stop")))[::2]
+        chat = answer(3, form=Form(separator="|", reports=True))
+        got = json.loads((await chat.completion(events_of([first, failed, third]))).model_dump_json())
+        (choice,) = got["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("a||c", "length")
+        report = choice["message"]["ocr"]["pages"][1]
+        assert (report["page"], report["finish_reason"]) == (5, "error")
+        assert report["error"] == {"message": "It is torn.", "code": "torn"}
+
+    async def test_an_engine_that_says_nothing_has_failed(self) -> None:
+        with pytest.raises(EngineFailure):
+            await answer().completion(events_of([PageReading(0, 0, 0)]))
+
+
+SAID = (
+    "<|ref|>title<|/ref|><|det|>[[0, 0, 999, 499]]<|/det|>\n# Hi\n\n"
+    "<|ref|>image<|/ref|><|det|>[[0, 500, 999, 999]]<|/det|>"
+)
+
+
+def located() -> PageReading:
+    reading = PageReading(0, 0, 6, 200, 100, deltas=[delta(SAID[:40]), delta(SAID[40:], finish="stop")])
+    reading.product = Product(blocks(SAID, 200, 100), [], [], None)
+    return reading
+
+
+class TestForms:
+    async def test_markdown_has_no_markers_and_links_figures(self) -> None:
+        chat = answer(number=6, form=Form(separator="|", markdown=True))
+        got = await chat.completion(events_of([located()]))
+        assert got.choices[0].message.content == "# Hi\n\n![](images/page-7-figure-1.jpeg)"
+
+    async def test_markdown_in_a_stream_is_the_same(self) -> None:
+        chat = answer(number=6, stream=True, form=Form(separator="|", markdown=True))
+        got = [json.loads(chunk) async for chunk in chat.chunks(events_of([located()]))]
+        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in got)
+        assert text == "# Hi\n\n![](images/page-7-figure-1.jpeg)"
+
+    async def test_blocks_stand_beside_it(self) -> None:
+        chat = answer(form=Form(separator="|", markdown=True, reports=True))
+        got = json.loads((await chat.completion(events_of([located()]))).model_dump_json())
+        (page,) = got["choices"][0]["message"]["ocr"]["pages"]
+        assert page["blocks"] == [
+            {"label": "title", "text": "# Hi", "boxes": [[0, 0, 200, 49]], "model_boxes": [[0, 0, 999, 499]]},
+            {"label": "image", "text": "", "boxes": [[0, 50, 200, 100]], "model_boxes": [[0, 500, 999, 999]]},
+        ]
+
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_blocks_as_json(self, stream: bool) -> None:
+        schema = {
+            "properties": {"pages": {"type": "array", "items": {"$ref": "#/$defs/P"}}},
+            "$defs": {
+                "P": {
+                    "properties": {
+                        "page": {"type": "integer"},
+                        "blocks": {"anyOf": [{"items": {"properties": {"label": {}}}}, {"type": "null"}]},
+                    }
+                }
+            },
+        }
+        chat = answer(2, stream=stream, form=Form(separator="|", json=BlocksJson(schema)))
+        second = located()
+        second.index = 1
+        events = events_of([located(), second])
+        if stream:
+            got = [json.loads(chunk) async for chunk in chat.chunks(events)]
+            text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in got)
+        else:
+            text = (await chat.completion(events)).choices[0].message.content
+        page = {"page": 7, "blocks": [{"label": "title"}, {"label": "image"}]}
+        assert json.loads(text) == {"pages": [page, page]}
+
+    @pytest.mark.parametrize("wanted", ["colour", "pages"])
+    def test_a_schema_that_asks_for_what_is_not_there(self, wanted: str) -> None:
+        item = {"properties": {"smell": {}}}
+        with pytest.raises(InvalidRequest, match="smell" if wanted == "pages" else wanted) as caught:
+            BlocksJson({"properties": {wanted: {"items": item}}})
+        assert caught.value.param == "response_format.json_schema.schema"
+
+    def test_a_schema_that_turns_in_circles(self) -> None:
+        with pytest.raises(InvalidRequest, match=r"pages\.pages"):
+            BlocksJson({"properties": {"pages": {"$ref": "#"}}})
+        circle = {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}}
+        assert BlocksJson(circle).keep({"pages": []}) == {"pages": []}
+
+
 class TestWholeEqualsStream:
     @given(
         pages=st.integers(1, 3),
@@ -296,9 +455,9 @@ class TestWholeEqualsStream:
                     deltas.append((page, delta(words, choice=choice, finish=finish, logprobs=steps)))
         request = {"n": choices, "temperature": 0.0 if greedy else 1.0, "logprobs": with_logprobs}
         copies = choices if greedy else 1
-        whole = asyncio.run(completed(answer(pages, **request), *deltas, copies=copies))
-        streaming = answer(pages, stream=True, stream_options={"include_usage": True}, **request)
-        *stream, last = asyncio.run(chunks(streaming, *deltas, copies=copies))
+        whole = asyncio.run(completed(answer(pages, form=copied(copies), **request), *deltas))
+        streaming = answer(pages, form=copied(copies), stream=True, stream_options={"include_usage": True}, **request)
+        *stream, last = asyncio.run(chunks(streaming, *deltas))
         assert last["usage"] == whole["usage"]
         for choice in whole["choices"]:
             own = [each for chunk in stream for each in chunk["choices"] if each["index"] == choice["index"]]

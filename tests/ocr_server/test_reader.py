@@ -1,4 +1,4 @@
-"""Many pages at once, answered in order."""
+"""Many pages at once, answered in order; pages that fail, and pages that loop."""
 
 from __future__ import annotations
 
@@ -8,62 +8,103 @@ from collections.abc import AsyncGenerator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from vllm.sampling_params import SamplingParams
 
-from ocr_server.errors import EngineFailure, InvalidRequest
-from ocr_server.reading.page import Page, PageDelta
-from ocr_server.reading.reader import PAGE_SEPARATOR, Part, Piece, joined, read_pages
-from tests.ocr_server.conftest import FakeEngine, Script, delta, endless, examples, prepared, until
+from deepseek_ocr.images import PreparedImage
+from deepseek_ocr.modes import MODES, ResolutionMode
+from deepseek_ocr.no_repeat_ngram import Guard
+from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable
+from ocr_server.intake.document import SourcePage
+from ocr_server.reading.loops import LoopPolicy
+from ocr_server.reading.page import Job, Page, PageDelta, PageReading
+from ocr_server.reading.reader import AHEAD, Piece, Reader
+from tests.ocr_server.conftest import FakeEngine, delta, endless, examples, prepared, until
+
+PICTURE = SourcePage(image=Image.new("RGB", (30, 20)), dpi=None)
 
 
-def pages(count: int) -> list[Page]:
-    return [Page(prepared(), f"page {number}", SamplingParams()) for number in range(count)]
+class Loads:
+    """Where pages come from; counts those that are in memory."""
+
+    def __init__(self, broken: tuple[int, ...] = ()) -> None:
+        self.broken = broken
+        self.loaded: list[int] = []
+
+    def jobs(self, count: int, mode: str = "tiny") -> list[Job]:
+        return [self.job(number, mode) for number in range(count)]
+
+    def job(self, number: int, mode: str) -> Job:
+        async def load() -> SourcePage:
+            await asyncio.sleep(0)
+            self.loaded.append(number)
+            if number in self.broken:
+                raise InvalidRequest(f"page {number} is torn", code="torn")
+            return PICTURE
+
+        return Job(load, MODES[mode], f"page {number}", SamplingParams(), source=0, number=number)
 
 
-async def pieces_of(*pieces: Piece) -> AsyncGenerator[Piece]:
-    for piece in pieces:
-        yield piece
+async def prepare(_: SourcePage, mode: ResolutionMode) -> PreparedImage:
+    return prepared(tokens=mode.base_size)
 
 
-async def joined_parts(*pieces: Piece, copies: int = 1) -> list[Part]:
-    return [part async for part in joined(pieces_of(*pieces), copies=copies)]
+def reader(engine: FakeEngine, at_once: int = 32, loops: LoopPolicy = "retry") -> Reader:
+    return Reader(engine, prepare, at_once=at_once, loops=loops)
 
 
-def texts_of(parts: list[Part]) -> dict[int, str]:
-    whole: dict[int, str] = {}
-    for part in parts:
-        whole[part.choice] = whole.get(part.choice, "") + part.text
-    return whole
+def jobs(count: int) -> list[Job]:
+    return Loads().jobs(count)
 
 
-class TestReadPages:
-    @given(delays=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=6))
-    @examples(40)
-    def test_pages_come_in_order_whenever_they_are_ready(self, delays: list[list[int]]) -> None:
-        async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
+async def all_of(events: AsyncGenerator[Piece | PageReading]) -> list[Piece | PageReading]:
+    return [event async for event in events]
+
+
+def pieces(events: list[Piece | PageReading]) -> list[tuple[int, str]]:
+    return [(event.page, event.delta.text) for event in events if isinstance(event, Piece)]
+
+
+def readings(events: list[Piece | PageReading]) -> list[PageReading]:
+    return [event for event in events if isinstance(event, PageReading)]
+
+
+class TestOrder:
+    @given(
+        delays=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=6),
+        live=st.booleans(),
+        at_once=st.integers(1, 4),
+    )
+    @examples(60)
+    def test_pages_come_in_order_whenever_they_are_ready(
+        self, delays: list[list[int]], live: bool, at_once: int
+    ) -> None:
+        async def script(_: int, page: Page) -> AsyncGenerator[PageDelta]:
+            number = int(page.prompt.removeprefix("page "))
             for piece, turns in enumerate(delays[number]):
                 for _turn in range(turns):
                     await asyncio.sleep(0)
-                yield delta(f"{number}.{piece}")
+                yield delta(f"{number}.{piece}", finish="stop" if piece == len(delays[number]) - 1 else None)
 
-        async def read() -> None:
-            engine = FakeEngine(script)
-            pieces = [piece async for piece in read_pages(engine, pages(len(delays)))]
-            expected = [
-                (page, f"{page}.{piece}") for page, of_page in enumerate(delays) for piece in range(len(of_page))
-            ]
-            assert [(piece.page, piece.delta.text) for piece in pieces] == expected
-            assert sorted(engine.finished) == list(range(len(delays)))
+        engine = FakeEngine(script)
+        events = asyncio.run(all_of(reader(engine, at_once).read(jobs(len(delays)), live=live)))
+        expected = [(page, f"{page}.{piece}") for page, of_page in enumerate(delays) for piece in range(len(of_page))]
+        assert pieces(events) == expected
+        assert [reading.index for reading in readings(events)] == list(range(len(delays)))
+        assert [reading.text() for reading in readings(events)] == [
+            "".join(f"{page}.{piece}" for piece in range(len(of_page))) for page, of_page in enumerate(delays)
+        ]
+        assert sorted(engine.finished) == list(range(len(delays)))
 
-        asyncio.run(read())
-
-    async def test_each_page_is_read_as_it_was_given(self) -> None:
-        engine, given = FakeEngine(), pages(3)
-        assert len([piece async for piece in read_pages(engine, given)]) == 3
-        assert [page is wanted for page, wanted in zip(engine.pages, given, strict=True)] == [True] * 3
+    async def test_a_reading_says_what_was_read(self) -> None:
+        (reading,) = readings(await all_of(reader(FakeEngine()).read(Loads().jobs(1, "small"))))
+        assert (reading.width, reading.height, reading.dpi) == (30, 20, None)
+        assert (reading.text(), reading.finish_reason(), reading.image_tokens) == ("Hello", "stop", 640)
+        assert (reading.prompt_tokens, reading.completion_tokens) == (10, 1)
+        assert [(each.mode, each.finish_reason) for each in reading.attempts] == [(MODES["small"], "stop")]
 
     async def test_no_pages(self) -> None:
-        assert [piece async for piece in read_pages(FakeEngine(), [])] == []
+        assert await all_of(reader(FakeEngine()).read([])) == []
 
     async def test_the_first_page_streams_while_others_run(self) -> None:
         gate = asyncio.Event()
@@ -76,52 +117,110 @@ class TestReadPages:
             yield delta(f"{number} ends")
 
         engine = FakeEngine(script)
-        reading = read_pages(engine, pages(3))
+        reading = reader(engine).read(jobs(3), live=True)
         async with asyncio.timeout(5):
-            assert (await anext(reading)).delta.text == "0 begins"
-        assert engine.running == 3
+            first = await anext(reading)
+        assert isinstance(first, Piece)
+        assert first.delta.text == "0 begins"
+        await until(lambda: engine.running == 3)
         gate.set()
-        assert [piece.delta.text async for piece in reading] == ["0 ends", "1 begins", "1 ends", "2 begins", "2 ends"]
+        rest = pieces(await all_of(reading))
+        assert [text for _, text in rest] == ["0 ends", "1 begins", "1 ends", "2 begins", "2 ends"]
 
-    async def test_all_begin_before_the_first_ends(self) -> None:
-        begun: list[int] = []
+
+class TestBounds:
+    async def test_as_many_at_once_as_allowed(self) -> None:
+        gate, most = asyncio.Event(), 0
+
+        async def script(_: int, __: Page) -> AsyncGenerator[PageDelta]:
+            await gate.wait()
+            yield delta("x", finish="stop")
+
+        engine, loads = FakeEngine(script), Loads()
+        reading = asyncio.ensure_future(all_of(reader(engine, at_once=4).read(loads.jobs(50))))
+        await until(lambda: engine.running == 4)
+        for _ in range(50):
+            await asyncio.sleep(0)
+            most = max(most, engine.running)
+        assert most == 4
+        assert loads.loaded == [0, 1, 2, 3]
+        gate.set()
+        assert len(readings(await reading)) == 50
+
+    async def test_a_long_page_holds_nobody_up_until_there_are_many_answers(self) -> None:
+        gate = asyncio.Event()
 
         async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
-            begun.append(number)
-            await until(lambda: len(begun) == 20)
-            yield delta(str(number), finish="stop")
+            if number == 0:
+                await gate.wait()
+            yield delta("x", finish="stop")
 
-        assert len([piece async for piece in read_pages(FakeEngine(script), pages(20))]) == 20
+        engine = FakeEngine(script)
+        reading = asyncio.ensure_future(all_of(reader(engine, at_once=3).read(jobs(100))))
+        await until(lambda: len(engine.finished) == AHEAD * 3 - 1)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(engine.pages) == AHEAD * 3
+        gate.set()
+        assert len(readings(await reading)) == 100
 
-    @pytest.mark.parametrize("error", [EngineFailure("broken"), InvalidRequest("bad"), RuntimeError("bug")])
-    async def test_an_error_comes_in_its_turn(self, error: Exception) -> None:
-        failed = asyncio.Event()
 
+class TestFailures:
+    async def test_a_page_that_can_not_be_had_loses_no_other(self) -> None:
+        events = await all_of(reader(FakeEngine()).read(Loads(broken=(0, 2)).jobs(4), live=True))
+        assert [(reading.index, reading.finish_reason()) for reading in readings(events)] == [
+            (0, "error"),
+            (1, "stop"),
+            (2, "error"),
+            (3, "stop"),
+        ]
+        assert [reading.error.code if reading.error else None for reading in readings(events)] == [
+            "torn",
+            None,
+            "torn",
+            None,
+        ]
+        assert pieces(events) == [(1, "Hello"), (3, "Hello")]
+
+    @pytest.mark.parametrize("live", [False, True])
+    async def test_a_page_on_which_the_engine_fails_loses_no_other(self, live: bool) -> None:
+        async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
+            yield delta("half")
+            if number == 1:
+                raise EngineFailure("broken")
+            yield delta("", finish="stop")
+
+        events = await all_of(reader(FakeEngine(script)).read(jobs(3), live=live))
+        assert [reading.finish_reason() for reading in readings(events)] == ["stop", "error", "stop"]
+        assert readings(events)[1].text() == "half"
+
+    @pytest.mark.parametrize("live", [False, True])
+    @pytest.mark.parametrize("count", [1, 3])
+    async def test_where_all_pages_fail_the_request_fails(self, count: int, live: bool) -> None:
+        """And nothing comes before the error, so that it can be the answer's status."""
+        with pytest.raises(InvalidRequest, match="page 0 is torn"):
+            await anext(reader(FakeEngine()).read(Loads(broken=(0, 1, 2)).jobs(count), live=live))
+
+    async def test_an_engine_that_stopped_ends_the_request(self) -> None:
         async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
             if number == 1:
-                yield delta("half of 1")
-                failed.set()
-                raise error
-            await failed.wait()
-            yield delta(f"all of {number}")
-            if number == 2:
-                await asyncio.Event().wait()
+                raise Unavailable("gone")
+            yield delta("x", finish="stop")
 
-        engine, seen = FakeEngine(script), []
+        with pytest.raises(Unavailable):
+            await all_of(reader(FakeEngine(script)).read(jobs(3)))
 
-        async def read() -> None:
-            async for piece in read_pages(engine, pages(3)):
-                seen.append(piece.delta.text)
+    async def test_a_bug_is_not_a_page_error(self) -> None:
+        async def script(_: int, __: Page) -> AsyncGenerator[PageDelta]:
+            raise RuntimeError("bug")
+            yield
 
-        with pytest.raises(type(error)) as caught:
-            await read()
-        assert caught.value is error
-        assert seen == ["all of 0", "half of 1"]
-        assert (engine.finished, engine.aborted, engine.running) == ([1, 0], [2], 0)
+        with pytest.raises(RuntimeError, match="bug"):
+            await all_of(reader(FakeEngine(script)).read(jobs(2)))
 
     async def test_closing_early_aborts_all_pages(self) -> None:
         engine = FakeEngine(endless)
-        reading = read_pages(engine, pages(5))
+        reading = reader(engine).read(jobs(5), live=True)
         await anext(reading)
         await until(lambda: engine.running == 5)
         await reading.aclose()
@@ -129,65 +228,112 @@ class TestReadPages:
 
     async def test_cancelling_aborts_all_pages(self) -> None:
         engine = FakeEngine(endless)
-
-        async def read() -> None:
-            async for _ in read_pages(engine, pages(4)):
-                pass
-
-        reading = asyncio.create_task(read())
-        await until(lambda: engine.running == 4)
+        reading = asyncio.create_task(all_of(reader(engine, at_once=3).read(jobs(9))))
+        await until(lambda: engine.running == 3)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
-        assert sorted(engine.aborted) == [0, 1, 2, 3]
+        assert sorted(engine.aborted) == [0, 1, 2]
+        assert engine.running == 0
 
 
-class TestJoined:
-    async def test_one_page_has_no_separator(self) -> None:
-        parts = await joined_parts(Piece(0, delta("a")), Piece(0, delta("b", finish="stop")))
-        assert [part.text for part in parts] == ["a", "b"]
+class TestFinish:
+    async def test_it_sees_the_page_with_its_picture_and_before_its_turn(self) -> None:
+        gate, seen = asyncio.Event(), []
 
-    async def test_pages_are_parted(self) -> None:
-        parts = await joined_parts(
-            Piece(0, delta("a")), Piece(0, delta("b")), Piece(1, delta("c")), Piece(1, delta("d")), Piece(2, delta("e"))
-        )
-        assert texts_of(parts) == {0: f"ab{PAGE_SEPARATOR}cd{PAGE_SEPARATOR}e"}
-        assert PAGE_SEPARATOR == "\n\n<--- Page Split --->\n\n"
+        async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
+            if number == 0:
+                await gate.wait()
+            yield delta(str(number), finish="stop")
 
-    async def test_the_separator_comes_with_the_page_after_it(self) -> None:
-        parts = await joined_parts(Piece(0, delta("a", finish="stop")), Piece(1, delta("b", finish="stop")))
-        assert [part.text for part in parts] == ["a", f"{PAGE_SEPARATOR}b"]
+        async def finish(reading: PageReading, source: SourcePage) -> object:
+            assert source is PICTURE
+            seen.append(reading.text())
+            return f"made of {reading.text()}"
 
-    async def test_empty_pages_keep_their_place(self) -> None:
-        ends = [delta("", finish="stop"), delta("", finish="stop"), delta("x", finish="stop"), delta("", finish="stop")]
-        parts = await joined_parts(*(Piece(number, end) for number, end in enumerate(ends)))
-        assert texts_of(parts) == {0: f"{PAGE_SEPARATOR}{PAGE_SEPARATOR}x{PAGE_SEPARATOR}"}
+        reading = asyncio.ensure_future(all_of(reader(FakeEngine(script)).read(jobs(3), finish=finish)))
+        await until(lambda: sorted(seen) == ["1", "2"])
+        gate.set()
+        assert [each.product for each in readings(await reading)] == ["made of 0", "made of 1", "made of 2"]
 
-    async def test_a_page_without_pieces_keeps_its_place(self) -> None:
-        parts = await joined_parts(Piece(0, delta("a")), Piece(2, delta("c")))
-        assert texts_of(parts) == {0: f"a{PAGE_SEPARATOR}{PAGE_SEPARATOR}c"}
 
-    async def test_each_choice_has_its_own_separators(self) -> None:
-        parts = await joined_parts(
-            Piece(0, delta("a", choice=0)),
-            Piece(0, delta("A", choice=1)),
-            Piece(1, delta("B", choice=1)),
-            Piece(1, delta("b", choice=0)),
-            Piece(1, delta("B", choice=1)),
-        )
-        assert texts_of(parts) == {0: f"a{PAGE_SEPARATOR}b", 1: f"A{PAGE_SEPARATOR}BB"}
+class TestLoops:
+    """The engine ends a page that repeats itself."""
 
-    async def test_copies(self) -> None:
-        parts = await joined_parts(Piece(0, delta("a")), Piece(1, delta("b")), copies=3)
-        assert texts_of(parts) == dict.fromkeys(range(3), f"a{PAGE_SEPARATOR}b")
-        assert [part.choice for part in parts] == [0, 1, 2, 0, 1, 2]
-        assert all(part.delta.choice == 0 for part in parts)
+    @staticmethod
+    def engine(times: int, *, page: int = 0) -> FakeEngine:
+        """One whose page loops so many times."""
+        tries = [0]
 
-    @pytest.mark.parametrize("script", [endless])
-    async def test_closing_it_closes_what_it_joins(self, script: Script) -> None:
+        async def script(_: int, given: Page) -> AsyncGenerator[PageDelta]:
+            if given.prompt != f"page {page}":
+                yield delta("fine", finish="stop")
+                return
+            tries[0] += 1
+            yield delta("la ")
+            for _turn in range(5):  # time for a reader to take it
+                await asyncio.sleep(0)
+            yield delta("la", finish="repetition" if tries[0] <= times else "stop")
+
+        return FakeEngine(script)
+
+    async def test_it_is_read_again_with_a_stricter_guard(self) -> None:
+        engine = self.engine(1)
+        (reading,) = readings(await all_of(reader(engine).read(jobs(1))))
+        assert (reading.text(), reading.finish_reason()) == ("la la", "stop")
+        first, second = (Guard.of(page.params) for page in engine.pages)
+        assert (first.ngram_size, first.window_size) == (30, 90)
+        assert (second.ngram_size, second.window_size) == (20, 1024)
+        assert [(each.ngram_size, each.window_size, each.finish_reason) for each in reading.attempts] == [
+            (30, 90, "repetition"),
+            (20, 1024, "stop"),
+        ]
+
+    async def test_then_in_another_mode(self) -> None:
+        engine = self.engine(2)
+        (reading,) = readings(await all_of(reader(engine).read(Loads().jobs(1, "gundam"))))
+        assert reading.finish_reason() == "stop"
+        assert [each.mode for each in reading.attempts] == [MODES["gundam"], MODES["gundam"], MODES["base"]]
+
+    async def test_then_no_more(self) -> None:
+        engine = self.engine(9)
+        events = await all_of(reader(engine).read(jobs(1)))
+        (reading,) = readings(events)
+        assert (reading.text(), reading.finish_reason(), len(engine.pages)) == ("la la", "repetition", 3)
+        assert pieces(events) == [(0, "la "), (0, "la")]
+
+    @pytest.mark.parametrize(("policy", "watched"), [("end", True), ("off", False)])
+    async def test_policies(self, policy: LoopPolicy, watched: bool) -> None:
+        engine = self.engine(1)
+        (reading,) = readings(await all_of(reader(engine, loops=policy).read(jobs(1))))
+        assert reading.finish_reason() == "repetition"
+        assert [page.params.repetition_detection is not None for page in engine.pages] == [watched]
+
+    async def test_what_a_client_has_seen_is_not_taken_back(self) -> None:
+        engine = self.engine(1)
+        events = await all_of(reader(engine).read(jobs(1), live=True))
+        assert len(engine.pages) == 1
+        assert pieces(events) == [(0, "la "), (0, "la")]
+
+    async def test_a_later_page_of_a_stream_is_read_again(self) -> None:
+        gate = asyncio.Event()
+        looping = self.engine(1, page=1)
+
+        async def script(number: int, page: Page) -> AsyncGenerator[PageDelta]:
+            if page.prompt == "page 0":
+                await gate.wait()
+            async for each in looping.script(number, page):
+                yield each
+
         engine = FakeEngine(script)
-        parts = joined(read_pages(engine, pages(2)))
-        await anext(parts)
-        await until(lambda: engine.running == 2)
-        await parts.aclose()
-        assert sorted(engine.aborted) == [0, 1]
+        reading = asyncio.ensure_future(all_of(reader(engine).read(jobs(2), live=True)))
+        await until(lambda: len(engine.finished) == 2)
+        gate.set()
+        assert [each.finish_reason() for each in readings(await reading)] == ["stop", "stop"]
+
+    async def test_several_choices_are_left_as_they_are(self) -> None:
+        job = jobs(1)[0]
+        job.params.n, job.params.temperature = 2, 1.0
+        engine = self.engine(1)
+        await all_of(reader(engine).read([job]))
+        assert len(engine.pages) == 1

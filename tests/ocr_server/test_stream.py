@@ -113,8 +113,11 @@ class TestErrors:
 
         engine.script = script
         request = chat(message(picture(), picture()), ocr={"mode": "tiny"}, stream=True)
-        *_, failure, done = events((await client.post(CHAT, json=request)).text)
-        assert (failure["error"]["message"], done) == ("Page 2 is bad.", "[DONE]")
+        *chunks, done = events((await client.post(CHAT, json=request)).text)
+        reports = [page for chunk in chunks for page in chunk["choices"][0]["delta"].get("ocr", {}).get("pages", [])]
+        assert [report["finish_reason"] for report in reports] == ["stop", "error"]
+        assert reports[1]["error"] == {"message": "Page 2 is bad.", "code": None}
+        assert (chunks[-1]["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
 
     async def test_what_was_not_foreseen_shows_nothing(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
         engine.script = fails(RuntimeError(SECRET), "a")

@@ -29,7 +29,7 @@ def read(settings: Settings) -> Any:
 
 
 def urls(reading: Reading) -> list[str]:
-    return [image.url for image in reading.images]
+    return [image.url for image in reading.sources]
 
 
 def changed(settings: Settings, **values: Any) -> Settings:
@@ -68,18 +68,18 @@ class TestPictures:
 
     def test_the_place_of_each_picture_is_named(self, read: Any) -> None:
         reading = read(message("x", role="system"), message("a", picture(A), picture(B)), message("b"))
-        assert [image.param for image in reading.images] == [
+        assert [image.param for image in reading.sources] == [
             "messages[1].content[1].image_url.url",
             "messages[1].content[2].image_url.url",
         ]
 
     def test_the_place_is_right_where_messages_repeat(self, read: Any) -> None:
         reading = read(ONE, message("answer", role="assistant"), ONE)
-        assert reading.images[0].param == "messages[2].content[0].image_url.url"
+        assert reading.sources[0].param == "messages[2].content[0].image_url.url"
 
     def test_at_most_so_many(self, read: Any, settings: Settings) -> None:
         few = changed(settings, MAX_IMAGES=2)
-        assert len(read(message(picture(A), picture(B)), with_settings=few).images) == 2
+        assert len(read(message(picture(A), picture(B)), with_settings=few).sources) == 2
         with pytest.raises(InvalidRequest, match="at most 2 pictures, not 3") as caught:
             read(message(picture(A), picture(B), picture(C)), with_settings=few)
         assert caught.value.param == "messages"
@@ -143,7 +143,7 @@ class TestPrompt:
 
 class TestMode:
     def mode(self, reading: Reading) -> ResolutionMode:
-        (image,) = reading.images
+        (image,) = reading.sources
         return image.mode
 
     def test_the_servers_default(self, read: Any, settings: Settings) -> None:
@@ -157,7 +157,7 @@ class TestMode:
 
     def test_each_picture_has_its_own_detail(self, read: Any) -> None:
         reading = read(message(picture(A, detail="low"), picture(B, detail="high")))
-        assert [image.mode for image in reading.images] == [MODES["tiny"], MODES["gundam"]]
+        assert [image.mode for image in reading.sources] == [MODES["tiny"], MODES["gundam"]]
 
     @pytest.mark.parametrize("name", MODES)
     def test_the_models_name_over_detail(self, read: Any, name: str) -> None:

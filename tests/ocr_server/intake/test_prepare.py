@@ -8,7 +8,7 @@ import dataclasses
 import io
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 import numpy as np
 import pytest
@@ -17,9 +17,10 @@ from PIL import Image
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import MODES, ResolutionMode
 from ocr_server.errors import InvalidRequest, TooLarge
+from ocr_server.intake.document import SourcePage
 from ocr_server.intake.limits import IntakeLimits
-from ocr_server.intake.prepare import Intake
-from ocr_server.translate import ImageSource
+from ocr_server.intake.pdf import PdfRenderer
+from ocr_server.intake.prepare import Intake, Source
 
 TINY = MODES["tiny"]
 
@@ -35,8 +36,31 @@ def grey(value: int, side: int = 16) -> Image.Image:
     return Image.new("RGB", (side, side), (value, value, value))
 
 
-def source(url: str, mode: ResolutionMode = TINY, param: str = "p") -> ImageSource:
-    return ImageSource(url, mode, param)
+def source(url: str, mode: ResolutionMode = TINY, param: str = "p") -> Source:
+    return Source(url, mode, param)
+
+
+def new_intake(limits: IntakeLimits, threads: int) -> Intake:
+    return Intake(limits, PdfRenderer(workers=1, timeout_s=20, memory_bytes=4_000_000_000), threads=threads)
+
+
+async def pages_of(intake: Intake, sources: list[Source]) -> list[PreparedImage]:
+    """All pages of all sources, opened and prepared."""
+    documents = await intake.open(sources)
+    try:
+        work = [
+            one_page(intake, document.page(place), source.mode)
+            for document, source in zip(documents, sources, strict=True)
+            for place in range(document.page_count)
+        ]
+        return list(await asyncio.gather(*work))
+    finally:
+        for document in documents:
+            await document.close()
+
+
+async def one_page(intake: Intake, page: Awaitable[SourcePage], mode: ResolutionMode) -> PreparedImage:
+    return await intake.prepare(await page, mode)
 
 
 def values(pages: list[PreparedImage]) -> list[int]:
@@ -46,7 +70,7 @@ def values(pages: list[PreparedImage]) -> list[int]:
 
 @pytest.fixture
 async def intake(limits: IntakeLimits) -> AsyncIterator[Intake]:
-    intake = Intake(dataclasses.replace(limits, max_image_pixels=10_000_000), threads=2)
+    intake = new_intake(dataclasses.replace(limits, max_image_pixels=10_000_000, max_pages=60), threads=2)
     yield intake
     await intake.close()
 
@@ -81,39 +105,38 @@ class TestOrder:
         """The first takes longest: it is large, the rest are small."""
         greys = [10, 60, 110, 160, 210]
         sources = [source(data_uri(grey(value, 2000 if value == 10 else 16))) for value in greys]
-        assert values(await intake.pages(sources, most=5)) == greys
+        assert values(await pages_of(intake, sources)) == greys
 
     async def test_pages_of_one_picture_stay_together(self, intake: Intake) -> None:
         tiff = data_uri(grey(20), grey(40), grey(60), file_type="TIFF")
         sources = [source(data_uri(grey(5))), source(tiff), source(data_uri(grey(99)))]
-        assert values(await intake.pages(sources, most=5)) == [5, 20, 40, 60, 99]
+        assert values(await pages_of(intake, sources)) == [5, 20, 40, 60, 99]
 
     async def test_each_in_its_own_mode(self, intake: Intake) -> None:
         large = data_uri(grey(0, 700))
         modes = [MODES["tiny"], MODES["gundam"], MODES["large"]]
-        pages = await intake.pages([source(large, mode) for mode in modes], most=5)
+        pages = await pages_of(intake, [source(large, mode) for mode in modes])
         assert [page.num_tokens for page in pages] == [mode.vision_tokens(mode.crop_grid(700, 700)) for mode in modes]
         assert [page.global_view.shape[0] for page in pages] == [512, 1024, 1280]
 
     async def test_no_sources(self, intake: Intake) -> None:
-        assert await intake.pages([], most=1) == []
+        assert await pages_of(intake, []) == []
 
 
 class TestLimits:
-    async def test_as_many_pages_as_allowed(self, intake: Intake) -> None:
+    async def test_as_many_pages_as_allowed(self, limits: IntakeLimits) -> None:
+        intake = new_intake(dataclasses.replace(limits, max_pages=4), threads=1)
         tiff = data_uri(grey(1), grey(2), file_type="TIFF")
-        assert len(await intake.pages([source(tiff), source(tiff)], most=4)) == 4
-
-    async def test_pages_are_counted_over_all_sources(self, intake: Intake) -> None:
-        tiff = data_uri(grey(1), grey(2), file_type="TIFF")
-        with pytest.raises(InvalidRequest, match="at most 3 pages, not 4") as caught:
-            await intake.pages([source(tiff), source(tiff)], most=3)
-        assert caught.value.param == "messages"
+        assert len(await pages_of(intake, [source(tiff), source(tiff)])) == 4
+        with pytest.raises(InvalidRequest, match="at most 4 pages, not 5") as caught:
+            await pages_of(intake, [source(tiff), source(tiff), source(data_uri(grey(3)))])
+        assert caught.value.code == "too_many_pages"
+        await intake.close()
 
     async def test_the_limits_of_a_picture_hold(self, limits: IntakeLimits) -> None:
-        intake = Intake(dataclasses.replace(limits, max_image_pixels=255), threads=1)
+        intake = new_intake(dataclasses.replace(limits, max_image_pixels=255), threads=1)
         with pytest.raises(TooLarge) as caught:
-            await intake.pages([source(data_uri(grey(0, 15))), source(data_uri(grey(0, 16)), param="second")], most=5)
+            await pages_of(intake, [source(data_uri(grey(0, 15))), source(data_uri(grey(0, 16)), param="second")])
         assert caught.value.param == "second"
         await intake.close()
 
@@ -123,7 +146,7 @@ class TestFailures:
     async def test_the_error_names_its_source(self, intake: Intake, bad: str) -> None:
         sources = [source(data_uri(grey(1)), param="first"), source(bad, param="second")]
         with pytest.raises(InvalidRequest) as caught:
-            await intake.pages(sources, most=5)
+            await pages_of(intake, sources)
         assert caught.value.param == "second"
 
     async def test_the_first_error_ends_the_other_fetches(self, intake: Intake) -> None:
@@ -132,7 +155,7 @@ class TestFailures:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
             started = time.monotonic()
             with pytest.raises(InvalidRequest):
-                await intake.pages([source(url), source("data:;base64,AAAA"), source(url)], most=5)
+                await pages_of(intake, [source(url), source("data:;base64,AAAA"), source(url)])
             assert time.monotonic() - started < 3, "it waited for the fetches, which take 5 seconds to give up"
             await until_equal(silent, silent.came, 0)
 
@@ -140,7 +163,7 @@ class TestFailures:
         silent = Silent()
         async with await asyncio.start_server(silent.serve, "127.0.0.1") as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-            preparing = asyncio.create_task(intake.pages([source(url)] * 3, most=5))
+            preparing = asyncio.create_task(pages_of(intake, [source(url)] * 3))
             await until_equal(silent, 3, 3)
             preparing.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -149,22 +172,22 @@ class TestFailures:
 
     async def test_the_first_error_leaves_no_queue_of_pictures(self, limits: IntakeLimits) -> None:
         """With one thread, what waits behind the bad picture is dropped: the next request has its turn at once."""
-        intake = Intake(dataclasses.replace(limits, max_image_pixels=20_000_000), threads=1)
+        intake = new_intake(dataclasses.replace(limits, max_image_pixels=20_000_000, max_pages=60), threads=1)
         large, small = source(data_uri(grey(0, 4000)), MODES["gundam"]), source(data_uri(grey(7)))
         started = time.monotonic()
-        await intake.pages([large], most=5)
+        await pages_of(intake, [large])
         of_one = time.monotonic() - started
         with pytest.raises(InvalidRequest):
-            await intake.pages([source("data:;base64,AAAA"), *[large] * 30], most=50)
+            await pages_of(intake, [source("data:;base64,AAAA"), *[large] * 30])
         started = time.monotonic()
-        assert values(await intake.pages([small], most=5)) == [7]
+        assert values(await pages_of(intake, [small])) == [7]
         assert time.monotonic() - started < 12 * of_one
         await intake.close()
 
     async def test_it_works_on_after_a_failure(self, intake: Intake) -> None:
         with pytest.raises(InvalidRequest):
-            await intake.pages([source("data:;base64,AAAA")], most=5)
-        assert values(await intake.pages([source(data_uri(grey(9)))], most=5)) == [9]
+            await pages_of(intake, [source("data:;base64,AAAA")])
+        assert values(await pages_of(intake, [source(data_uri(grey(9)))])) == [9]
 
 
 class TestThreads:
@@ -181,23 +204,23 @@ class TestThreads:
 
         ticking = asyncio.create_task(tick())
         started = time.monotonic()
-        assert len(await intake.pages([large] * 8, most=8)) == 8
+        assert len(await pages_of(intake, [large] * 8)) == 8
         total = time.monotonic() - started
         ticking.cancel()
         assert len(gaps) > 20
         assert max(gaps) < total / 2, "one thing held the loop for most of the time"
 
     async def test_work_is_done_in_the_threads_of_its_own(self, limits: IntakeLimits) -> None:
-        intake = Intake(limits, threads=3)
-        await intake.pages([source(data_uri(grey(0)))] * 5, most=5)
+        intake = new_intake(limits, threads=3)
+        await pages_of(intake, [source(data_uri(grey(0)))] * 5)
         named = [thread for thread in threading.enumerate() if thread.name.startswith("prepare")]
         assert len(named) >= 1
         await intake.close()
 
     async def test_close_ends_them(self, limits: IntakeLimits) -> None:
         before = set(threading.enumerate())
-        intake = Intake(limits, threads=2)
-        await intake.pages([source(data_uri(grey(0)))] * 4, most=5)
+        intake = new_intake(limits, threads=2)
+        await pages_of(intake, [source(data_uri(grey(0)))] * 4)
         ours = set(threading.enumerate()) - before
         assert 1 <= len(ours) <= 2
         await intake.close()

@@ -1,0 +1,244 @@
+"""One opened source, a picture or a document, whose pages are decoded one by one when they are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from PIL import Image
+
+from ocr_server.errors import InvalidRequest, TooLarge
+from ocr_server.intake.decode import PicturePage, check_pixels, decode_page, find_pages, is_pdf
+from ocr_server.intake.limits import IntakeLimits
+from ocr_server.intake.page_selection import Selection, TooManyPages
+from ocr_server.intake.pdf import PdfFile, PdfRenderer
+from ocr_server.intake.pdf_worker import Kind, PdfError
+
+MIN_DPI, MAX_DPI = 36, 600
+"""What a PDF may be asked to be rendered at; whoever takes the request checks it."""
+DEFAULT_DPI = 144
+
+KEPT_PIXELS = 9_000_000
+"""A picture up to this, an A4 page at 300 dpi, is kept from when it was opened until its page is taken; to keep
+larger ones would take more memory than decoding them again takes time."""
+
+_PDF_ERRORS: dict[Kind, tuple[str, str]] = {
+    "password_required": ("pdf_password_required", "The PDF is encrypted: its password is needed."),
+    "password_wrong": ("pdf_password_wrong", "The PDF is encrypted, and this isn't its password."),
+    "damaged": ("pdf_damaged", "The PDF can't be opened: it is damaged, incomplete or of an unsupported variant."),
+    "empty": ("pdf_empty", "The PDF has no pages."),
+    "giant_page": ("pdf_page_too_large", "The page of the PDF is too large to be rendered legibly."),
+    "page_failed": ("pdf_page_failed", "The page of the PDF can't be rendered: it is damaged or missing."),
+    "timeout": ("pdf_timeout", "The PDF took longer than the limit of {timeout:g} s."),
+    "failed": ("pdf_failed", "The PDF can't be read: it takes too much memory, or breaks what reads it."),
+}
+
+
+@dataclass(frozen=True)
+class SourcePage:
+    """One page, decoded."""
+
+    image: Image.Image
+    """RGB, upright."""
+    dpi: float | None
+    """Pixels per inch that it was rendered at; None for pictures."""
+
+
+class Document(ABC):
+    """One opened source. Close it when its pages have been taken."""
+
+    def __init__(self, indices: Sequence[int], size_bytes: int, *, is_document: bool) -> None:
+        self.indices = indices
+        """Of each selected page, its index in the source, from 0."""
+        self.size_bytes = size_bytes
+        self.is_document = is_document
+        """Whether it is a PDF or a TIFF with several pages: there, a page that fails is that page's error."""
+
+    @property
+    def page_count(self) -> int:
+        """How many pages are selected."""
+        return len(self.indices)
+
+    @abstractmethod
+    async def page(self, number: int) -> SourcePage:
+        """The selected page at `number`, counted from 0. Any order will do, and several at a time.
+
+        Raises:
+            InvalidRequest, TooLarge: this page can't be had; others may.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give back what it holds."""
+
+
+class Opener:
+    """Opens what was sent or fetched, under limits. One for the whole server."""
+
+    def __init__(self, limits: IntakeLimits, threads: ThreadPoolExecutor, pdf: PdfRenderer) -> None:
+        """Args:
+        limits: what is accepted.
+        threads: where pictures are decoded and files written.
+        pdf: where PDFs are rendered.
+        """
+        self._limits = limits
+        self._threads = threads
+        self._pdf = pdf
+
+    async def open(
+        self,
+        data: bytes,
+        *,
+        pages: Selection | None,
+        dpi: float,
+        password: str | None,
+        param: str,
+        pages_param: str,
+    ) -> Document:
+        """What `data` is, its content decides. A single picture is decoded, so that a broken one shows here.
+
+        Args:
+            data: a PDF, or a picture file as `find_pages` describes.
+            pages: those to be read; None for all.
+            dpi: pixels per inch that a PDF's pages are rendered at; nothing to a picture.
+            password: for an encrypted PDF; nothing to others.
+            param: the data's place in the request, for errors.
+            pages_param: the selection's.
+
+        Raises:
+            InvalidRequest: the data is empty, of another type or damaged, the password is missing or wrong, or the
+                pages don't exist or are more than `limits.max_pages`.
+            TooLarge: over `limits.max_image_bytes` bytes, or `limits.max_image_pixels` pixels in a selected page of
+                a picture file.
+        """
+        if not data:
+            raise InvalidRequest("The file is empty (0 bytes).", param=param, code="empty_image_file")
+        if len(data) > self._limits.max_image_bytes:
+            raise TooLarge(
+                f"The file has {len(data):,} bytes; the limit is {self._limits.max_image_bytes:,} bytes.", param=param
+            )
+        if is_pdf(data):
+            return await self._open_pdf(data, pages, dpi, password, param, pages_param)
+        return await self._open_picture(data, pages, param, pages_param)
+
+    async def _open_pdf(
+        self, data: bytes, pages: Selection | None, dpi: float, password: str | None, param: str, pages_param: str
+    ) -> Document:
+        file = await asyncio.get_running_loop().run_in_executor(self._threads, PdfFile, data, password)
+        try:
+            info = await self._pdf.inspect(file)
+            indices = self._select(info.page_count, pages, param, pages_param)
+        except PdfError as error:
+            self._pdf.discard(file)
+            raise _api_error(error, self._pdf, param) from error
+        except BaseException:
+            self._pdf.discard(file)
+            raise
+        return _Pdf(self._pdf, file, indices, len(data), dpi, self._limits, param)
+
+    async def _open_picture(self, data: bytes, pages: Selection | None, param: str, pages_param: str) -> Document:
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._threads, partial(find_pages, data, param=param))
+        indices = self._select(len(found), pages, param, pages_param)
+        selected = [found[index] for index in indices]
+        for page in selected:
+            check_pixels(page.width, page.height, self._limits, param=param)
+        document = _Picture(data, selected, indices, len(found) > 1, self._limits, self._threads, param)
+        if not document.is_document:
+            await document.keep()
+        return document
+
+    def _select(self, page_count: int, pages: Selection | None, param: str, pages_param: str) -> Sequence[int]:
+        """The indices of the selected pages."""
+        most = self._limits.max_pages
+        if pages is None:
+            if page_count > most:
+                raise InvalidRequest(
+                    f"The document has {page_count:,} pages; the limit is {most:,}. Select some of them.",
+                    param=param,
+                    code="too_many_pages",
+                )
+            return range(page_count)
+        try:
+            return pages.resolve(page_count, most=most)
+        except ValueError as error:
+            code = "too_many_pages" if isinstance(error, TooManyPages) else "invalid_pages"
+            raise InvalidRequest(str(error), param=pages_param, code=code) from error
+
+
+class _Pdf(Document):
+    def __init__(
+        self,
+        renderer: PdfRenderer,
+        file: PdfFile,
+        indices: Sequence[int],
+        size_bytes: int,
+        dpi: float,
+        limits: IntakeLimits,
+        param: str,
+    ) -> None:
+        super().__init__(indices, size_bytes, is_document=True)
+        self._renderer = renderer
+        self._file = file
+        self._dpi = dpi
+        self._limits = limits
+        self._param = param
+
+    async def page(self, number: int) -> SourcePage:
+        try:
+            page = await self._renderer.render(
+                self._file, self.indices[number], self._dpi, self._limits.max_image_pixels
+            )
+        except PdfError as error:
+            raise _api_error(error, self._renderer, self._param) from error
+        return SourcePage(page.image, page.dpi)
+
+    async def close(self) -> None:
+        self._renderer.discard(self._file)
+
+
+class _Picture(Document):
+    def __init__(
+        self,
+        data: bytes,
+        pages: Sequence[PicturePage],
+        indices: Sequence[int],
+        is_document: bool,
+        limits: IntakeLimits,
+        threads: ThreadPoolExecutor,
+        param: str,
+    ) -> None:
+        super().__init__(indices, len(data), is_document=is_document)
+        self._data = data
+        self._pages = pages
+        self._limits = limits
+        self._threads = threads
+        self._param = param
+        self._kept: Image.Image | None = None
+
+    async def keep(self) -> None:
+        """Decode the only page before it is asked for. Raises as `page`."""
+        image = await self._decode(0)
+        if image.width * image.height <= KEPT_PIXELS:
+            self._kept = image
+
+    async def page(self, number: int) -> SourcePage:
+        image, self._kept = self._kept, None
+        return SourcePage(await self._decode(number) if image is None else image, None)
+
+    async def close(self) -> None:
+        self._data = b""
+        self._kept = None
+
+    async def _decode(self, number: int) -> Image.Image:
+        decode = partial(decode_page, self._data, self._pages[number], self._limits, param=self._param)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, decode)
+
+
+def _api_error(error: PdfError, renderer: PdfRenderer, param: str) -> InvalidRequest:
+    code, message = _PDF_ERRORS[error.kind]
+    return InvalidRequest(message.format(timeout=renderer.timeout_s), param=param, code=code)

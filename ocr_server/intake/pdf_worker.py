@@ -1,0 +1,167 @@
+"""What runs in the processes that open PDFs: hostile files can crash, hang or bloat those and nothing else.
+
+Imports next to nothing, so that a process starts fast. A process works on one document at a time and keeps it
+open from call to call: reading a page of many doesn't parse the file again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import resource
+import signal
+import threading
+from typing import Literal
+
+import pypdfium2 as pdfium
+import pypdfium2.raw as pdfium_c
+
+Kind = Literal[
+    "password_required", "password_wrong", "damaged", "empty", "giant_page", "page_failed", "timeout", "failed"
+]
+"""What can be wrong. The last two are about the process: it took too long, or it died."""
+
+MAX_POINTS = 14_400.0
+"""Side of the largest page that PDF foresees (ISO 32000-1, annex C): 200 inches. Larger ones exist."""
+LEAST_DPI = 20.0
+"""A page larger than that must fit the limits at this resolution; below it, it can't be read anyway."""
+MAX_SIDE = 65_535
+"""Pixels of a page's longer side: what a JPEG can have, and a little more than 200 inches at 300 dpi."""
+
+
+class PdfError(Exception):
+    """A PDF, or a page of it, can't be read. Crosses the boundary between processes."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+_document: tuple[tuple[str, str | None], pdfium.PdfDocument] | None = None
+"""The document this process has open, with its path and password."""
+
+
+def initialize(memory_bytes: int = 4 << 30) -> None:
+    """Bound what this process may take and how long it lives. Called once, when it starts.
+
+    Args:
+        memory_bytes: address space, which is a little more than the memory it uses.
+    """
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the document
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this process in its turn
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler in Python would wait until PDFium returns
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def count_pages(path: str, password: str | None) -> int:
+    """How many pages the PDF at `path` says it has: at least 1.
+
+    Raises:
+        PdfError: password_required, password_wrong, damaged or empty.
+    """
+    return len(_open(path, password))
+
+
+def render(path: str, password: str | None, index: int, dpi: float, max_pixels: int) -> tuple[int, int, float, bytes]:
+    """One page on white, as a viewer shows it: cropped, turned, with annotations and form fields.
+
+    Args:
+        index: the page, counted from 0.
+        dpi: pixels per inch. A page too large for it comes at the greatest resolution that fits.
+        max_pixels: width times height.
+
+    Returns:
+        Width and height in pixels, the resolution in dpi, and the rows from top to bottom, RGB, 3 bytes a pixel.
+
+    Raises:
+        PdfError: as `count_pages`; giant_page; page_failed.
+    """
+    document = _open(path, password)
+    try:
+        with contextlib.closing(document[index]) as page:
+            width, height, dpi = size_in_pixels(page.get_width(), page.get_height(), dpi, max_pixels)
+            pixels = _draw(page, width, height)
+    except (pdfium.PdfiumError, MemoryError) as error:
+        raise PdfError("page_failed") from error
+    return width, height, dpi, pixels
+
+
+def forget(path: str) -> None:
+    """Close the document at `path` if it is the one this process has open."""
+    global _document
+    if _document is not None and _document[0][0] == path:
+        _document[1].close()
+        _document = None
+
+
+def size_in_pixels(width_pt: float, height_pt: float, dpi: float, max_pixels: int) -> tuple[int, int, float]:
+    """How large a page of that many points (1/72 inch) becomes: width and height in pixels, rounded down, and the dpi.
+
+    The dpi is what was asked for, or the greatest at which the page has at most `max_pixels` pixels and
+    `MAX_SIDE` on a side.
+
+    Raises:
+        PdfError: giant_page if that resolution is too low (`LEAST_DPI`); page_failed if the page has no area.
+    """
+    if not (math.isfinite(width_pt) and math.isfinite(height_pt) and min(width_pt, height_pt) > 0):
+        raise PdfError("page_failed")
+    longer = max(width_pt, height_pt)
+    fitting = 72 * min(math.sqrt(max_pixels / width_pt / height_pt), MAX_SIDE / longer)
+    if longer > MAX_POINTS and fitting < LEAST_DPI:
+        raise PdfError("giant_page")
+    dpi = min(dpi, fitting)
+    width, height = int(width_pt * dpi / 72), int(height_pt * dpi / 72)
+    if min(width, height) < 1:
+        raise PdfError("page_failed")
+    return width, height, dpi
+
+
+def _open(path: str, password: str | None) -> pdfium.PdfDocument:
+    """The document at `path`; the one that was open before is closed."""
+    global _document
+    key = (path, password)
+    if _document is not None:
+        if _document[0] == key:
+            return _document[1]
+        forget(_document[0][0])
+    # Not PdfDocument(path): where a file has no pages it reports whatever error there was before.
+    secret = None if password is None else password.encode("utf-8", "replace")
+    handle = pdfium_c.FPDF_LoadDocument(os.fsencode(path), secret)
+    if not handle:
+        if pdfium_c.FPDF_GetLastError() != pdfium_c.FPDF_ERR_PASSWORD:
+            raise PdfError("damaged")
+        raise PdfError("password_wrong" if password else "password_required")
+    document = pdfium.PdfDocument(handle)
+    if len(document) < 1:
+        document.close()
+        raise PdfError("empty")
+    with contextlib.suppress(pdfium.PdfiumError):  # without its fields a form can still be read
+        document.init_forms()
+    _document = key, document
+    return document
+
+
+def _draw(page: pdfium.PdfPage, width: int, height: int) -> bytes:
+    """The page on white, scaled to that many pixels: RGB, 3 bytes a pixel."""
+    with contextlib.closing(
+        pdfium.PdfBitmap.new_native(width, height, pdfium_c.FPDFBitmap_BGR, rev_byteorder=True)
+    ) as bitmap:
+        bitmap.fill_rect((255, 255, 255, 255), 0, 0, width, height)
+        flags = pdfium_c.FPDF_ANNOT | pdfium_c.FPDF_REVERSE_BYTE_ORDER
+        place = (0, 0, width, height, 0)
+        pdfium_c.FPDF_RenderPageBitmap(bitmap, page, *place, flags)
+        if page.formenv is not None:
+            pdfium_c.FPDF_FFLDraw(page.formenv, bitmap, page, *place, flags)
+        return bytes(bitmap.buffer)
+
+
+def _end_with_parent() -> None:
+    """Whatever this process is at, even an endless page: if the server is gone, so is it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,136 @@
+"""`POST /v1/ocr`: a document's pages as markdown, figures and blocks, in the shape of Mistral's OCR API."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from ocr_server.disconnect import unless_disconnected
+from ocr_server.errors import InvalidRequest, Unavailable
+from ocr_server.ocr_pages import OcrPages
+from ocr_server.ocr_request import OcrReading, translate_ocr
+from ocr_server.reading.jobs import Documents
+from ocr_server.reading.overlay import to_pdf
+from ocr_server.reading.page import PageReading
+from ocr_server.reading.product import Product
+from ocr_server.reading.reader import PAGE_SEPARATOR, Piece
+from ocr_server.routes.common import ERRORS, Context, context, parsed
+from ocr_server.schemas.ocr import OcrDoneEvent, OcrPageEvent, OcrRequest, OcrResponse
+from ocr_server.stream import event_stream
+
+router = APIRouter(tags=["OCR"])
+
+OVERLAY_DPI = 144
+
+_BODY = {"$ref": "#/components/schemas/OcrRequest"}
+_FORM = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {"file": {"type": "string", "format": "binary"}},
+    "additionalProperties": {"type": "string", "description": "Any field of OcrRequest but document."},
+}
+
+
+@router.post(
+    "/v1/ocr",
+    response_model=OcrResponse,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _BODY}, "multipart/form-data": {"schema": _FORM}},
+        }
+    },
+    responses={
+        200: {
+            "content": {
+                "text/event-stream": {"schema": {"$ref": "#/components/schemas/OcrPageEvent"}},
+                "text/markdown": {},
+                "application/pdf": {},
+                "image/png": {},
+            }
+        },
+        **ERRORS,
+    },
+)
+async def read_document(request: Request) -> Response:
+    """Read a PDF or picture: sent as a form's `file`, or named in JSON by a URL or data URI."""
+    state = context(request)
+    body = await _uploaded(request) if _is_form(request) else await parsed(request, OcrRequest)
+    reading = translate_ocr(body, state.settings)
+    if reason := state.engine.unavailable():
+        raise Unavailable(reason)  # before anything is fetched or decoded
+    return await unless_disconnected(request, _answer(state, body, reading))
+
+
+async def _answer(state: Context, body: OcrRequest, reading: OcrReading) -> Response:
+    documents = Documents([reading.source], await state.intake.open([reading.source]))
+    jobs = documents.jobs(reading.prompt, reading.params)
+    events = documents.closing(state.reader.read(jobs, finish=reading.wanted))
+    pages = OcrPages(body, documents.size_bytes)
+    if body.stream:
+        chunks = _chunks(events, pages, len(jobs), reading.model)
+        return await event_stream(chunks, shutdown_timeout=state.settings.SHUTDOWN_TIMEOUT)
+    if body.output == "overlay":
+        return await _overlay(events, as_picture=not documents.is_document)
+    made = [pages.page(event) async for event in events if isinstance(event, PageReading)]
+    if body.output == "markdown":
+        return Response(PAGE_SEPARATOR.join(page.markdown for page in made), media_type="text/markdown")
+    response = OcrResponse(pages=made, model=reading.model, usage_info=pages.usage)
+    return Response(response.model_dump_json(), media_type="application/json")
+
+
+async def _chunks(
+    events: AsyncGenerator[Piece | PageReading], pages: OcrPages, total: int, model: str
+) -> AsyncGenerator[str]:
+    async with aclosing(events):
+        done = 0
+        async for event in events:
+            if isinstance(event, PageReading):
+                done += 1
+                yield OcrPageEvent(done=done, total=total, page=pages.page(event)).model_dump_json()
+    yield OcrDoneEvent(model=model, usage_info=pages.usage).model_dump_json()
+
+
+async def _overlay(events: AsyncGenerator[Piece | PageReading], *, as_picture: bool) -> Response:
+    """The pages with their blocks drawn on them; pages that could not be had are left out."""
+    drawn = []
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, PageReading) and isinstance(event.product, Product) and event.product.overlay:
+                drawn.append(event.product.overlay)
+    if as_picture and len(drawn) == 1:
+        file = io.BytesIO()
+        await asyncio.to_thread(drawn[0].save, file, "PNG")
+        return Response(file.getvalue(), media_type="image/png")
+    return Response(await asyncio.to_thread(to_pdf, drawn, OVERLAY_DPI), media_type="application/pdf")
+
+
+def _is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+
+
+async def _uploaded(request: Request) -> OcrRequest:
+    """A form with a `file` and the other parameters as fields, as curl -F sends them."""
+    fields: dict[str, Any] = {}
+    async with request.form(max_files=1, max_fields=100) as form:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise InvalidRequest("The form has no file: send it as -F file=@invoice.pdf.", param="file")
+        data = await file.read()
+        fields = {name: value for name, value in form.items() if isinstance(value, str)}
+    if "document" in fields:
+        raise InvalidRequest("A form sends its document as file.", param="document")
+    uri = f"data:;base64,{base64.b64encode(data).decode()}"
+    try:
+        return OcrRequest.model_validate_strings(fields | {"document": {"document_url": uri}})
+    except ValidationError as error:
+        raise RequestValidationError(error.errors(include_input=False, include_url=False)) from error

@@ -1,0 +1,281 @@
+"""PDFs through the processes that render them, and what becomes of those."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ocr_server.intake.pdf import PdfFile, PdfRenderer, RenderedPage
+from ocr_server.intake.pdf_worker import PdfError
+from tests.ocr_server.intake import pdfs
+from tests.ocr_server.intake.pdfs import filled, pdf
+
+ROOT = Path(__file__).resolve().parents[3]
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+MEMORY = 2 << 30
+MOST = 10_000_000
+
+
+def running() -> set[int]:
+    """The processes that this one has started and that live: ids."""
+    return {process.pid for process in multiprocessing.active_children() if process.pid is not None}
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  # a test may wait
+            await asyncio.sleep(0.01)
+
+
+async def busy(pid: int) -> None:
+    """Returns when the process has been at something for a while."""
+    process = psutil.Process(pid)
+    start = process.cpu_times().user
+    await until(lambda: process.cpu_times().user > start + 0.1)
+
+
+def renderer(*, workers: int = 1, timeout_s: float = 20.0, memory_bytes: int = MEMORY) -> PdfRenderer:
+    return PdfRenderer(workers=workers, timeout_s=timeout_s, memory_bytes=memory_bytes)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[PdfRenderer]:
+    """One whose process the tests of this module share, as long as none waits for another."""
+    shared = renderer()
+    yield shared
+    asyncio.run(shared.close())
+
+
+@contextmanager
+def stored(data: bytes, password: str | None = None) -> Iterator[PdfFile]:
+    file = PdfFile(data, password)
+    yield file
+    file.close()
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[PdfFile]:
+    """A document of a red page and a blue one."""
+    with stored(pdf(filled(1, 0, 0), filled(0, 0, 1))) as file:
+        yield file
+
+
+@pytest.fixture(scope="module")
+def endless() -> Iterator[PdfFile]:
+    with stored(pdfs.endless()) as file:
+        yield file
+
+
+async def page(renderer: PdfRenderer, file: PdfFile, index: int = 0) -> RenderedPage:
+    return await renderer.render(file, index, 72, MOST)
+
+
+async def kind(renderer: PdfRenderer, file: PdfFile) -> str:
+    async def attempt() -> None:
+        await renderer.inspect(file)
+        await page(renderer, file)
+
+    with pytest.raises(PdfError) as caught:
+        await attempt()
+    return caught.value.kind
+
+
+class TestFile:
+    def test_is_private_and_goes_when_closed(self) -> None:
+        file = PdfFile(b"content", None)
+        path = Path(file.path)
+        assert path.read_bytes() == b"content"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        file.close()
+        assert not path.exists()
+        file.close()
+
+    def test_goes_with_the_object(self) -> None:
+        file = PdfFile(b"content", None)
+        path = Path(file.path)
+        del file
+        gc.collect()
+        assert not path.exists()
+
+    def test_goes_if_it_can_not_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        with pytest.raises(TypeError):
+            PdfFile("no bytes", None)  # type: ignore[arg-type]
+        assert not list(tmp_path.iterdir())
+
+
+class TestRendering:
+    async def test_a_page_and_what_is_known_before(self, shared: PdfRenderer, two: PdfFile) -> None:
+        assert (await shared.inspect(two)).page_count == 2
+        shown = await shared.render(two, 1, 144, MOST)
+        assert (shown.image.mode, shown.image.size, shown.dpi) == ("RGB", (1224, 1584), 144)
+        assert shown.image.getpixel((1223, 1583)) == BLUE
+        assert (await shared.render(two, 0, 144, 10_000)).dpi < 12
+
+    async def test_errors_keep_their_kind_and_the_process(self, shared: PdfRenderer, two: PdfFile) -> None:
+        await page(shared, two)
+        before = running()
+        for data, password, expected in (
+            (pdfs.encrypted(b"", "secret"), None, "password_required"),
+            (pdfs.encrypted(b"", "secret"), "wrong", "password_wrong"),
+            (b"%PDF-1.7 nothing", None, "damaged"),
+            (pdfs.NO_PAGES, None, "empty"),
+            (pdf(b"", size=(1e6, 1e6)), None, "giant_page"),
+            (pdf(b"").replace(b"/Kids[3 0 R]", b"/Kids[9 0 R]"), None, "page_failed"),
+        ):
+            with stored(data, password) as file:
+                assert await kind(shared, file) == expected
+        assert running() == before
+
+    async def test_several_processes_share_the_pages(self, two: PdfFile) -> None:
+        many = renderer(workers=2)
+        before = running()
+        shown = await asyncio.gather(*(page(many, two, index % 2) for index in range(6)))
+        assert [each.image.getpixel((9, 9)) for each in shown] == [RED, BLUE] * 3
+        assert len(running() - before) == 2
+        await many.close()
+        assert running() == before
+
+    async def test_no_process_before_it_is_needed(self, two: PdfFile) -> None:
+        before = running()
+        idle = renderer(workers=2)
+        assert running() == before
+        await page(idle, two)
+        await page(idle, two)
+        assert len(running() - before) == 1
+        await idle.close()
+        with pytest.raises(PdfError):
+            await page(idle, two)
+
+    async def test_a_discarded_document_is_closed_in_the_process(self, shared: PdfRenderer) -> None:
+        with stored(pdf(filled(1, 0, 0))) as file:
+            await page(shared, file)
+
+            def holders() -> list[str]:
+                links = [link for pid in running() for link in Path(f"/proc/{pid}/fd").iterdir()]
+                return [path for path in map(os.readlink, links) if path.startswith(file.path)]
+
+            assert len(holders()) == 1
+            shared.discard(file)
+            await until(lambda: not holders())
+            assert not os.path.exists(file.path)  # noqa: ASYNC240
+
+
+class TestAccidents:
+    """A process that is lost costs the call it was at, and no other."""
+
+    async def test_killed_at_work(self, two: PdfFile, endless: PdfFile) -> None:
+        own = renderer(workers=2)
+        before = running()
+        await page(own, two)
+        lost = asyncio.create_task(page(own, endless))
+        (worker,) = running() - before
+        await busy(worker)
+        others = asyncio.create_task(page(own, two, 1))
+        os.kill(worker, signal.SIGKILL)
+        with pytest.raises(PdfError) as caught:
+            await lost
+        assert caught.value.kind == "failed"
+        assert (await others).image.getpixel((9, 9)) == BLUE
+        for _ in range(2):
+            assert (await page(own, two)).image.getpixel((9, 9)) == RED
+        await own.close()
+        assert running() == before
+
+    @pytest.mark.parametrize("pause", [0.0, 0.5])
+    async def test_killed_with_nothing_to_do(self, pause: float, two: PdfFile, shared: PdfRenderer) -> None:
+        await page(shared, two)
+        (worker,) = running()
+        os.kill(worker, signal.SIGKILL)
+        await asyncio.sleep(pause)
+        assert (await page(shared, two, 1)).image.getpixel((9, 9)) == BLUE
+        assert worker not in running()
+
+    async def test_too_slow(self, two: PdfFile, endless: PdfFile) -> None:
+        own = renderer(timeout_s=0.5)
+        before = running()
+        await own.inspect(endless)
+        (worker,) = running() - before
+        start = time.monotonic()
+        with pytest.raises(PdfError) as caught:
+            await page(own, endless)
+        assert caught.value.kind == "timeout"
+        assert 0.4 < time.monotonic() - start < 3
+        await until(lambda: worker not in running())
+        assert (await page(own, two)).image.getpixel((9, 9)) == RED
+        await own.close()
+
+    async def test_cancelled(self, two: PdfFile, endless: PdfFile) -> None:
+        own = renderer()
+        before = running()
+        await page(own, two)
+        task = asyncio.create_task(page(own, endless))
+        waiting = asyncio.create_task(page(own, two, 1))
+        (worker,) = running() - before
+        await busy(worker)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: worker not in running(), seconds=2)
+        assert (await waiting).image.getpixel((9, 9)) == BLUE
+        await own.close()
+        assert running() == before
+
+    async def test_too_much_memory(self, two: PdfFile) -> None:
+        own = renderer(memory_bytes=400 << 20)
+        with pytest.raises(PdfError) as caught:
+            await own.render(two, 0, 2000, 1_000_000_000)
+        assert caught.value.kind in ("page_failed", "failed")
+        assert (await page(own, two)).image.getpixel((9, 9)) == RED
+        await own.close()
+
+    async def test_a_process_that_can_not_start(self, two: PdfFile) -> None:
+        own = renderer(memory_bytes=1 << 20)
+        with pytest.raises(PdfError) as caught:
+            await page(own, two)
+        assert caught.value.kind == "failed"
+        await own.close()
+
+    def test_they_end_with_the_server_whatever_they_are_at(self) -> None:
+        script = """
+            import asyncio, multiprocessing, psutil
+            from ocr_server.intake.pdf import PdfFile, PdfRenderer
+            from tests.ocr_server.intake import pdfs
+
+            async def main():
+                renderer = PdfRenderer(workers=1, timeout_s=100, memory_bytes=1 << 30)
+                file = PdfFile(pdfs.endless(), None)
+                await renderer.inspect(file)
+                task = asyncio.create_task(renderer.render(file, 0, 72, 1_000_000))
+                (worker,) = multiprocessing.active_children()
+                process = psutil.Process(worker.pid)
+                start = process.cpu_times().user
+                while process.cpu_times().user < start + 0.1:
+                    await asyncio.sleep(0.01)
+                print(worker.pid, file.path, flush=True)
+                await task
+
+            if __name__ == "__main__":
+                asyncio.run(main())
+        """
+        command = [sys.executable, "-c", textwrap.dedent(script)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            worker, path = server.stdout.readline().split()
+            server.kill()
+        Path(path).unlink()
+        assert psutil.wait_procs([psutil.Process(int(worker))] if psutil.pid_exists(int(worker)) else [], 5)[1] == []
