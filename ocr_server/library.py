@@ -23,8 +23,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from ocr_server.intake.build import intake_for
 from ocr_server.intake.prepare import Intake
 from ocr_server.ocr_request import translate_ocr
@@ -39,7 +37,7 @@ from ocr_server.schemas.ocr import OcrRequest
 
 if TYPE_CHECKING:
     from config import Settings
-    from ocr_server.reading.engine import Engine
+    from ocr_server.reading.engine import VllmEngine
 
 SUFFIXES = frozenset("pdf jpg jpeg png bmp gif webp tif tiff heic heif avif".split())
 
@@ -57,8 +55,8 @@ class ReadPage:
     """Without markers; figures linked by their names."""
     blocks: list[Block]
     figures: list[Figure]
-    overlay: Image.Image | None
-    """The page with its blocks drawn on it, if it was asked for."""
+    overlay: bytes | None
+    """The page with its blocks drawn on it, if it was asked for: a PNG."""
     finish_reason: str
     """stop, length, repetition or error."""
     error: str | None
@@ -67,10 +65,10 @@ class ReadPage:
 class Ocr:
     """Reads files with an engine of its own; the model is loaded on entering."""
 
-    def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
+    def __init__(self, settings: Settings, engine: VllmEngine | None = None) -> None:
         """Args:
         settings: as the server's.
-        engine: in the place of vLLM's, if given.
+        engine: in the place of one of its own.
         """
         self._settings = settings
         self._engine = engine
@@ -130,9 +128,8 @@ class Ocr:
         if self._engine is None:
             from ocr_server.reading.engine import VllmEngine
 
-            engine = VllmEngine(self._settings)
-            self._engine = engine
-            await engine.loaded()
+            self._engine = VllmEngine(self._settings)
+        await self._engine.loaded()
         intake = intake_for(self._settings)
         return intake, Reader(
             self._engine, intake.prepare, at_once=self._settings.PAGES_AT_ONCE, loops=self._settings.LOOPS
@@ -166,7 +163,7 @@ def _read_page(file: Path, reading: PageReading) -> ReadPage:
         path=file,
         number=reading.number + 1,
         answer=answer,
-        markdown=to_markdown(answer, figures=[figure.name for figure in product.figures]),
+        markdown=to_markdown(answer, figures=[figure.name if min(figure.size) else "" for figure in product.figures]),
         blocks=product.blocks,
         figures=product.figures,
         overlay=product.overlay,

@@ -108,8 +108,8 @@ class OcrPages:
 
     def _figures(self, figures: Sequence[Figure]) -> list[Figure]:
         """Those that are large enough and within the limit."""
-        least = self._parameters.image_min_size or 0
-        large = [figure for figure in figures if min(_size(figure.box)) >= least]
+        least = max(1, self._parameters.image_min_size or 0)
+        large = [figure for figure in figures if min(figure.size) >= least]
         if self._figures_left is not None:
             large = large[: self._figures_left]
             self._figures_left -= len(large)
@@ -201,10 +201,6 @@ def _block_confidence(product: Product, block: Block) -> OcrBlockConfidence:
         minimum_content_confidence_score=None if sure is None else sure.minimum,
         block_type_confidence_score=None,
     )
-
-
-def _size(box: PixelBox) -> tuple[int, int]:
-    return box[2] - box[0], box[3] - box[1]
 
 
 def _around(boxes: Sequence[PixelBox]) -> PixelBox:

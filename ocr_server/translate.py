@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm.exceptions import VLLMClientError
@@ -69,12 +69,14 @@ def translate(request: ChatCompletionRequest, settings: Settings) -> Reading:
     options = request.ocr or OcrOptions()
     place, parts, text_message = _messages_to_read(request.messages)
     pages = selection(options.pages, first=1, param="ocr.pages")
+    to_read = [(number, part) for number, part in enumerate(parts) if isinstance(part, ImagePart | FilePart)]
+    if pages is not None and len(to_read) > 1:
+        pages = replace(pages, documents_only=True)
     sources = []
-    for number, part in enumerate(parts):
-        if isinstance(part, ImagePart | FilePart):
-            url, detail, param = _address(part, f"messages[{place}].content[{number}]")
-            mode = mode_of(base_mode or MODES.get(DETAIL_MODES.get(detail, "")), options, settings)
-            sources.append(source(url, mode, options, pages, param=param, pages_param="ocr.pages"))
+    for number, part in to_read:
+        url, detail, param = _address(part, f"messages[{place}].content[{number}]")
+        mode = mode_of(base_mode or MODES.get(DETAIL_MODES.get(detail, "")), options, settings)
+        sources.append(source(url, mode, options, pages, param=param, pages_param="ocr.pages"))
     if len(sources) > settings.MAX_IMAGES:
         raise InvalidRequest(
             f"A request can have at most {settings.MAX_IMAGES} pictures, not {len(sources)}.", param="messages"

@@ -128,10 +128,11 @@ class Opener:
     async def _open_pdf(
         self, data: bytes, pages: Selection | None, dpi: float, password: str | None, param: str, pages_param: str
     ) -> Document:
-        file = await asyncio.get_running_loop().run_in_executor(self._threads, PdfFile, data, password)
+        run = partial(asyncio.get_running_loop().run_in_executor, self._threads)
+        file = await run(PdfFile, data, password)
         try:
             info = await self._pdf.inspect(file)
-            indices = self._select(info.page_count, pages, param, pages_param)
+            indices = await run(self._select, info.page_count, pages, param, pages_param)
         except PdfError as error:
             self._pdf.discard(file)
             raise _api_error(error, self._pdf, param) from error
@@ -141,19 +142,25 @@ class Opener:
         return _Pdf(self._pdf, file, indices, len(data), dpi, self._limits, param)
 
     async def _open_picture(self, data: bytes, pages: Selection | None, param: str, pages_param: str) -> Document:
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, partial(find_pages, data, param=param))
-        indices = self._select(len(found), pages, param, pages_param)
-        selected = [found[index] for index in indices]
-        for page in selected:
-            check_pixels(page.width, page.height, self._limits, param=param)
-        document = _Picture(data, selected, indices, len(found) > 1, self._limits, self._threads, param)
+        document = await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._find_pages, data, pages, param, pages_param
+        )
         if not document.is_document:
             await document.keep()
         return document
 
+    def _find_pages(self, data: bytes, pages: Selection | None, param: str, pages_param: str) -> _Picture:
+        found = find_pages(data, param=param)
+        if len(found) == 1 and pages is not None and pages.documents_only:
+            pages = None
+        indices = self._select(len(found), pages, param, pages_param)
+        selected = [found[index] for index in indices]
+        for page in selected:
+            check_pixels(page.width, page.height, self._limits, param=param)
+        return _Picture(data, selected, indices, len(found) > 1, self._limits, self._threads, param)
+
     def _select(self, page_count: int, pages: Selection | None, param: str, pages_param: str) -> Sequence[int]:
-        """The indices of the selected pages."""
+        """The indices of the selected pages. Hostile selections take a moment: not for the event loop."""
         most = self._limits.max_pages
         if pages is None:
             if page_count > most:

@@ -25,6 +25,8 @@ class Selection:
     """First and last page of each part, both included, counted from 0; None is the document's last page."""
     first: int
     """What the asker calls the first page: 0 or 1."""
+    documents_only: bool = False
+    """Whether a picture, which has one page, is read whatever the selection says: for requests with several sources."""
 
     def resolve(self, page_count: int, *, most: int) -> list[int]:
         """The selected pages as indices from 0, in the order they were asked for, none twice.

@@ -85,11 +85,10 @@ def _tag(
     pen.text((left + pad, top + pad), text, fill="white", font=font)
 
 
-def to_pdf(pages: Iterable[Image.Image], dpi: float) -> bytes:
-    """A PDF with a picture on each page, as JPEG; a page measures pixels / dpi * 72 points.
+def to_pdf(pages: Iterable[bytes], dpi: float) -> bytes:
+    """A PDF with a JPEG picture on each page, as it is; a page measures pixels / dpi * 72 points.
 
-    Takes one picture at a time and keeps only its JPEG, so `pages` can make them as they are needed. The file
-    is written here (ISO 32000-1, 7.5) rather than by PDFium, which only one thread may use at a time.
+    The file is written here (ISO 32000-1, 7.5) rather than by PDFium, which only one thread may use at a time.
 
     Raises:
         ValueError: there are no pages, or `dpi` isn't above 0.
@@ -110,7 +109,8 @@ def to_pdf(pages: Iterable[Image.Image], dpi: float) -> bytes:
 
     kids: list[int] = []
     for picture in pages:
-        width, height = (f"{side / dpi * 72:.4f}" for side in picture.size)
+        columns, rows = Image.open(io.BytesIO(picture), formats=["JPEG"]).size
+        width, height = (f"{side / dpi * 72:.4f}" for side in (columns, rows))
         page, content, jpeg = (len(offsets) + place for place in (1, 2, 3))
         kids.append(page)
         write(
@@ -119,12 +119,11 @@ def to_pdf(pages: Iterable[Image.Image], dpi: float) -> bytes:
             f"/Resources << /XObject << /Picture {jpeg} 0 R >> >> /Contents {content} 0 R",
         )
         write(content, "", f"{width} 0 0 {height} 0 0 cm /Picture Do".encode("ascii"))
-        (columns, rows), data = _jpeg(picture)
         write(
             jpeg,
             f"/Type /XObject /Subtype /Image /Width {columns} /Height {rows} "
             "/ColorSpace /DeviceRGB /BitsPerComponent 8 /Filter /DCTDecode",
-            data,
+            picture,
         )
     if not kids:
         raise ValueError("a PDF needs at least one page")
@@ -140,12 +139,11 @@ def to_pdf(pages: Iterable[Image.Image], dpi: float) -> bytes:
     return file.getvalue()
 
 
-def _jpeg(picture: Image.Image) -> tuple[tuple[int, int], bytes]:
-    """The picture as JPEG and the size of it: smaller only if a side is longer than JPEG can have."""
-    picture = picture.convert("RGB")
+def to_jpeg(picture: Image.Image) -> bytes:
+    """An RGB picture as a JPEG file; made smaller only if a side is longer than JPEG can have."""
     longest = max(picture.size)
     if longest > _JPEG_MAX_SIDE:
         picture = picture.reduce(math.ceil(longest / _JPEG_MAX_SIDE))
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=_JPEG_QUALITY)
-    return picture.size, file.getvalue()
+    return file.getvalue()

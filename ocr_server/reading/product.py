@@ -6,16 +6,16 @@ import asyncio
 import io
 from dataclasses import dataclass
 
-from PIL import Image
-
 from ocr_server.intake.document import SourcePage
 from ocr_server.reading.blocks import Block, PixelBox, blocks
 from ocr_server.reading.confidence import TokenSpan, token_spans
 from ocr_server.reading.figures import crop, figure_boxes, figure_name
-from ocr_server.reading.overlay import draw
+from ocr_server.reading.overlay import draw, to_jpeg
 from ocr_server.reading.page import PageReading
 
-JPEG_QUALITY = 90
+
+MOST_FIGURES = 100
+"""Figures of a page that are cut out: a model that runs wild may name hundreds, each of them the whole page."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,11 @@ class Figure:
     box: PixelBox
     """In pixels of the page."""
     jpeg: bytes | None
-    """None if it was not asked for, or is empty."""
+    """None if it was not asked for, or the box is empty."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.box[2] - self.box[0], self.box[3] - self.box[1]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Product:
     figures: list[Figure]
     spans: list[TokenSpan]
     """Empty without logprobs."""
-    overlay: Image.Image | None
+    overlay: bytes | None
+    """The page with its blocks drawn on it, if it was asked for: a PNG, or of a document's page a JPEG."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Wanted:
 
     figures: bool = False
     overlay: bool = False
+    of_document: bool = False
+    """Whether overlays are pages of a document."""
 
     async def __call__(self, reading: PageReading, source: SourcePage) -> Product:
         return await asyncio.to_thread(self.make, reading, source)
@@ -49,22 +56,26 @@ class Wanted:
     def make(self, reading: PageReading, source: SourcePage) -> Product:
         answer = reading.text()
         found = blocks(answer, *source.image.size)
+        most = MOST_FIGURES if self.figures else 0
         figures = [
-            Figure(figure_name(reading.number + 1, number), box, _jpeg(source.image, box) if self.figures else None)
+            Figure(
+                figure_name(reading.number + 1, number),
+                box,
+                to_jpeg(figure) if number <= most and (figure := crop(source.image, box)) else None,
+            )
             for number, box in enumerate(figure_boxes(found), start=1)
         ]
         return Product(
             blocks=found,
             figures=figures,
             spans=token_spans(answer, reading.steps()),
-            overlay=draw(source.image, found) if self.overlay else None,
+            overlay=self._overlay(source, found) if self.overlay else None,
         )
 
-
-def _jpeg(image: Image.Image, box: PixelBox) -> bytes | None:
-    figure = crop(image, box)
-    if figure is None:
-        return None
-    file = io.BytesIO()
-    figure.save(file, "JPEG", quality=JPEG_QUALITY)
-    return file.getvalue()
+    def _overlay(self, source: SourcePage, found: list[Block]) -> bytes:
+        drawn = draw(source.image, found)
+        if self.of_document:
+            return to_jpeg(drawn)
+        file = io.BytesIO()
+        drawn.save(file, "PNG")
+        return file.getvalue()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 
 from ocr_server.disconnect import unless_disconnected
 from ocr_server.errors import InvalidRequest, Unavailable
-from ocr_server.ocr_pages import OcrPages
+from ocr_server.ocr_pages import PICTURE_DPI, OcrPages
 from ocr_server.ocr_request import OcrReading, translate_ocr
 from ocr_server.reading.jobs import Documents
 from ocr_server.reading.overlay import to_pdf
@@ -28,8 +28,6 @@ from ocr_server.schemas.ocr import OcrDoneEvent, OcrPageEvent, OcrRequest, OcrRe
 from ocr_server.stream import event_stream
 
 router = APIRouter(tags=["OCR"])
-
-OVERLAY_DPI = 144
 
 _BODY = {"$ref": "#/components/schemas/OcrRequest"}
 _FORM = {
@@ -74,13 +72,14 @@ async def read_document(request: Request) -> Response:
 async def _answer(state: Context, body: OcrRequest, reading: OcrReading) -> Response:
     documents = Documents([reading.source], await state.intake.open([reading.source]))
     jobs = documents.jobs(reading.prompt, reading.params)
-    events = documents.closing(state.reader.read(jobs, finish=reading.wanted))
+    finish = replace(reading.wanted, of_document=documents.is_document)
+    events = documents.closing(state.reader.read(jobs, finish=finish))
     pages = OcrPages(body, documents.size_bytes)
     if body.stream:
         chunks = _chunks(events, pages, len(jobs), reading.model)
         return await event_stream(chunks, shutdown_timeout=state.settings.SHUTDOWN_TIMEOUT)
     if body.output == "overlay":
-        return await _overlay(events, as_picture=not documents.is_document)
+        return await _overlay(events, of_document=documents.is_document)
     made = [pages.page(event) async for event in events if isinstance(event, PageReading)]
     if body.output == "markdown":
         return Response(PAGE_SEPARATOR.join(page.markdown for page in made), media_type="text/markdown")
@@ -100,18 +99,18 @@ async def _chunks(
     yield OcrDoneEvent(model=model, usage_info=pages.usage).model_dump_json()
 
 
-async def _overlay(events: AsyncGenerator[Piece | PageReading], *, as_picture: bool) -> Response:
+async def _overlay(events: AsyncGenerator[Piece | PageReading], *, of_document: bool) -> Response:
     """The pages with their blocks drawn on them; pages that could not be had are left out."""
-    drawn = []
+    drawn: list[bytes] = []
+    dpi: float | None = None
     async with aclosing(events):
         async for event in events:
             if isinstance(event, PageReading) and isinstance(event.product, Product) and event.product.overlay:
                 drawn.append(event.product.overlay)
-    if as_picture and len(drawn) == 1:
-        file = io.BytesIO()
-        await asyncio.to_thread(drawn[0].save, file, "PNG")
-        return Response(file.getvalue(), media_type="image/png")
-    return Response(await asyncio.to_thread(to_pdf, drawn, OVERLAY_DPI), media_type="application/pdf")
+                dpi = event.dpi
+    if not of_document:
+        return Response(drawn[0], media_type="image/png")
+    return Response(await asyncio.to_thread(to_pdf, drawn, dpi or PICTURE_DPI), media_type="application/pdf")
 
 
 def _is_form(request: Request) -> bool:

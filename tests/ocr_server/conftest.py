@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -48,6 +49,8 @@ class FakeEngine:
         self.script = script or says("Hello")
         self.reason: str | None = None
         self.starts = self.closes = 0
+        self.forgets = False
+        """Whether the pages it was given are kept without their pictures."""
         self.pages: list[Page] = []
         self.finished: list[int] = []
         self.aborted: list[int] = []
@@ -67,7 +70,7 @@ class FakeEngine:
 
     async def read(self, page: Page) -> AsyncGenerator[PageDelta]:
         number = len(self.pages)
-        self.pages.append(page)
+        self.pages.append(replace(page, image=None) if self.forgets else page)  # type: ignore[arg-type]
         try:
             async with aclosing(self.script(number, page)) as deltas:
                 async for delta in deltas:
@@ -213,8 +216,10 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
-def app(settings: Settings, engine: FakeEngine) -> FastAPI:
-    return create_app(settings, engine)
+async def app(settings: Settings, engine: FakeEngine) -> AsyncIterator[FastAPI]:
+    app = create_app(settings, engine)
+    yield app
+    await app.state.context.intake.close()  # there is no lifespan to do it
 
 
 @pytest.fixture

