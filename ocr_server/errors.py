@@ -9,6 +9,7 @@ Raise the most specific class; `error_body` and `status` do the rest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,22 @@ class ApiError(Exception):
     type = "server_error"
     code: str | None = None
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after: float | None = None
+    ) -> None:
+        """Args:
+        retry_after: seconds after which trying again makes sense.
+        """
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code if code is not None else type(self).code
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What goes with the body."""
+        return {} if self.retry_after is None else {"retry-after": str(math.ceil(self.retry_after))}
 
     def body(self) -> dict[str, Any]:
         return error_body(self.message, type_=self.type, param=self.param, code=self.code)
@@ -39,6 +51,18 @@ class InvalidRequest(ApiError):
 
     status = 400
     type = "invalid_request_error"
+
+
+class Unauthorized(ApiError):
+    """401: a key is needed, and this is none."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": "Bearer"}
 
 
 class NotFound(ApiError):
@@ -55,6 +79,14 @@ class TooLarge(ApiError):
     status = 413
     type = "invalid_request_error"
     code = "too_large"
+
+
+class TooMany(ApiError):
+    """429: more is asked for than this server takes at a time; trying again later makes sense."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class Unavailable(ApiError):

@@ -13,7 +13,6 @@ from ocr_server.reading.figures import crop, figure_boxes, figure_name
 from ocr_server.reading.overlay import draw, to_jpeg
 from ocr_server.reading.page import PageReading
 
-
 MOST_FIGURES = 100
 """Figures of a page that are cut out: a model that runs wild may name hundreds, each of them the whole page."""
 

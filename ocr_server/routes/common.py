@@ -56,7 +56,9 @@ async def parsed(request: Request, model: type[M]) -> M:
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "The request is wrong; `param` names the part."},
     404: {"model": ErrorResponse, "description": "There is no such model."},
+    401: {"model": ErrorResponse, "description": "An API key is needed, and this is none."},
     413: {"model": ErrorResponse, "description": "The body or a picture is over a limit."},
+    429: {"model": ErrorResponse, "description": "Too much at a time; `Retry-After` says when to try again."},
     500: {"model": ErrorResponse, "description": "The engine failed on this request; the log has the details."},
     503: {"model": ErrorResponse, "description": "The engine is loading, broken or shutting down."},
 }
