@@ -65,6 +65,11 @@ class Settings(BaseSettings):
     """Most pages that the engine reads at once; further ones wait."""
     ENFORCE_EAGER: bool = False
     """Skip torch.compile and CUDA graphs: starts sooner, reads slower. Without a GPU it is always so."""
+    ENGINE_STALL_TIMEOUT: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds without a single token after which an engine that has pages to read is restarted; 0 is 120 with a GPU
+    and 1200 without, where the pictures of a few large pages can take minutes."""
+    ENGINE_RESTARTS: Annotated[int, Field(ge=0)] = 5
+    """Most times within an hour that an engine which died or hangs is replaced; then the server ends."""
 
     # How pictures are read, unless a request says otherwise
     BASE_SIZE: int = 1024
@@ -94,6 +99,10 @@ class Settings(BaseSettings):
     """Most pictures and documents in one request."""
     MAX_PAGES: Positive = 2000
     """Most pages in one request, those of all its documents together."""
+    MAX_WAITING_PAGES: Positive = 4000
+    """Pages waiting for their turn, from which on new requests are refused with 429 until there are fewer."""
+    MAX_PAGES_OF_CLIENT: Annotated[int, Field(ge=0)] = 0
+    """The same for each API key: pages waiting or being read; 0 for no such bound."""
     MAX_BODY_MB: Positive = 100
     """Largest request body, megabytes."""
     MAX_IMAGE_MB: Positive = 50
@@ -141,6 +150,11 @@ class Settings(BaseSettings):
         if self.MODEL_PATH != "auto":
             return self.MODEL_PATH
         return PUBLISHED_MODEL if has_nvidia_gpu() else str(EMBEDDED_CHECKPOINT)
+
+    @property
+    def engine_stall_timeout(self) -> float:
+        """ENGINE_STALL_TIMEOUT with 0 resolved, seconds."""
+        return self.ENGINE_STALL_TIMEOUT or (120.0 if has_nvidia_gpu() else 1200.0)
 
     @property
     def checkpoint_name(self) -> str:

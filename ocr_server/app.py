@@ -18,6 +18,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from ocr_server import __version__
+from ocr_server.admission import admission_for
 from ocr_server.errors import ApiError, error_body, internal_error, parameter_name
 from ocr_server.intake.build import MEGA, intake_for
 from ocr_server.middleware import BodyLimit, RequestId
@@ -38,6 +39,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     """The server's ASGI application. Its lifespan starts and closes `engine`."""
     intake = intake_for(settings)
     reader = Reader(engine, intake.prepare, at_once=settings.PAGES_AT_ONCE, loops=settings.LOOPS)
+    admission = admission_for(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -60,6 +62,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         engine=engine,
         intake=intake,
         reader=reader,
+        admission=admission,
         fingerprint=_fingerprint(settings),
         started=int(time.time()),
     )

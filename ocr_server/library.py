@@ -18,22 +18,24 @@ import base64
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ocr_server.admission import admission_for
 from ocr_server.intake.build import intake_for
 from ocr_server.intake.prepare import Intake
 from ocr_server.ocr_request import translate_ocr
 from ocr_server.reading.blocks import Block
 from ocr_server.reading.environment import set_up
-from ocr_server.reading.jobs import Documents
 from ocr_server.reading.markdown import to_markdown
 from ocr_server.reading.page import PageReading
 from ocr_server.reading.product import Figure, Product
-from ocr_server.reading.reader import Piece, Reader
+from ocr_server.reading.reader import Reader
 from ocr_server.schemas.ocr import OcrRequest
+from ocr_server.session import Session
 
 if TYPE_CHECKING:
     from config import Settings
@@ -72,6 +74,7 @@ class Ocr:
         """
         self._settings = settings
         self._engine = engine
+        self._admission = admission_for(settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ocr", daemon=True)
 
@@ -114,15 +117,13 @@ class Ocr:
         data = base64.b64encode(await asyncio.to_thread(file.read_bytes)).decode()
         document = {"document_url": f"data:;base64,{data}"}
         reading = translate_ocr(OcrRequest.model_validate(options | {"document": document}), self._settings)
-        documents = Documents([reading.source], await self._intake.open([reading.source]))
-        jobs = documents.jobs(reading.prompt, reading.params)
-        events: AsyncGenerator[Piece | PageReading] = documents.closing(self._reader.read(jobs, finish=reading.wanted))
-        try:
+        session = await Session.begin(
+            self._admission, self._intake, self._reader, [reading.source], reading.prompt, reading.params
+        )
+        async with aclosing(session.events(finish=reading.wanted)) as events:
             async for event in events:
                 if isinstance(event, PageReading):
                     yield _read_page(file, event)
-        finally:
-            await events.aclose()
 
     async def _open(self) -> tuple[Intake, Reader]:
         if self._engine is None:

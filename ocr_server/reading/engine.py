@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import threading
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+import psutil  # type: ignore[import-untyped]
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import TokensPrompt
 from vllm.sampling_params import SamplingParams
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
     from config import Settings
 
 T = TypeVar("T")
+
+LOADING_THREAD = "load"
+END_SECONDS = 5.0
+"""How long processes that were killed may take to be gone: the driver frees a GPU's memory first."""
+LOADING_ENDS_SECONDS = 2.0
+"""How long an engine that is closed while it loads is kept from starting processes."""
 
 
 class Engine(Protocol):
@@ -58,6 +66,7 @@ class VllmEngine:
         self._llm: AsyncLLM | None = None
         self._encoder: PromptEncoder | None = None
         self._loading: asyncio.Future[None] | None = None
+        self._processes: list[psutil.Process] = []
         self._unavailable: str | None = "The engine has not been started."
 
     def start(self) -> None:
@@ -82,16 +91,20 @@ class VllmEngine:
 
     async def close(self) -> None:
         self._unavailable = "The server is shutting down."
-        if self._llm is not None:
-            if self._llm.output_handler is not None:
-                self._llm.output_handler.cancel()  # it would take the engine's end for its death
-            await asyncio.to_thread(self._llm.shutdown)
-            self._llm = None
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            if llm.output_handler is not None:
+                llm.output_handler.cancel()  # it would take the engine's end for its death
+            await asyncio.to_thread(llm.shutdown)
         elif self._loading is not None and not self._loading.done():
-            # The thread that loads can't be interrupted, but it ends with the process; so must its children.
             self._loading.cancel()
-            for process in multiprocessing.active_children():
-                process.terminate()
+            await _end_while_loading()
+        await asyncio.to_thread(_end, self._processes)  # those whose parent died before them
+
+    async def kill(self) -> None:
+        """Close without asking: for an engine that died in part, or that hangs."""
+        _kill(self._processes)
+        await self.close()
 
     async def read(self, page: Page) -> AsyncGenerator[PageDelta]:
         llm, encoder = self._ready()
@@ -144,6 +157,7 @@ class VllmEngine:
         except Exception:
             self._unavailable = "The model could not be loaded; see the server's log."
             raise
+        self._processes = engine_processes()
         self._unavailable = None
 
 
@@ -186,6 +200,47 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
         config.model_config.logits_processors = [guard_for(config)]
         encoder = PromptEncoder(cached_tokenizer_from_config(config.model_config))
         return AsyncLLM.from_vllm_config(config), encoder
+
+
+def engine_processes() -> list[psutil.Process]:
+    """vLLM's processes below this one: its engine core and what that has started."""
+    found: list[psutil.Process] = []
+    for child in multiprocessing.active_children():
+        if child.name.startswith("EngineCore"):
+            with suppress(psutil.NoSuchProcess):
+                core = psutil.Process(child.pid)
+                found += [core, *core.children(recursive=True)]
+    return found
+
+
+async def _end_while_loading() -> None:
+    """The thread that loads can't be interrupted, but it ends with this process; so must what it starts."""
+    until = time.monotonic() + LOADING_ENDS_SECONDS
+    while time.monotonic() < until and any(thread.name == LOADING_THREAD for thread in threading.enumerate()):
+        _kill(engine_processes())
+        await asyncio.sleep(0.05)
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Kill what is left of them, and wait until they are gone."""
+    _kill(processes)
+    until = time.monotonic() + END_SECONDS
+    while any(map(_is_alive, processes)) and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()  # psutil makes sure that its number has not passed to another
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    # Not psutil's wait(): it would take the exit status from multiprocessing.
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _delta(completion: CompletionOutput, prompt_tokens: int, encoder: PromptEncoder) -> PageDelta | None:
@@ -244,5 +299,5 @@ async def _in_daemon_thread(function: Callable[[Settings], T], settings: Setting
         with suppress(RuntimeError):  # the loop is gone: so is whoever waited
             loop.call_soon_threadsafe(report, result, error)
 
-    threading.Thread(target=work, name="load", daemon=True).start()
+    threading.Thread(target=work, name=LOADING_THREAD, daemon=True).start()
     return await done

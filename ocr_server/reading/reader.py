@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Protocol
 
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import ResolutionMode
@@ -20,6 +21,15 @@ PAGE_SEPARATOR = "\n\n<--- Page Split --->\n\n"
 Prepare = Callable[[SourcePage, ResolutionMode], Awaitable[PreparedImage]]
 Finish = Callable[[PageReading, SourcePage], Awaitable[object]]
 """Makes what an endpoint wants beside the text, while the page's picture is still there."""
+
+
+class Turns(Protocol):
+    """Says when the next page of a request may be loaded and read (see `admission`)."""
+
+    async def acquire(self) -> None: ...
+
+    def release(self) -> None: ...
+
 
 AHEAD = 4
 """Pages begun before the first of them has been answered, in multiples of those read at once: one long page does
@@ -48,7 +58,7 @@ class Reader:
         self._loops = loops
 
     async def read(
-        self, jobs: Sequence[Job], *, live: bool = False, finish: Finish | None = None
+        self, jobs: Sequence[Job], ticket: Turns, *, live: bool = False, finish: Finish | None = None
     ) -> AsyncGenerator[Piece | PageReading]:
         """Read all pages concurrently and yield, page after page, each page's pieces and then its reading.
 
@@ -56,13 +66,15 @@ class Reader:
         done. A page that loops is read again unless pieces of it are out already. Closing the generator aborts
         every page that is still being read.
 
+        Each page is loaded when it has a turn from `ticket`, and gives it back when it is read.
+
         A page that fails is a reading with an error, as long as there is a page that doesn't fail.
 
         Raises:
             Unavailable: the engine has stopped.
             ApiError: all pages failed; the error of the first.
         """
-        work = _Work(self, jobs, finish)
+        work = _Work(self, jobs, ticket, finish)
         withheld: list[PageReading] = []
         first_error: ApiError | None = None
         succeeded = False
@@ -120,10 +132,11 @@ class Reader:
 class _Work:
     """The pages of one request under way, begun in order and within bounds."""
 
-    def __init__(self, reader: Reader, jobs: Sequence[Job], finish: Finish | None) -> None:
+    def __init__(self, reader: Reader, jobs: Sequence[Job], ticket: Turns, finish: Finish | None) -> None:
         self.slots = [_Slot(PageReading(index, job.source, job.number)) for index, job in enumerate(jobs)]
         self._reader = reader
         self._jobs = jobs
+        self._ticket = ticket
         self._finish = finish
         self._at_once = asyncio.Semaphore(reader._at_once)
         self._ahead = asyncio.Semaphore(AHEAD * reader._at_once)
@@ -141,16 +154,23 @@ class _Work:
             await asyncio.wait(self._tasks)
             self._tasks = {task for task in self._tasks if not task.done()}
 
-    def _begin(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _all(self) -> None:
         for slot, job in zip(self.slots, self._jobs, strict=True):
             await self._ahead.acquire()
             await self._at_once.acquire()
-            self._begin(self._one(slot, job))
+            await self._ticket.acquire()
+            # Not in a `finally` of the page's own: cancelled before its first step, it would not get there.
+            self._begin(self._one(slot, job)).add_done_callback(self._give_back)
+
+    def _give_back(self, _: object) -> None:
+        self._ticket.release()
+        self._at_once.release()
 
     async def _one(self, slot: _Slot, job: Job) -> None:
         try:
@@ -158,8 +178,6 @@ class _Work:
             slot.end()
         except Exception as error:
             slot.end(error)
-        finally:
-            self._at_once.release()
 
 
 class _Slot:

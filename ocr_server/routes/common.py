@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from vllm.sampling_params import SamplingParams
 
-from ocr_server.intake.prepare import Intake
+from ocr_server.admission import Admission
+from ocr_server.intake.prepare import Intake, Source
 from ocr_server.reading.engine import Engine
 from ocr_server.reading.reader import Reader
 from ocr_server.schemas.errors import ErrorResponse
+from ocr_server.session import Session
 
 if TYPE_CHECKING:
     from config import Settings
@@ -29,6 +33,7 @@ class Context:
     engine: Engine
     intake: Intake
     reader: Reader
+    admission: Admission
     fingerprint: str
     """OpenAI's `system_fingerprint`: changes when the model or the versions do."""
     started: int
@@ -51,6 +56,13 @@ async def parsed(request: Request, model: type[M]) -> M:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_input=False, include_url=False)) from error
+
+
+async def begin(request: Request, sources: Sequence[Source], prompt: str, params: SamplingParams) -> Session:
+    """The request's session. Raises as `Session.begin`."""
+    state = context(request)
+    client: str = getattr(request.state, "client", "anonymous")
+    return await Session.begin(state.admission, state.intake, state.reader, sources, prompt, params, client=client)
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -18,12 +18,11 @@ from ocr_server.disconnect import unless_disconnected
 from ocr_server.errors import InvalidRequest, Unavailable
 from ocr_server.ocr_pages import PICTURE_DPI, OcrPages
 from ocr_server.ocr_request import OcrReading, translate_ocr
-from ocr_server.reading.jobs import Documents
 from ocr_server.reading.overlay import to_pdf
 from ocr_server.reading.page import PageReading
 from ocr_server.reading.product import Product
 from ocr_server.reading.reader import PAGE_SEPARATOR, Piece
-from ocr_server.routes.common import ERRORS, Context, context, parsed
+from ocr_server.routes.common import ERRORS, begin, context, parsed
 from ocr_server.schemas.ocr import OcrDoneEvent, OcrPageEvent, OcrRequest, OcrResponse
 from ocr_server.stream import event_stream
 
@@ -66,21 +65,24 @@ async def read_document(request: Request) -> Response:
     reading = translate_ocr(body, state.settings)
     if reason := state.engine.unavailable():
         raise Unavailable(reason)  # before anything is fetched or decoded
-    return await unless_disconnected(request, _answer(state, body, reading))
+    return await unless_disconnected(request, _answer(request, body, reading))
 
 
-async def _answer(state: Context, body: OcrRequest, reading: OcrReading) -> Response:
-    documents = Documents([reading.source], await state.intake.open([reading.source]))
-    jobs = documents.jobs(reading.prompt, reading.params)
-    finish = replace(reading.wanted, of_document=documents.is_document)
-    events = documents.closing(state.reader.read(jobs, finish=finish))
-    pages = OcrPages(body, documents.size_bytes)
-    if body.stream:
-        chunks = _chunks(events, pages, len(jobs), reading.model)
-        return await event_stream(chunks, shutdown_timeout=state.settings.SHUTDOWN_TIMEOUT)
-    if body.output == "overlay":
-        return await _overlay(events, of_document=documents.is_document)
-    made = [pages.page(event) async for event in events if isinstance(event, PageReading)]
+async def _answer(request: Request, body: OcrRequest, reading: OcrReading) -> Response:
+    session = await begin(request, [reading.source], reading.prompt, reading.params)
+    try:
+        finish = replace(reading.wanted, of_document=session.is_document)
+        events = session.events(finish=finish)
+        pages = OcrPages(body, session.size_bytes)
+        if body.stream:
+            chunks = _chunks(events, pages, len(session.jobs), reading.model)
+            return await event_stream(chunks, shutdown_timeout=context(request).settings.SHUTDOWN_TIMEOUT)
+        if body.output == "overlay":
+            return await _overlay(events, of_document=session.is_document)
+        made = [pages.page(event) async for event in events if isinstance(event, PageReading)]
+    except BaseException:
+        await session.close()
+        raise
     if body.output == "markdown":
         return Response(PAGE_SEPARATOR.join(page.markdown for page in made), media_type="text/markdown")
     response = OcrResponse(pages=made, model=reading.model, usage_info=pages.usage)

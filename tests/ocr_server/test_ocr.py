@@ -13,13 +13,16 @@ import httpx
 import psutil
 import pypdfium2
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
+from config import EMBEDDED_CHECKPOINT, Settings
 from deepseek_ocr.modes import MODES
 from deepseek_ocr.no_repeat_ngram import Guard
+from ocr_server.admission import LOADED_AHEAD
 from ocr_server.errors import EngineFailure
 from ocr_server.reading.page import LogprobStep, Page, PageDelta, TokenLogprob
-from tests.ocr_server.conftest import FakeEngine, delta, error_of, events, png, says
+from tests.ocr_server.conftest import CHAT, FakeEngine, chat, delta, error_of, events, never, png, says, until
 
 OCR = "/v1/ocr"
 WIDTH, HEIGHT = 400, 200
@@ -366,6 +369,31 @@ class TestOutputs:
         assert [event["page"] for event in pages] == whole["pages"]
         assert done == {"object": "ocr.done", "model": "deepseek-ocr", "usage_info": whole["usage_info"]}
         assert end == "[DONE]"
+
+
+class TestQueue:
+    @pytest.fixture
+    def settings(self) -> Settings:
+        return Settings(MODEL_PATH=str(EMBEDDED_CHECKPOINT), MAX_CONCURRENCY=1, MAX_WAITING_PAGES=1, ALLOW_URLS=False)
+
+    async def test_where_too_much_waits_more_is_refused_before_it_is_looked_at(
+        self, app: FastAPI, client: httpx.AsyncClient, engine: FakeEngine
+    ) -> None:
+        engine.script = never
+        long = asyncio.create_task(client.post(OCR, json={"document": {"document_url": uri(pdf(40))}, "dpi": 36}))
+        admission = app.state.context.admission
+        await until(lambda: admission.pages_in_flight == LOADED_AHEAD + 1)
+        assert admission.pages_waiting == 40 - LOADED_AHEAD - 1
+        for path, request in ((OCR, body("data:;base64,AAAA")), (CHAT, chat())):
+            refused = await client.post(path, json=request)
+            error = error_of(refused, 429)
+            assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+            assert int(refused.headers["retry-after"]) >= 1
+        long.cancel()
+        await asyncio.gather(long, return_exceptions=True)
+        await until(lambda: (admission.pages_in_flight, admission.pages_waiting) == (0, 0))
+        engine.script = says("x")
+        assert (await client.post(OCR, json=body())).status_code == 200
 
 
 async def test_it_is_documented(client: httpx.AsyncClient) -> None:

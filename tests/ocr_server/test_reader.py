@@ -14,6 +14,7 @@ from vllm.sampling_params import SamplingParams
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import MODES, ResolutionMode
 from deepseek_ocr.no_repeat_ngram import Guard
+from ocr_server.admission import Admission, Ticket
 from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable
 from ocr_server.intake.document import SourcePage
 from ocr_server.reading.loops import LoopPolicy
@@ -53,6 +54,13 @@ def reader(engine: FakeEngine, at_once: int = 32, loops: LoopPolicy = "retry") -
     return Reader(engine, prepare, at_once=at_once, loops=loops)
 
 
+def ticket(pages: int = 1000, slots: int = 1000) -> Ticket:
+    """A place with room for all."""
+    ticket = Admission(slots=slots, most_waiting=1).enter()
+    ticket.expect(pages)
+    return ticket
+
+
 def jobs(count: int) -> list[Job]:
     return Loads().jobs(count)
 
@@ -87,7 +95,7 @@ class TestOrder:
                 yield delta(f"{number}.{piece}", finish="stop" if piece == len(delays[number]) - 1 else None)
 
         engine = FakeEngine(script)
-        events = asyncio.run(all_of(reader(engine, at_once).read(jobs(len(delays)), live=live)))
+        events = asyncio.run(all_of(reader(engine, at_once).read(jobs(len(delays)), ticket(), live=live)))
         expected = [(page, f"{page}.{piece}") for page, of_page in enumerate(delays) for piece in range(len(of_page))]
         assert pieces(events) == expected
         assert [reading.index for reading in readings(events)] == list(range(len(delays)))
@@ -97,14 +105,14 @@ class TestOrder:
         assert sorted(engine.finished) == list(range(len(delays)))
 
     async def test_a_reading_says_what_was_read(self) -> None:
-        (reading,) = readings(await all_of(reader(FakeEngine()).read(Loads().jobs(1, "small"))))
+        (reading,) = readings(await all_of(reader(FakeEngine()).read(Loads().jobs(1, "small"), ticket())))
         assert (reading.width, reading.height, reading.dpi) == (30, 20, None)
         assert (reading.text(), reading.finish_reason(), reading.image_tokens) == ("Hello", "stop", 640)
         assert (reading.prompt_tokens, reading.completion_tokens) == (10, 1)
         assert [(each.mode, each.finish_reason) for each in reading.attempts] == [(MODES["small"], "stop")]
 
     async def test_no_pages(self) -> None:
-        assert await all_of(reader(FakeEngine()).read([])) == []
+        assert await all_of(reader(FakeEngine()).read([], ticket())) == []
 
     async def test_the_first_page_streams_while_others_run(self) -> None:
         gate = asyncio.Event()
@@ -117,7 +125,7 @@ class TestOrder:
             yield delta(f"{number} ends")
 
         engine = FakeEngine(script)
-        reading = reader(engine).read(jobs(3), live=True)
+        reading = reader(engine).read(jobs(3), ticket(), live=True)
         async with asyncio.timeout(5):
             first = await anext(reading)
         assert isinstance(first, Piece)
@@ -137,7 +145,7 @@ class TestBounds:
             yield delta("x", finish="stop")
 
         engine, loads = FakeEngine(script), Loads()
-        reading = asyncio.ensure_future(all_of(reader(engine, at_once=4).read(loads.jobs(50))))
+        reading = asyncio.ensure_future(all_of(reader(engine, at_once=4).read(loads.jobs(50), ticket())))
         await until(lambda: engine.running == 4)
         for _ in range(50):
             await asyncio.sleep(0)
@@ -146,6 +154,20 @@ class TestBounds:
         assert loads.loaded == [0, 1, 2, 3]
         gate.set()
         assert len(readings(await reading)) == 50
+
+    async def test_slots_are_given_back_whenever_it_ends(self) -> None:
+        for turns in range(40):
+            admission = Admission(slots=2, most_waiting=1000)
+            place = admission.enter()
+            place.expect(6)
+            reading = asyncio.create_task(all_of(reader(FakeEngine(), at_once=4).read(jobs(6), place)))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            place.close()
+            await asyncio.sleep(0)
+            assert (admission.pages_in_flight, admission.pages_waiting) == (0, 0), turns
 
     async def test_a_long_page_holds_nobody_up_until_there_are_many_answers(self) -> None:
         gate = asyncio.Event()
@@ -156,7 +178,7 @@ class TestBounds:
             yield delta("x", finish="stop")
 
         engine = FakeEngine(script)
-        reading = asyncio.ensure_future(all_of(reader(engine, at_once=3).read(jobs(100))))
+        reading = asyncio.ensure_future(all_of(reader(engine, at_once=3).read(jobs(100), ticket())))
         await until(lambda: len(engine.finished) == AHEAD * 3 - 1)
         for _ in range(50):
             await asyncio.sleep(0)
@@ -167,7 +189,7 @@ class TestBounds:
 
 class TestFailures:
     async def test_a_page_that_can_not_be_had_loses_no_other(self) -> None:
-        events = await all_of(reader(FakeEngine()).read(Loads(broken=(0, 2)).jobs(4), live=True))
+        events = await all_of(reader(FakeEngine()).read(Loads(broken=(0, 2)).jobs(4), ticket(), live=True))
         assert [(reading.index, reading.finish_reason()) for reading in readings(events)] == [
             (0, "error"),
             (1, "stop"),
@@ -190,7 +212,7 @@ class TestFailures:
                 raise EngineFailure("broken")
             yield delta("", finish="stop")
 
-        events = await all_of(reader(FakeEngine(script)).read(jobs(3), live=live))
+        events = await all_of(reader(FakeEngine(script)).read(jobs(3), ticket(), live=live))
         assert [reading.finish_reason() for reading in readings(events)] == ["stop", "error", "stop"]
         assert readings(events)[1].text() == "half"
 
@@ -199,7 +221,7 @@ class TestFailures:
     async def test_where_all_pages_fail_the_request_fails(self, count: int, live: bool) -> None:
         """And nothing comes before the error, so that it can be the answer's status."""
         with pytest.raises(InvalidRequest, match="page 0 is torn"):
-            await anext(reader(FakeEngine()).read(Loads(broken=(0, 1, 2)).jobs(count), live=live))
+            await anext(reader(FakeEngine()).read(Loads(broken=(0, 1, 2)).jobs(count), ticket(), live=live))
 
     async def test_an_engine_that_stopped_ends_the_request(self) -> None:
         async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
@@ -208,7 +230,7 @@ class TestFailures:
             yield delta("x", finish="stop")
 
         with pytest.raises(Unavailable):
-            await all_of(reader(FakeEngine(script)).read(jobs(3)))
+            await all_of(reader(FakeEngine(script)).read(jobs(3), ticket()))
 
     async def test_a_bug_is_not_a_page_error(self) -> None:
         async def script(_: int, __: Page) -> AsyncGenerator[PageDelta]:
@@ -216,11 +238,11 @@ class TestFailures:
             yield
 
         with pytest.raises(RuntimeError, match="bug"):
-            await all_of(reader(FakeEngine(script)).read(jobs(2)))
+            await all_of(reader(FakeEngine(script)).read(jobs(2), ticket()))
 
     async def test_closing_early_aborts_all_pages(self) -> None:
         engine = FakeEngine(endless)
-        reading = reader(engine).read(jobs(5), live=True)
+        reading = reader(engine).read(jobs(5), ticket(), live=True)
         await anext(reading)
         await until(lambda: engine.running == 5)
         await reading.aclose()
@@ -228,7 +250,7 @@ class TestFailures:
 
     async def test_cancelling_aborts_all_pages(self) -> None:
         engine = FakeEngine(endless)
-        reading = asyncio.create_task(all_of(reader(engine, at_once=3).read(jobs(9))))
+        reading = asyncio.create_task(all_of(reader(engine, at_once=3).read(jobs(9), ticket())))
         await until(lambda: engine.running == 3)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -251,7 +273,7 @@ class TestFinish:
             seen.append(reading.text())
             return f"made of {reading.text()}"
 
-        reading = asyncio.ensure_future(all_of(reader(FakeEngine(script)).read(jobs(3), finish=finish)))
+        reading = asyncio.ensure_future(all_of(reader(FakeEngine(script)).read(jobs(3), ticket(), finish=finish)))
         await until(lambda: sorted(seen) == ["1", "2"])
         gate.set()
         assert [each.product for each in readings(await reading)] == ["made of 0", "made of 1", "made of 2"]
@@ -279,7 +301,7 @@ class TestLoops:
 
     async def test_it_is_read_again_with_a_stricter_guard(self) -> None:
         engine = self.engine(1)
-        (reading,) = readings(await all_of(reader(engine).read(jobs(1))))
+        (reading,) = readings(await all_of(reader(engine).read(jobs(1), ticket())))
         assert (reading.text(), reading.finish_reason()) == ("la la", "stop")
         first, second = (Guard.of(page.params) for page in engine.pages)
         assert (first.ngram_size, first.window_size) == (30, 90)
@@ -291,13 +313,13 @@ class TestLoops:
 
     async def test_then_in_another_mode(self) -> None:
         engine = self.engine(2)
-        (reading,) = readings(await all_of(reader(engine).read(Loads().jobs(1, "gundam"))))
+        (reading,) = readings(await all_of(reader(engine).read(Loads().jobs(1, "gundam"), ticket())))
         assert reading.finish_reason() == "stop"
         assert [each.mode for each in reading.attempts] == [MODES["gundam"], MODES["gundam"], MODES["base"]]
 
     async def test_then_no_more(self) -> None:
         engine = self.engine(9)
-        events = await all_of(reader(engine).read(jobs(1)))
+        events = await all_of(reader(engine).read(jobs(1), ticket()))
         (reading,) = readings(events)
         assert (reading.text(), reading.finish_reason(), len(engine.pages)) == ("la la", "repetition", 3)
         assert pieces(events) == [(0, "la "), (0, "la")]
@@ -305,13 +327,13 @@ class TestLoops:
     @pytest.mark.parametrize(("policy", "watched"), [("end", True), ("off", False)])
     async def test_policies(self, policy: LoopPolicy, watched: bool) -> None:
         engine = self.engine(1)
-        (reading,) = readings(await all_of(reader(engine, loops=policy).read(jobs(1))))
+        (reading,) = readings(await all_of(reader(engine, loops=policy).read(jobs(1), ticket())))
         assert reading.finish_reason() == "repetition"
         assert [page.params.repetition_detection is not None for page in engine.pages] == [watched]
 
     async def test_what_a_client_has_seen_is_not_taken_back(self) -> None:
         engine = self.engine(1)
-        events = await all_of(reader(engine).read(jobs(1), live=True))
+        events = await all_of(reader(engine).read(jobs(1), ticket(), live=True))
         assert len(engine.pages) == 1
         assert pieces(events) == [(0, "la "), (0, "la")]
 
@@ -326,7 +348,7 @@ class TestLoops:
                 yield each
 
         engine = FakeEngine(script)
-        reading = asyncio.ensure_future(all_of(reader(engine).read(jobs(2), live=True)))
+        reading = asyncio.ensure_future(all_of(reader(engine).read(jobs(2), ticket(), live=True)))
         await until(lambda: len(engine.finished) == 2)
         gate.set()
         assert [each.finish_reason() for each in readings(await reading)] == ["stop", "stop"]
@@ -335,5 +357,5 @@ class TestLoops:
         job = jobs(1)[0]
         job.params.n, job.params.temperature = 2, 1.0
         engine = self.engine(1)
-        await all_of(reader(engine).read([job]))
+        await all_of(reader(engine).read([job], ticket()))
         assert len(engine.pages) == 1

@@ -1,0 +1,190 @@
+"""Who is read when: a bound on the work that is accepted, and a fair share of the engine for everyone.
+
+Pages of all requests share `slots`: that many are loaded, prepared and read at a time, which bounds the pictures in
+memory. A slot that becomes free goes to the next client in turn, and of a client's requests to the next in turn: a
+picture does not wait for the thousand pages that came before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ocr_server.errors import TooMany
+
+if TYPE_CHECKING:
+    from config import Settings
+
+RATE_PAGES = 32
+"""Over so many of the last pages the speed is measured that `Retry-After` follows from."""
+LEAST_RETRY_S, MOST_RETRY_S = 1.0, 120.0
+"""`Retry-After`; the OpenAI SDK obeys up to 120 s."""
+
+
+LOADED_AHEAD = 16
+"""Pages that may be loaded and prepared beyond those that the engine reads at once, so that it never waits for one."""
+
+
+class Admission:
+    """One for the server."""
+
+    def __init__(
+        self,
+        *,
+        slots: int,
+        most_waiting: int,
+        most_of_client: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args:
+        slots: pages at a time.
+        most_waiting: pages waiting for one, from which on new requests are refused.
+        most_of_client: pages, waiting or being read, from which on new requests of the same client are refused; 0
+            for no such bound.
+        """
+        self._slots = slots
+        self._most_waiting = most_waiting
+        self._most_of_client = most_of_client
+        self._clock = clock
+        self._queue: OrderedDict[str, OrderedDict[Ticket, deque[asyncio.Future[None]]]] = OrderedDict()
+        self._of_client: dict[str, int] = {}
+        self._ended: deque[float] = deque(maxlen=RATE_PAGES)
+        self.pages_in_flight = 0
+        """Pages that have a slot."""
+        self.pages_waiting = 0
+        """Pages of accepted requests that have not had one yet."""
+
+    def enter(self, client: str = "anonymous") -> Ticket:
+        """A place for a request; close it when the request has ended.
+
+        Raises:
+            TooMany: there is too much waiting, or too much of this client's.
+        """
+        if self.pages_waiting >= self._most_waiting:
+            raise TooMany(
+                f"{self.pages_waiting} pages are waiting, more than this server queues.",
+                retry_after=self._retry_after(self.pages_waiting - self._most_waiting + 1),
+            )
+        own = self._of_client.get(client, 0)
+        if self._most_of_client and own >= self._most_of_client:
+            raise TooMany(
+                f"{own} pages of yours are being read or waiting; at most {self._most_of_client} may be.",
+                retry_after=self._retry_after(own - self._most_of_client + 1),
+            )
+        return Ticket(self, client)
+
+    def expect(self, client: str, pages: int) -> None:
+        """`pages` more (or fewer) wait."""
+        self.pages_waiting += pages
+        self._count(client, pages)
+
+    def _count(self, client: str, pages: int) -> None:
+        self._of_client[client] = self._of_client.get(client, 0) + pages
+        if not self._of_client[client]:
+            del self._of_client[client]
+
+    async def acquire(self, ticket: Ticket) -> None:
+        """Wait for a slot; it counts as the page's own from then on."""
+        if self.pages_in_flight < self._slots and not self._queue:
+            self._take()
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.setdefault(ticket.client, OrderedDict()).setdefault(ticket, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.pages_waiting += 1  # it was just given the slot; the ticket still counts the page as waiting
+                self._give_back()
+            else:
+                self._leave(ticket, turn)
+            raise
+
+    def release(self, ticket: Ticket) -> None:
+        """A page of `ticket` is done with."""
+        self._ended.append(self._clock())
+        self._count(ticket.client, -1)
+        self._give_back()
+
+    def _take(self) -> None:
+        self.pages_in_flight += 1
+        self.pages_waiting -= 1
+
+    def _give_back(self) -> None:
+        self.pages_in_flight -= 1
+        while self._queue and self.pages_in_flight < self._slots:
+            turn = self._next()
+            if not turn.done():  # else whoever waited has just gone
+                self._take()
+                turn.set_result(None)
+
+    def _next(self) -> asyncio.Future[None]:
+        """The next turn; its client and its ticket go to the end of their lines."""
+        client, tickets = next(iter(self._queue.items()))
+        ticket, turns = next(iter(tickets.items()))
+        turn = turns.popleft()
+        tickets.move_to_end(ticket)
+        self._queue.move_to_end(client)
+        self._tidy(ticket)
+        return turn
+
+    def _leave(self, ticket: Ticket, turn: asyncio.Future[None]) -> None:
+        self._queue[ticket.client][ticket].remove(turn)
+        self._tidy(ticket)
+
+    def _tidy(self, ticket: Ticket) -> None:
+        tickets = self._queue[ticket.client]
+        if not tickets[ticket]:
+            del tickets[ticket]
+        if not tickets:
+            del self._queue[ticket.client]
+
+    def _retry_after(self, pages: int) -> float:
+        """Seconds in which so many pages will be done, by the speed of the last ones."""
+        if len(self._ended) < 2:
+            return LEAST_RETRY_S
+        seconds_a_page = (self._clock() - self._ended[0]) / len(self._ended)
+        return min(max(pages * seconds_a_page, LEAST_RETRY_S), MOST_RETRY_S)
+
+
+def admission_for(settings: Settings) -> Admission:
+    """As the settings have it."""
+    return Admission(
+        slots=settings.MAX_CONCURRENCY + LOADED_AHEAD,
+        most_waiting=settings.MAX_WAITING_PAGES,
+        most_of_client=settings.MAX_PAGES_OF_CLIENT,
+    )
+
+
+class Ticket:
+    """One request's place."""
+
+    def __init__(self, admission: Admission, client: str) -> None:
+        self.client = client
+        self._admission = admission
+        self._waiting = 0
+        self._closed = False
+
+    def expect(self, pages: int) -> None:
+        """The request has so many pages."""
+        self._waiting += pages
+        self._admission.expect(self.client, pages)
+
+    async def acquire(self) -> None:
+        """Wait until one of its pages may be loaded and read."""
+        await self._admission.acquire(self)
+        self._waiting -= 1
+
+    def release(self) -> None:
+        """A page that had been given its turn is done with."""
+        self._admission.release(self)
+
+    def close(self) -> None:
+        """Pages that never had their turn wait no more."""
+        if not self._closed:
+            self._closed = True
+            self._admission.expect(self.client, -self._waiting)
+            self._waiting = 0

@@ -1,0 +1,89 @@
+"""One request's work: its place in the queue and its opened documents, held until its answer has ended."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from functools import partial
+
+from vllm.sampling_params import SamplingParams
+
+from ocr_server.admission import Admission, Ticket
+from ocr_server.intake.document import Document
+from ocr_server.intake.prepare import Intake, Source
+from ocr_server.reading.page import Job, PageReading
+from ocr_server.reading.reader import Finish, Piece, Reader
+
+
+class Session:
+    """Made by `begin`; `events` closes it at its end, `close` does if it comes to nothing."""
+
+    def __init__(self, reader: Reader, ticket: Ticket, documents: Sequence[Document], jobs: list[Job]) -> None:
+        self.jobs = jobs
+        """All pages, in order."""
+        self._reader = reader
+        self._ticket = ticket
+        self._documents = documents
+
+    @classmethod
+    async def begin(
+        cls,
+        admission: Admission,
+        intake: Intake,
+        reader: Reader,
+        sources: Sequence[Source],
+        prompt: str,
+        params: SamplingParams,
+        *,
+        client: str = "anonymous",
+    ) -> Session:
+        """Queue up, then fetch and open the sources.
+
+        Raises:
+            TooMany: the queue is full; nothing has been fetched or decoded.
+            InvalidRequest, TooLarge: a source can't be had or opened.
+        """
+        ticket = admission.enter(client)
+        try:
+            documents = await intake.open(sources)
+        except BaseException:
+            ticket.close()
+            raise
+        jobs = [
+            Job(
+                load=partial(document.page, place),
+                mode=source.mode,
+                prompt=prompt,
+                params=params,
+                source=number,
+                number=index,
+            )
+            for number, (source, document) in enumerate(zip(sources, documents, strict=True))
+            for place, index in enumerate(document.indices)
+        ]
+        ticket.expect(len(jobs))
+        return cls(reader, ticket, documents, jobs)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(document.size_bytes for document in self._documents)
+
+    @property
+    def is_document(self) -> bool:
+        """Whether any of the sources is more than a picture."""
+        return any(document.is_document for document in self._documents)
+
+    async def events(self, *, live: bool = False, finish: Finish | None = None) -> AsyncGenerator[Piece | PageReading]:
+        """What the reader makes of the pages; closes the session after it."""
+        try:
+            async with aclosing(self._reader.read(self.jobs, self._ticket, live=live, finish=finish)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """As often as you like."""
+        self._ticket.close()
+        for document in self._documents:
+            await document.close()
