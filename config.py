@@ -7,14 +7,16 @@ Three ways to set one, the later winning: edit its default here, set the environ
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from deepseek_ocr.modes import ResolutionMode
+from ocr_server.keys import parse_keys
 
 ROOT = Path(__file__).resolve().parent
 EMBEDDED_CHECKPOINT = ROOT / "nano" / "checkpoint"
@@ -31,6 +33,7 @@ class Settings(BaseSettings):
         extra="forbid",
         validate_default=True,
         use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # it may be a key
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_prog_name="openai_api_server.py",
@@ -126,6 +129,34 @@ class Settings(BaseSettings):
     PDF_MEMORY_MB: Positive = 4000
     """Memory that a process rendering PDFs may take, megabytes of address space."""
 
+    # Who may ask, and what is told
+    API_KEYS: SecretStr = SecretStr("")
+    """API keys, with commas between: `KEY`, `sha256:HASH` or either with a label for the log, `alice:KEY`. None, and no
+    API_KEYS_FILE: anyone may ask. Set it in the environment rather than by the flag, which other users can see."""
+    API_KEYS_FILE: str = ""
+    """A file of further API keys, one a line, written the same way, # for comments; read again when it changes. If it
+    is missing or empty, it lets nobody in."""
+    METRICS_KEY_REQUIRED: bool = True
+    """Whether /metrics needs an API key too, if there are any."""
+    CORS_ORIGINS: str = ""
+    """Origins whose web pages may use this server from a browser, with commas between, or *; none by default."""
+    LOG_FORMAT: Literal["text", "json"] = "text"
+    """Log lines for people, or one JSON object a line."""
+
+    @field_validator("API_KEYS")
+    @classmethod
+    def _legal_keys(cls, value: SecretStr) -> SecretStr:
+        parse_keys(value.get_secret_value())
+        return value
+
+    @field_validator("CORS_ORIGINS")
+    @classmethod
+    def _legal_origins(cls, value: str) -> str:
+        for origin in _listed(value):
+            if not re.fullmatch(r"\*|https?://[^/\s]+", origin):
+                raise ValueError(f"{origin!r} is no origin, such as https://example.org or http://localhost:3000")
+        return value
+
     @model_validator(mode="after")
     def _legal_mode(self) -> Settings:
         _ = self.resolution_mode  # raises what is wrong with it
@@ -157,6 +188,11 @@ class Settings(BaseSettings):
         return self.ENGINE_STALL_TIMEOUT or (120.0 if has_nvidia_gpu() else 1200.0)
 
     @property
+    def cors_origins(self) -> list[str]:
+        """CORS_ORIGINS one by one."""
+        return _listed(self.CORS_ORIGINS)
+
+    @property
     def checkpoint_name(self) -> str:
         """What is served, as it may be shown to clients: no path of this machine."""
         if self.is_embedded:
@@ -180,6 +216,10 @@ def load(arguments: list[str] | None = None) -> Settings:
             print(f"error: {name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         print("Run with --help to see every setting.", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def has_nvidia_gpu() -> bool:

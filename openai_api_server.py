@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
+import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import uvicorn
 
 import config
 from ocr_server.reading.environment import VLLM_LOG_LEVELS, set_up
@@ -46,18 +53,36 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+class Server(uvicorn.Server):
+    """After one signal, requests in flight have time to finish; a second one, of either kind, ends it at once."""
+
+    stop_at_once: Callable[[], object] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and self.stop_at_once is not None:
+            self.stop_at_once()
+        super().handle_exit(sig, frame)
+
+
 async def serve(settings: config.Settings, listener: socket.socket) -> int:
-    """Serve until a signal ends it, or the model turns out not to load."""
+    """Serve until a signal ends it, the model turns out not to load, or the engine dies too often.
+
+    Returns:
+        The exit code: 0 only if it ended because it was told to, and with every request answered or timed out.
+    """
     import torch
-    import uvicorn
 
     from ocr_server.app import create_app
     from ocr_server.reading.engine import VllmEngine
-    from ocr_server.reading.preflight import LoadError
+    from ocr_server.reading.supervisor import Supervisor
 
     torch.set_num_threads(1)  # many small resizes run side by side here; the engine has a process of its own
-    engine = VllmEngine(settings)
-    server = uvicorn.Server(
+    engine = Supervisor(
+        lambda: VllmEngine(settings),
+        stall_timeout=settings.engine_stall_timeout,
+        most_restarts=settings.ENGINE_RESTARTS,
+    )
+    server = Server(
         uvicorn.Config(
             create_app(settings, engine),
             log_level=settings.LOG_LEVEL,
@@ -70,21 +95,49 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
         signal.signal(number, lambda *_: None)
     print(f"Loading {settings.checkpoint_name} …", flush=True)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    server.stop_at_once = serving.cancel
     loading = asyncio.create_task(engine.loaded())
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
     failed = False
-    if serving.done():  # told to stop before the model was there
+    if serving.done() or loading.cancelled():  # told to stop before the model was there
         loading.cancel()
-    elif (error := loading.exception()) is None:
-        print(welcome(settings, listener.getsockname()[1]), flush=True)
-    else:
+    elif (error := loading.exception()) is not None:
         failed = server.should_exit = True
-        if isinstance(error, LoadError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            logging.error("the model could not be loaded", exc_info=error)
-    await serving
+        explain(error)
+    else:
+        print(welcome(settings, listener.getsockname()[1]), flush=True)
+        hopeless = asyncio.create_task(engine.given_up())
+        await asyncio.wait({serving, hopeless}, return_when=asyncio.FIRST_COMPLETED)
+        if hopeless.done():
+            failed = server.should_exit = True
+        hopeless.cancel()
+    await asyncio.wait({serving})
+    if serving.cancelled():
+        logging.warning("stopped at once: requests in flight were cut off")
+        await engine.kill()
+        return 1
+    serving.result()
     return 1 if failed else 0
+
+
+def explain(error: BaseException) -> None:
+    """Say why the model could not be loaded: without a traceback where the user can do something about it."""
+    from ocr_server.reading.preflight import LoadError
+
+    if isinstance(error, LoadError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        logging.error("the model could not be loaded", exc_info=error)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with all below it. Threads that may still load a model are not waited for."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def welcome(settings: config.Settings, port: int) -> str:
@@ -111,4 +164,4 @@ def welcome(settings: config.Settings, port: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -63,6 +63,7 @@ class Stage:
 
 
 DENSE = replace(MEDIUM, full=True)
+FULL_PAGE = replace(PAGE, full=True)
 DOCUMENT = replace(PAGE, structured=True)
 STAGES = (
     Stage(0.175, (Recipe(SMALL, square(256), 40, read=False), Recipe(SMALL_DIRECT, square(256), 40, read=False))),
@@ -81,16 +82,18 @@ STAGES = (
         (
             Recipe(DENSE, square(512), 10, weight=2),
             Recipe(MEDIUM, square(512), 8, ("lines",)),
-            Recipe(PAGE, GUNDAM, 3, weight=3),
-            Recipe(PAGE, GUNDAM, 3, ("lines",), weight=1.5),
+            Recipe(FULL_PAGE, GUNDAM, 4, weight=3),
+            Recipe(PAGE, GUNDAM, 5, weight=1.5),
+            Recipe(PAGE, GUNDAM, 4, ("lines",), weight=1.5),
         ),
     ),
     Stage(
         1.0,
         (
             Recipe(DENSE, square(512), 10, weight=1.5),
-            Recipe(PAGE, GUNDAM, 3, weight=3),
-            Recipe(PAGE, GUNDAM, 3, ("lines",), weight=2),
+            Recipe(FULL_PAGE, GUNDAM, 4, weight=1.5),
+            Recipe(PAGE, GUNDAM, 5, weight=1.5),
+            Recipe(PAGE, GUNDAM, 4, ("lines",), weight=2),
             Recipe(PAGE, GUNDAM, 3, ("locate",)),
             Recipe(DOCUMENT, GUNDAM, 3, ("markdown", "markdown", "free"), weight=2),
             Recipe(TILED, SMALL_TILES, 4, weight=1.5),

@@ -41,7 +41,7 @@ from nano.samples import GUNDAM, Batch, Pages
 
 WARM_UP = 100
 """Batches until the learning rate is full."""
-HOLD = 0.45
+HOLD = 0.15
 """The share of the run after which it begins to fall."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
@@ -107,8 +107,8 @@ def optimizers(trainer: Trainer) -> list[torch.optim.Optimizer]:
     for name, parameter in trainer.named_parameters():
         (matrices if parameter.ndim == 2 and not any(part in name for part in other) else rest).append(parameter)
     return [
-        Muon(matrices, lr=0.012, weight_decay=0.02),
-        torch.optim.AdamW(rest, lr=9e-4, betas=(0.9, 0.98), weight_decay=0.01),
+        Muon(matrices, lr=0.01, weight_decay=0.02),
+        torch.optim.AdamW(rest, lr=8e-4, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
 

@@ -7,21 +7,27 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import vllm
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from ocr_server import __version__
+from ocr_server import __version__, metrics
 from ocr_server.admission import admission_for
+from ocr_server.auth import ApiKeys
+from ocr_server.disconnect import CLIENT_CLOSED_REQUEST
 from ocr_server.errors import ApiError, error_body, internal_error, parameter_name
 from ocr_server.intake.build import MEGA, intake_for
-from ocr_server.middleware import BodyLimit, RequestId
+from ocr_server.keys import KeyRing, parse_keys
+from ocr_server.middleware import BodyLimit, Observed, RequestId, SafeHeaders
 from ocr_server.reading.engine import Engine
 from ocr_server.reading.reader import Reader
 from ocr_server.routes import chat, models, ocr, service
@@ -45,7 +51,8 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         try:
-            yield
+            with metrics.watching(engine, admission):
+                yield
         finally:
             await intake.close()
             await engine.close()
@@ -68,11 +75,32 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     )
     for router in (chat.router, ocr.router, models.router, service.router):
         app.include_router(router)
-    app.add_middleware(BodyLimit, limit=settings.MAX_BODY_MB * MEGA)
-    app.add_middleware(RequestId)  # added last, so it stands outermost
+    _add_middleware(app, settings)
     _handle_errors(app)
     _document_wire_types(app)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    """From the innermost to the outermost: what is added last stands outside of all others."""
+    app.add_middleware(BodyLimit, limit=settings.MAX_BODY_MB * MEGA)
+    ring = KeyRing(
+        parse_keys(settings.API_KEYS.get_secret_value()),
+        Path(settings.API_KEYS_FILE) if settings.API_KEYS_FILE else None,
+    )
+    app.add_middleware(ApiKeys, ring=ring, metrics_need_one=settings.METRICS_KEY_REQUIRED)
+    if origins := settings.cors_origins:
+        # Outside of the keys: it answers preflights, and a page may see why it is refused.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.add_middleware(SafeHeaders)
+    app.add_middleware(Observed)
+    app.add_middleware(RequestId)
 
 
 def _handle_errors(app: FastAPI) -> None:
@@ -95,12 +123,17 @@ def _handle_errors(app: FastAPI) -> None:
         body = error_body(message, type_="invalid_request_error", code=code)
         return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
+    @app.exception_handler(ClientDisconnect)
+    async def left(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)  # nobody is there to see it
+
     @app.exception_handler(Exception)
     async def unexpected(request: Request, _: Exception) -> JSONResponse:
         # Starlette runs this outside all middleware and then raises the error on, to the log.
         request_id = getattr(request.state, "request_id", "")
         logger.error("request %s failed unexpectedly", request_id)
-        return JSONResponse(internal_error(), status_code=500, headers={"x-request-id": request_id})
+        headers = {"x-request-id": request_id, "x-content-type-options": "nosniff"}
+        return JSONResponse(internal_error(), status_code=500, headers=headers)
 
 
 def _validation_body(error: RequestValidationError) -> dict[str, Any]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 import uuid
 from contextlib import suppress
 
 from starlette.datastructures import MutableHeaders
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ocr_server import logs, metrics
+from ocr_server.disconnect import CLIENT_CLOSED_REQUEST
 from ocr_server.errors import TooLarge
 
 REQUEST_ID = "x-request-id"
@@ -31,6 +35,7 @@ class RequestId:
         given = dict(scope["headers"]).get(REQUEST_ID.encode(), b"").decode("latin-1")
         request_id = given if _SOUND_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
+        logs.request_id.set(request_id)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -38,6 +43,81 @@ class RequestId:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+class Observed:
+    """Log and count every request when it has ended, whichever way it did.
+
+    The status is the one that was sent, but 499 if the client left before the answer's end, 500 if the answer broke,
+    and 503 if the server, shutting down, cut it off.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        sent, status = 0, CLIENT_CLOSED_REQUEST
+
+        async def observed_send(message: Message) -> None:
+            nonlocal sent, status
+            if message["type"] == "http.response.start":
+                sent = message["status"]
+            elif not message.get("more_body", False):
+                status = sent
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed_send)
+        except Exception:
+            status = 500
+            raise
+        except asyncio.CancelledError:
+            status = 503
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            route, state = route_of(scope), scope.get("state", {})
+            metrics.request_done(route, status, seconds)
+            logs.access(
+                method=scope["method"],
+                route=route,
+                status=status,
+                client=state.get("client", "anonymous"),
+                seconds=seconds,
+                reading=state.get("reading"),
+            )
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the route that answered: `/v1/models/{model_id}`; `none` if none did."""
+    route = scope.get("route")
+    if isinstance(route, Mount):
+        return f"{route.path}/*"
+    path: str = getattr(route, "path", "none")
+    return path
+
+
+class SafeHeaders:
+    """Tell browsers to take answers for what they are, and pages not to be framed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["x-content-type-options"] = "nosniff"
+                if headers.get("content-type", "").startswith("text/html"):
+                    headers["referrer-policy"] = "no-referrer"
+                    headers["x-frame-options"] = "DENY"
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
 
 
 class BodyLimit:

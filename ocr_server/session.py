@@ -8,22 +8,29 @@ from functools import partial
 
 from vllm.sampling_params import SamplingParams
 
+from ocr_server import metrics
 from ocr_server.admission import Admission, Ticket
 from ocr_server.intake.document import Document
 from ocr_server.intake.prepare import Intake, Source
 from ocr_server.reading.page import Job, PageReading
 from ocr_server.reading.reader import Finish, Piece, Reader
 
+Account = dict[str, int]
+"""pages, failed_pages, prompt_tokens, completion_tokens."""
+
 
 class Session:
     """Made by `begin`; `events` closes it at its end, `close` does if it comes to nothing."""
 
-    def __init__(self, reader: Reader, ticket: Ticket, documents: Sequence[Document], jobs: list[Job]) -> None:
+    def __init__(
+        self, reader: Reader, ticket: Ticket, documents: Sequence[Document], jobs: list[Job], account: Account
+    ) -> None:
         self.jobs = jobs
         """All pages, in order."""
         self._reader = reader
         self._ticket = ticket
         self._documents = documents
+        self._account = account
 
     @classmethod
     async def begin(
@@ -36,8 +43,13 @@ class Session:
         params: SamplingParams,
         *,
         client: str = "anonymous",
+        account: Account | None = None,
     ) -> Session:
         """Queue up, then fetch and open the sources.
+
+        Args:
+            client: whose turn it is, for fairness.
+            account: told what the request came to, for the log.
 
         Raises:
             TooMany: the queue is full; nothing has been fetched or decoded.
@@ -62,7 +74,7 @@ class Session:
             for place, index in enumerate(document.indices)
         ]
         ticket.expect(len(jobs))
-        return cls(reader, ticket, documents, jobs)
+        return cls(reader, ticket, documents, jobs, {} if account is None else account)
 
     @property
     def size_bytes(self) -> int:
@@ -78,9 +90,21 @@ class Session:
         try:
             async with aclosing(self._reader.read(self.jobs, self._ticket, live=live, finish=finish)) as events:
                 async for event in events:
+                    if isinstance(event, PageReading):
+                        self._count(event)
                     yield event
         finally:
             await self.close()
+
+    def _count(self, reading: PageReading) -> None:
+        metrics.page_done(reading)
+        for name, value in (
+            ("pages", 1),
+            ("failed_pages", int(reading.error is not None)),
+            ("prompt_tokens", reading.prompt_tokens),
+            ("completion_tokens", reading.completion_tokens),
+        ):
+            self._account[name] = self._account.get(name, 0) + value
 
     async def close(self) -> None:
         """As often as you like."""

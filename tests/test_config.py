@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import SecretStr
 
 import config
 from config import EMBEDDED_CHECKPOINT, ENV_PREFIX, PUBLISHED_MODEL, Settings, load
@@ -54,6 +55,11 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "PDF_WORKERS": ("3", 3),
     "PDF_TIMEOUT": ("1.5", 1.5),
     "PDF_MEMORY_MB": ("6", 6),
+    "API_KEYS": ("alice:sk-1,sk-2", SecretStr("alice:sk-1,sk-2")),
+    "API_KEYS_FILE": ("keys.txt", "keys.txt"),
+    "METRICS_KEY_REQUIRED": ("false", False),
+    "CORS_ORIGINS": ("https://example.org", "https://example.org"),
+    "LOG_FORMAT": ("json", "json"),
 }
 """Each setting: a value that isn't the default, as text and as it is."""
 
@@ -151,6 +157,12 @@ class TestWrongValues:
             ("MAX_IMAGES", "0"),
             ("FETCH_TIMEOUT", "-1"),
             ("PREPARE_THREADS", "-1"),
+            ("API_KEYS", ","),
+            ("API_KEYS", "two words"),
+            ("API_KEYS", "sha256:abc"),
+            ("CORS_ORIGINS", "example.org"),
+            ("CORS_ORIGINS", "https://example.org/path"),
+            ("LOG_FORMAT", "xml"),
         ],
     )
     def test_the_setting_is_named(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import re
 import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import psutil  # type: ignore[import-untyped]
@@ -29,7 +32,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+RETRY_SECONDS = 5.0
+"""An engine can't tell how long it will go on loading."""
+
 LOADING_THREAD = "load"
+SEGMENT = re.compile(r"/dev/shm/(psm_\w+)$", re.MULTILINE)
 END_SECONDS = 5.0
 """How long processes that were killed may take to be gone: the driver frees a GPU's memory first."""
 LOADING_ENDS_SECONDS = 2.0
@@ -41,6 +48,10 @@ class Engine(Protocol):
 
     def unavailable(self) -> str | None:
         """Why no page can be read now, as a sentence for the client; None if one can."""
+
+    @property
+    def retry_after(self) -> float:
+        """While none can be read: the seconds after which trying again makes sense, as far as can be told."""
 
     def start(self) -> None:
         """Begin to load, in the background."""
@@ -67,7 +78,12 @@ class VllmEngine:
         self._encoder: PromptEncoder | None = None
         self._loading: asyncio.Future[None] | None = None
         self._processes: list[psutil.Process] = []
+        self._shared_memory: set[str] = set()
         self._unavailable: str | None = "The engine has not been started."
+
+    @property
+    def retry_after(self) -> float:
+        return RETRY_SECONDS
 
     def start(self) -> None:
         if self._loading is None:
@@ -99,7 +115,7 @@ class VllmEngine:
         elif self._loading is not None and not self._loading.done():
             self._loading.cancel()
             await _end_while_loading()
-        await asyncio.to_thread(_end, self._processes)  # those whose parent died before them
+        await asyncio.to_thread(_end, self._processes, self._shared_memory)
 
     async def kill(self) -> None:
         """Close without asking: for an engine that died in part, or that hangs."""
@@ -158,6 +174,7 @@ class VllmEngine:
             self._unavailable = "The model could not be loaded; see the server's log."
             raise
         self._processes = engine_processes()
+        self._shared_memory = shared_memory(self._processes)
         self._unavailable = None
 
 
@@ -213,6 +230,15 @@ def engine_processes() -> list[psutil.Process]:
     return found
 
 
+def shared_memory(processes: list[psutil.Process]) -> set[str]:
+    """Names of the segments through which processes talk: those that are killed don't remove them."""
+    found: set[str] = set()
+    for process in processes:
+        with suppress(OSError):
+            found.update(SEGMENT.findall(Path(f"/proc/{process.pid}/maps").read_text()))
+    return found
+
+
 async def _end_while_loading() -> None:
     """The thread that loads can't be interrupted, but it ends with this process; so must what it starts."""
     until = time.monotonic() + LOADING_ENDS_SECONDS
@@ -221,12 +247,17 @@ async def _end_while_loading() -> None:
         await asyncio.sleep(0.05)
 
 
-def _end(processes: list[psutil.Process]) -> None:
-    """Kill what is left of them, and wait until they are gone."""
+def _end(processes: list[psutil.Process], segments: set[str]) -> None:
+    """Kill what is left of them, as when a parent died before its child, and wait until they are gone."""
     _kill(processes)
     until = time.monotonic() + END_SECONDS
     while any(map(_is_alive, processes)) and time.monotonic() < until:
         time.sleep(0.02)
+    for name in segments:
+        with suppress(OSError):  # mostly it is not there any more
+            segment = SharedMemory(name)
+            segment.close()
+            segment.unlink()
 
 
 def _kill(processes: list[psutil.Process]) -> None:
@@ -238,7 +269,7 @@ def _kill(processes: list[psutil.Process]) -> None:
 def _is_alive(process: psutil.Process) -> bool:
     # Not psutil's wait(): it would take the exit status from multiprocessing.
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

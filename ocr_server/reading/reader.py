@@ -12,6 +12,7 @@ from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import ResolutionMode
 from ocr_server.errors import ApiError, Unavailable
 from ocr_server.intake.document import SourcePage
+from ocr_server.metrics import ENGINE_SECONDS, INTAKE_SECONDS, QUEUE_SECONDS
 from ocr_server.reading.engine import Engine
 from ocr_server.reading.loops import REPETITION, LoopPolicy, attempt, next_attempt, with_detection
 from ocr_server.reading.page import Job, Page, PageDelta, PageReading
@@ -102,7 +103,8 @@ class Reader:
         """Read the page of `slot`, as often as it takes."""
         reading = slot.reading
         try:
-            source = await job.load()
+            with INTAKE_SECONDS.time():
+                source = await job.load()
             reading.width, reading.height = source.image.size
             reading.dpi = source.dpi
             trial: Job | None = job
@@ -124,9 +126,10 @@ class Reader:
         slot.reading.image_tokens = image.num_tokens
         slot.reading.deltas.clear()
         params = job.params if self._loops == "off" else with_detection(job.params)
-        async with aclosing(self._engine.read(Page(image, job.prompt, params))) as deltas:
-            async for delta in deltas:
-                slot.add(delta)
+        with ENGINE_SECONDS.time():
+            async with aclosing(self._engine.read(Page(image, job.prompt, params))) as deltas:
+                async for delta in deltas:
+                    slot.add(delta)
 
 
 class _Work:
@@ -164,7 +167,8 @@ class _Work:
         for slot, job in zip(self.slots, self._jobs, strict=True):
             await self._ahead.acquire()
             await self._at_once.acquire()
-            await self._ticket.acquire()
+            with QUEUE_SECONDS.time():
+                await self._ticket.acquire()
             # Not in a `finally` of the page's own: cancelled before its first step, it would not get there.
             self._begin(self._one(slot, job)).add_done_callback(self._give_back)
 

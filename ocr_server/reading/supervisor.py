@@ -169,16 +169,12 @@ class Supervisor:
         if flight.ended:
             raise self._refusal()
         try:
-            async with asyncio.timeout(None) as limit:
-                flight.wait(limit)
-                delta = await anext(deltas, None)
+            delta = await flight.next(deltas)
         except Exception as error:
             if flight.ended or isinstance(error, Unavailable) or engine.unavailable() is not None:
                 self._fail("has stopped working")
                 raise self._refusal() from error
             raise
-        finally:
-            flight.limit = None
         self._last_sign = _now()
         return delta
 
@@ -276,14 +272,14 @@ class Supervisor:
 
     async def _end(self) -> None:
         """End what is left of the engine."""
-        engine, self._engine = self._engine, None
-        if engine is None:
+        if self._engine is None:
             return
         try:
             async with asyncio.timeout(self._timing.kill):
-                await engine.kill()
+                await self._engine.kill()
         except Exception:
             logger.exception("the engine could not be ended cleanly")
+        self._engine = None
 
     def _give_up(self, reason: str) -> None:
         logger.critical("%s The server ends.", reason)
@@ -321,8 +317,14 @@ class _Flight:
         """When the waiting began."""
         self.ended = False
 
-    def wait(self, limit: asyncio.Timeout) -> None:
-        self.limit, self.since = limit, _now()
+    async def next(self, deltas: AsyncGenerator[PageDelta]) -> PageDelta | None:
+        """The next piece; None after the last. Raises TimeoutError when `end` comes first."""
+        try:
+            async with asyncio.timeout(None) as self.limit:
+                self.since = _now()
+                return await anext(deltas, None)
+        finally:
+            self.limit = None
 
     def end(self) -> None:
         if not self.ended:

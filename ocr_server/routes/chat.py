@@ -36,7 +36,7 @@ async def create_chat_completion(request: Request) -> Response:
     body = await parsed(request, ChatCompletionRequest)
     reading = translate(body, state.settings)
     if reason := state.engine.unavailable():
-        raise Unavailable(reason)  # before anything is fetched or decoded
+        raise Unavailable(reason, retry_after=state.engine.retry_after)  # before anything is fetched or decoded
 
     async def answer() -> Response:
         session = await begin(request, reading.sources, reading.prompt, reading.params)

@@ -16,7 +16,7 @@ from ocr_server.intake.prepare import Intake, Source
 from ocr_server.reading.engine import Engine
 from ocr_server.reading.reader import Reader
 from ocr_server.schemas.errors import ErrorResponse
-from ocr_server.session import Session
+from ocr_server.session import Account, Session
 
 if TYPE_CHECKING:
     from config import Settings
@@ -62,7 +62,10 @@ async def begin(request: Request, sources: Sequence[Source], prompt: str, params
     """The request's session. Raises as `Session.begin`."""
     state = context(request)
     client: str = getattr(request.state, "client", "anonymous")
-    return await Session.begin(state.admission, state.intake, state.reader, sources, prompt, params, client=client)
+    request.state.reading = account = Account()
+    return await Session.begin(
+        state.admission, state.intake, state.reader, sources, prompt, params, client=client, account=account
+    )
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -64,7 +64,7 @@ async def read_document(request: Request) -> Response:
     body = await _uploaded(request) if _is_form(request) else await parsed(request, OcrRequest)
     reading = translate_ocr(body, state.settings)
     if reason := state.engine.unavailable():
-        raise Unavailable(reason)  # before anything is fetched or decoded
+        raise Unavailable(reason, retry_after=state.engine.retry_after)  # before anything is fetched or decoded
     return await unless_disconnected(request, _answer(request, body, reading))
 
 

@@ -1,4 +1,4 @@
-"""What the server says of itself: `/`, `/health`, `/metrics`."""
+"""What the server says of itself: `/`, the probes, `/metrics`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vllm.v1.metrics.prometheus import get_prometheus_registry
 from deepseek_ocr.modes import MODES
 from ocr_server import __version__
 from ocr_server.routes.common import context
-from ocr_server.schemas.models import ApiInformation, Health
+from ocr_server.schemas.models import ApiInformation, Health, Liveness, Readiness
 
 router = APIRouter(tags=["Service"])
 
@@ -39,6 +39,8 @@ async def api_information(request: Request) -> ApiInformation:
             "documents": "POST /v1/ocr",
             "models": "GET /v1/models",
             "health": "GET /health",
+            "liveness": "GET /livez",
+            "readiness": "GET /readyz",
             "metrics": "GET /metrics",
             "interactive documentation": "GET /docs",
             "schema": "GET /openapi.json",
@@ -60,7 +62,38 @@ async def health(request: Request, response: Response) -> Health:
     return Health(status="ok", model=state.settings.MODEL_NAME)
 
 
+@router.head("/livez", include_in_schema=False)
+@router.get("/livez")
+async def livez() -> Liveness:
+    """200 as long as the process answers, whatever its engine does."""
+    return Liveness()
+
+
+@router.head("/ping", include_in_schema=False)
+@router.get("/ping", response_class=Response)
+async def ping() -> Response:
+    """The same with an empty body, where only the status is looked at."""
+    return Response()
+
+
+@router.head("/readyz", include_in_schema=False)
+@router.get("/readyz", responses={503: {"model": Readiness}})
+async def readyz(request: Request, response: Response) -> Readiness:
+    """200 if pages can be read, 503 with the reason if not; and how much there is to do."""
+    state = context(request)
+    reason = state.engine.unavailable()
+    response.status_code = 200 if reason is None else 503
+    return Readiness(
+        status="ready" if reason is None else "unavailable",
+        reason=reason,
+        version=__version__,
+        pages_in_flight=state.admission.pages_in_flight,
+        pages_waiting=state.admission.pages_waiting,
+    )
+
+
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics() -> Response:
-    """vLLM's metrics in Prometheus' text format."""
+    """The server's metrics (`ocr_…`) and vLLM's (`vllm:…`) in Prometheus' text format."""
     return Response(generate_latest(get_prometheus_registry()), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""The wire types of `/v1/models`, `/health` and `/`."""
+"""The wire types of `/v1/models`, of the probes, and of `/`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,23 @@ class Health(BaseModel):
     reason: str | None = None
     """Why no page can be read now."""
     model: str
+
+
+class Liveness(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    status: Literal["ready", "unavailable"]
+    reason: str | None = None
+    """Why no page can be read now."""
+    version: str
+    pages_in_flight: int
+    """Pages being loaded, prepared or read."""
+    pages_waiting: int
+    """Pages of accepted requests that have not had their turn."""
 
 
 class ApiInformation(BaseModel):

@@ -48,6 +48,7 @@ class FakeEngine:
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or says("Hello")
         self.reason: str | None = None
+        self.retry_after = 3.0
         self.starts = self.closes = 0
         self.forgets = False
         """Whether the pages it was given are kept without their pictures."""

@@ -197,8 +197,10 @@ class TestAvailability:
     ) -> None:
         engine.reason = "The model is being loaded."
         broken = chat(message(picture("data:image/png;base64,AAAA")), stream=stream)
-        error = error_of(await client.post(CHAT, json=broken), 503)
+        response = await client.post(CHAT, json=broken)
+        error = error_of(response, 503)
         assert (error["message"], error["code"]) == (engine.reason, "engine_unavailable")
+        assert response.headers["retry-after"] == "3"
         assert not engine.pages
 
     async def test_what_is_wrong_anyway_is_said_anyway(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
