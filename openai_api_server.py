@@ -22,12 +22,13 @@ from typing import NoReturn
 import uvicorn
 
 import config
+from ocr_server import logs
 from ocr_server.reading.environment import VLLM_LOG_LEVELS, set_up
 
 
 def main() -> int:
     settings = config.load()
-    logging.basicConfig(level=settings.LOG_LEVEL.upper(), format="%(levelname)s %(asctime)s %(name)s: %(message)s")
+    logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
     logging.getLogger("vllm").setLevel(VLLM_LOG_LEVELS[settings.LOG_LEVEL])
     try:
         listener = listen(settings.HOST, settings.PORT)
@@ -85,7 +86,8 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
     server = Server(
         uvicorn.Config(
             create_app(settings, engine),
-            log_level=settings.LOG_LEVEL,
+            log_config=None,
+            access_log=False,  # logs.py has one line for each request
             timeout_graceful_shutdown=int(settings.SHUTDOWN_TIMEOUT),
             timeout_keep_alive=60,
         )
@@ -144,10 +146,11 @@ def welcome(settings: config.Settings, port: int) -> str:
     """What is served, and how to try it."""
     host = "localhost" if settings.HOST in ("0.0.0.0", "::") else settings.HOST
     base = f"http://{host}:{port}"
+    key = "one of yours" if settings.API_KEYS.get_secret_value() or settings.API_KEYS_FILE else "'EMPTY'"
     python = ".venv/bin/python" if Path(sys.prefix) == config.ROOT / ".venv" else "python"
     lines = [
         "",
-        f"DeepSeek-OCR is ready at {base}/v1 (model {settings.MODEL_NAME!r}, api_key 'EMPTY'),",
+        f"DeepSeek-OCR is ready at {base}/v1 (model {settings.MODEL_NAME!r}, api_key {key}),",
         f"serving {settings.checkpoint_name}.",
     ]
     if settings.is_embedded:

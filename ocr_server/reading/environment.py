@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,4 +24,6 @@ def set_up(settings: Settings) -> None:
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # this process has threads: it must not fork
     os.environ.setdefault("VLLM_LOGGING_LEVEL", VLLM_LOG_LEVELS[settings.LOG_LEVEL])
+    if " " in sys.prefix:  # torch gives its own folder to the compiler unquoted: what vLLM compiles would fail
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # documents are private: nothing is reported
