@@ -22,6 +22,7 @@ LIMITS = {
     "--max-image-mb": "4",
     "--max-image-megapixels": "20",
     "--max-images": "16",
+    "--max-pages": "100",
     "--fetch-timeout": "2",
 }
 """Lower than by default, so that a test goes over them in no time."""

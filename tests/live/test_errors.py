@@ -188,7 +188,7 @@ def test_urls_that_lead_nowhere(post: Post, url: str, code: str) -> None:
     ("data", "code"),
     [
         (b"This is no picture at all.", "invalid_image_format"),
-        (b"%PDF-1.7\n1 0 obj\n", "invalid_image_format"),
+        (b"%PDF-1.7\n1 0 obj\n", "pdf_damaged"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "invalid_image_format"),
         (b"\x89PNG\r\n\x1a\n", "image_parse_error"),
         (SIGN.read_bytes()[:3000], "image_parse_error"),
@@ -219,8 +219,8 @@ def test_pictures_over_the_limits(post: Post) -> None:
 
 def test_too_many_pictures(post: Post) -> None:
     wrong(post(*[data_uri(SIGN)] * 17), param="messages")
-    tiff = saved(Image.new("1", (9, 9)), "TIFF", save_all=True, append_images=[Image.new("1", (9, 9))] * 16)
-    assert "16" in wrong(post(tiff), param=URL)
+    tiff = saved(Image.new("1", (9, 9)), "TIFF", save_all=True, append_images=[Image.new("1", (9, 9))] * 100)
+    assert "100" in wrong(post(tiff), param=URL, code="too_many_pages")
 
 
 def test_the_second_picture_is_named_where_it_is_wrong(post: Post) -> None:
@@ -256,7 +256,11 @@ def image_url(**fields: Any) -> list[dict[str, Any]]:
         (image_url(), URL, None),
         (image_url(url=5), URL, None),
         (image_url(url="x", detail="huge"), "messages[0].content[0].image_url.detail", None),
-        ([user(image_part(SIGN), {"type": "file", "file": {}})], "messages[0].content[1].type", "unsupported_content"),
+        (
+            [user(image_part(SIGN), {"type": "file", "file": {}})],
+            "messages[0].content[1].file.file_data",
+            "missing_file_data",
+        ),
         ([user({"type": "input_audio"})], "messages[0].content[0].type", "unsupported_content"),
     ],
     ids=lambda value: str(value)[:50],
