@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from deepseek_ocr.modes import CropGrid, ResolutionMode
-from nano.render import Glyph
+from nano.render import Glyph, Piece
 
 PATCH = 16
 CELL = 64
@@ -22,6 +23,10 @@ CLASSES = 95
 """0 is nothing; 1 to 94 are the printable ASCII characters from `!` to `~`."""
 PER_CELL = 10
 """Most characters taught for one vision token."""
+PLACES = 64
+"""Columns, and rows, in which the decoder has to say where it reads on."""
+NOTHING = -100
+"""Where no answer is asked."""
 
 Labels = npt.NDArray[np.int64]
 
@@ -95,3 +100,31 @@ def in_rows(found: list[tuple[float, float, int]]) -> list[tuple[float, float, i
         else:
             lines.append([item])
     return [item for line in lines for item in sorted(line, key=lambda each: each[1])]
+
+
+def answer_labels(pieces: list[Piece], tokenizer: Tokenizer, view: ViewMap) -> tuple[list[int], list[tuple[int, int]]]:
+    """What the decoder has to say, and where on the page it has to look for it.
+
+    Returns:
+        The answer's ids, and as many places (column, row) in the global view, out of `PLACES`: of the sign that
+        an id writes or, for what is not printed, of the next sign. Boxes, of what was already read, have none.
+    """
+    ids: list[int] = []
+    places: list[tuple[int, int]] = []
+    nowhere = (NOTHING, NOTHING)
+    following = nowhere
+    for piece in reversed(pieces):
+        signs = iter(reversed(piece.glyphs))
+        for token in reversed(tokenizer.encode(piece.text, add_special_tokens=False).ids):
+            if piece.glyphs and tokenizer.decode([token]) != " ":
+                following = place(next(signs), view)
+            ids.append(token)
+            places.append(nowhere if "<|det|>" in piece.text else following)
+    return ids[::-1], places[::-1]
+
+
+def place(glyph: Glyph, view: ViewMap) -> tuple[int, int]:
+    x = (glyph.box[0] + glyph.box[2]) / 2 * view.scale_x + view.shift_x
+    y = (glyph.box[1] + glyph.box[3]) / 2 * view.scale_y + view.shift_y
+    column, row = (min(PLACES - 1, max(0, int(each / view.size * PLACES))) for each in (x, y))
+    return column, row

@@ -188,12 +188,15 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config["num_hidden_layers"]))
         self.norm = nn.RMSNorm(config["hidden_size"], eps=config["rms_norm_eps"])
         self.lm_head = nn.Linear(config["hidden_size"], config["vocab_size"], bias=False)
+        self.nearly = torch.empty(0)
+        """What came into the last layer in the last step."""
 
     def forward(self, x: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
         """[B, T, hidden] → the same after all layers; with `cache`, T follows what the cache holds."""
         start = cache[0][0].shape[2] if cache and cache[0] else 0
         turns = rotations(self.config, start, x.shape[1], x.device)
         for number, layer in enumerate(self.layers):
+            self.nearly = x
             x = layer(x, turns, None if cache is None else cache[number])
         out: torch.Tensor = self.norm(x)
         return out

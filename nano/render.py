@@ -50,6 +50,15 @@ class Line:
 
 
 @dataclass
+class Piece:
+    """A part of an answer."""
+
+    text: str
+    glyphs: list[Glyph] = field(default_factory=list)
+    """What of it is printed on the page: its signs without the spaces, or nothing."""
+
+
+@dataclass
 class Block:
     label: Label
     lines: list[Line] = field(default_factory=list)
@@ -82,48 +91,67 @@ class Page:
 
     def answer(self, task: Task, rng: random.Random) -> tuple[str, str]:
         """A prompt, and what the model should answer to it."""
+        prompt, pieces = self.pieces(task, rng)
+        return prompt, "".join(piece.text for piece in pieces)
+
+    def pieces(self, task: Task, rng: random.Random) -> tuple[str, list[Piece]]:
+        """The same, with what is printed kept apart from what is not."""
         if task == "free":
-            return PROMPTS[task], "\n".join(line.text for line in self.lines())
+            return PROMPTS[task], joined([[printed(line)] for line in self.lines()], "\n")
         if task == "lines":
-            return PROMPTS[task], "\n".join(self._located(line.text, line.box) for line in self.lines())
+            return PROMPTS[task], joined([self._located(printed(line), line.box) for line in self.lines()], "\n")
         if task == "markdown":
-            return PROMPTS[task], "\n\n".join(self._markdown(block) for block in self.blocks)
+            return PROMPTS[task], joined([self._markdown(block) for block in self.blocks], "\n\n")
         wanted = self._lonely_words()
         if not wanted:
-            return self.answer("free", rng)
-        text, box = rng.choice(wanted)
-        return PROMPTS[task].format(word=text), self._located(text, box)
+            return self.pieces("free", rng)
+        lonely = rng.choice(wanted)
+        return PROMPTS[task].format(word=lonely.text), self._located(printed(lonely), lonely.box)
 
-    def _located(self, text: str, box: Box) -> str:
+    def _located(self, piece: Piece, box: Box) -> list[Piece]:
         """DeepSeek-OCR's grounding: coordinates from 0 to 999 of the page's sides."""
         width, height = self.image.size
         left, top = int(box[0] / width * 999), int(box[1] / height * 999)
         right, bottom = int(box[2] / width * 999), int(box[3] / height * 999)
-        return f"<|ref|>{text}<|/ref|><|det|>[[{left}, {top}, {right}, {bottom}]]<|/det|>"
+        return [Piece("<|ref|>"), piece, Piece(f"<|/ref|><|det|>[[{left}, {top}, {right}, {bottom}]]<|/det|>")]
 
-    def _markdown(self, block: Block) -> str:
-        head = self._located(block.label, block.box)
+    def _markdown(self, block: Block) -> list[Piece]:
+        head = self._located(Piece(block.label), block.box)
+        lines = [[printed(line)] for line in block.lines]
         if block.label == "image":
             return head
         if block.label == "table":
-            rows = ("<tr>" + "".join(f"<td>{cell.text}</td>" for cell in row) + "</tr>" for row in block.rows)
-            return f"{head}\n<table>{''.join(rows)}</table>"
-        if block.label == "title":
-            return f"{head}\n# " + " ".join(line.text for line in block.lines)
-        if block.label == "list":
-            return f"{head}\n" + "\n".join(line.text for line in block.lines)
-        return f"{head}\n" + " ".join(line.text for line in block.lines)
+            body = [Piece("<table>")]
+            for row in block.rows:
+                body.append(Piece("<tr>"))
+                for cell in row:
+                    body += [Piece("<td>"), printed(cell), Piece("</td>")]
+                body.append(Piece("</tr>"))
+            return [*head, Piece("\n"), *body, Piece("</table>")]
+        mark = "\n# " if block.label == "title" else "\n"
+        return [*head, Piece(mark), *joined(lines, "\n" if block.label == "list" else " ")]
 
-    def _lonely_words(self) -> list[tuple[str, Box]]:
-        """Words of three signs or more that stand on the page once, with their places."""
-        seen: dict[str, list[Box]] = {}
+    def _lonely_words(self) -> list[Line]:
+        """Words of three signs or more that stand on the page once."""
+        seen: dict[str, list[Line]] = {}
         for line in self.lines():
             start = 0
             for text in line.text.split(" "):
-                boxes = [glyph.box for glyph in line.glyphs[start : start + len(text)]]
-                seen.setdefault(text, []).append(around(boxes))
+                seen.setdefault(text, []).append(Line(text, line.glyphs[start : start + len(text)]))
                 start += len(text)  # glyphs hold no spaces
-        return [(text, boxes[0]) for text, boxes in seen.items() if len(boxes) == 1 and len(text) > 2]
+        return [words[0] for text, words in seen.items() if len(words) == 1 and len(text) > 2]
+
+
+def printed(line: Line) -> Piece:
+    return Piece(line.text, line.glyphs)
+
+
+def joined(parts: list[list[Piece]], separator: str) -> list[Piece]:
+    """The parts one after another, with `separator` between them."""
+    pieces: list[Piece] = []
+    for part in parts:
+        pieces += [Piece(separator), *part] if pieces else part
+    return pieces
 
 
 def around(boxes: Iterator[Box] | list[Box]) -> Box:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from deepseek_ocr.encoder.deep_encoder import Views
 from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES, ResolutionMode
-from nano.labels import view_labels, view_maps
+from nano.labels import NOTHING, answer_labels, view_labels, view_maps
 from nano.render import Page, Sheet, Task, render
 from nano.tokenizer import EOS, PAD, make
 
@@ -27,6 +27,7 @@ class Recipe:
     pages: int
     """Pages in a batch."""
     tasks: tuple[Task, ...] = ("free",)
+    """What is asked of every page: to show it to the encoder costs more than to ask again."""
     weight: float = 1.0
     read: bool = True
     """Whether the decoder is trained too, not the encoder alone."""
@@ -80,27 +81,24 @@ STAGES = (
     Stage(
         0.55,
         (
-            Recipe(DENSE, square(512), 10, weight=2),
-            Recipe(MEDIUM, square(512), 8, ("lines",)),
-            Recipe(FULL_PAGE, GUNDAM, 4, weight=3),
-            Recipe(PAGE, GUNDAM, 5, weight=1.5),
-            Recipe(PAGE, GUNDAM, 4, ("lines",), weight=1.5),
+            Recipe(DENSE, square(512), 10, ("free", "locate"), weight=2),
+            Recipe(MEDIUM, square(512), 8, ("free", "lines")),
+            Recipe(FULL_PAGE, GUNDAM, 4, weight=2),
+            Recipe(PAGE, GUNDAM, 4, ("free", "lines", "locate"), weight=3),
         ),
     ),
     Stage(
         1.0,
         (
-            Recipe(DENSE, square(512), 10, weight=1.5),
+            Recipe(DENSE, square(512), 10, ("free", "locate"), weight=1.5),
             Recipe(FULL_PAGE, GUNDAM, 4, weight=1.5),
-            Recipe(PAGE, GUNDAM, 5, weight=1.5),
-            Recipe(PAGE, GUNDAM, 4, ("lines",), weight=2),
-            Recipe(PAGE, GUNDAM, 3, ("locate",)),
-            Recipe(DOCUMENT, GUNDAM, 3, ("markdown", "markdown", "free"), weight=2),
+            Recipe(PAGE, GUNDAM, 4, ("free", "lines", "locate"), weight=3),
+            Recipe(DOCUMENT, GUNDAM, 4, ("free", "markdown"), weight=2),
             Recipe(TILED, SMALL_TILES, 4, weight=1.5),
             Recipe(A4, GUNDAM, 1, weight=0.5),
-            Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 12, ("free", "lines"), 0.5),
-            Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 8, ("free", "lines"), 0.5),
-            Recipe(PAGE, MODES["base"], 3, weight=0.5),
+            Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines"), 0.5),
+            Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 7, ("free", "lines"), 0.5),
+            Recipe(PAGE, MODES["base"], 3, ("free", "lines"), weight=0.5),
             Recipe(PAGE, MODES["large"], 2, weight=0.3),
         ),
     ),
@@ -109,11 +107,15 @@ STAGES = (
 
 @dataclass
 class Batch:
+    """P pictures, and B questions about them: all of the first kind, all of the second…"""
+
     pictures: list[Views]
     tokens: torch.Tensor
     """[B, T]: newline, prompt, answer, eos, padding."""
     targets: torch.Tensor
     """[B, T]: what must come after each of `tokens`, −100 where nothing is asked."""
+    places: torch.Tensor
+    """[B, T, 2]: column and row of the page at which to read that, −100 where nothing is asked."""
     patches: list[torch.Tensor]
     """For each view size, in the order of `view_sizes`: [views, side, side]."""
     cells: list[torch.Tensor]
@@ -126,6 +128,7 @@ class Batch:
             pictures=[Views(move(one.global_view), move(one.tiles), one.grid) for one in self.pictures],
             tokens=move(self.tokens),
             targets=move(self.targets),
+            places=move(self.places),
             patches=[move(each) for each in self.patches],
             cells=[move(each) for each in self.cells],
         )
@@ -145,42 +148,49 @@ class Pages(Dataset[Batch]):
         rng = random.Random(f"{self.seed}/{number}")
         stage = next(stage for stage in STAGES if number < stage.end * self.batches or stage is STAGES[-1])
         recipe = rng.choices(stage.recipes, [each.weight for each in stage.recipes])[0]
-        task = rng.choice(recipe.tasks)
         sheet = recipe.sheet
         if sheet.width == 640:  # pages of many shapes, but of one shape within a batch
             sheet = replace(sheet, height=rng.choice((320, 480, 640, 640)))
         pages = [render(sheet, rng) for _ in range(recipe.pages * self.scale)]
-        return self.batch(pages, recipe, task, rng)
+        return self.batch(pages, recipe, rng)
 
-    def batch(self, pages: list[Page], recipe: Recipe, task: Task, rng: random.Random) -> Batch:
+    def batch(self, pages: list[Page], recipe: Recipe, rng: random.Random) -> Batch:
         self._tokenizer = self._tokenizer or make()
-        pictures, rows, starts = [], [], []
+        pictures, global_views = [], []
         patches: dict[int, list[torch.Tensor]] = {}
         cells: dict[int, list[torch.Tensor]] = {}
         for page in pages:
             prepared = prepare_image(page.image, recipe.mode)
             pictures.append(Views(prepared.global_view, prepared.tiles, prepared.grid))
             glyphs = page.glyphs()
-            for view in view_maps(*page.image.size, recipe.mode, prepared.grid):
+            views = list(view_maps(*page.image.size, recipe.mode, prepared.grid))
+            global_views.append(views[0])
+            for view in views:
                 in_patches, in_cells = view_labels(glyphs, view)
                 patches.setdefault(view.size, []).append(torch.from_numpy(in_patches))
                 cells.setdefault(view.size, []).append(torch.from_numpy(in_cells))
-            prompt, answer = page.answer(task, rng)
-            asked = self._tokenizer.encode("\n" + prompt, add_special_tokens=False).ids
-            given = self._tokenizer.encode(answer, add_special_tokens=False).ids
-            rows.append([*asked, *given, EOS])
-            starts.append(len(asked))
-        length = max(map(len, rows))
+        rows = []
+        for task in recipe.tasks:
+            for page, view in zip(pages, global_views, strict=True):
+                prompt, pieces = page.pieces(task, rng)
+                asked = self._tokenizer.encode("\n" + prompt, add_special_tokens=False).ids
+                rows.append((asked, *answer_labels(pieces, self._tokenizer, view)))
+        length = max(len(asked) + len(given) for asked, given, _ in rows) + 1
         tokens = torch.full((len(rows), length), PAD)
-        targets = torch.full((len(rows), length), -100)
-        for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
-            tokens[number, : len(row)] = torch.tensor(row)
-            targets[number, start - 1 : len(row) - 1] = torch.tensor(row[start:])
+        targets = torch.full((len(rows), length), NOTHING)
+        places = torch.full((len(rows), length, 2), NOTHING)
+        for number, (asked, given, where) in enumerate(rows):
+            start, end = len(asked) - 1, len(asked) + len(given)
+            tokens[number, : end + 1] = torch.tensor([*asked, *given, EOS])
+            targets[number, start:end] = torch.tensor([*given, EOS])
+            if where:
+                places[number, start : end - 1] = torch.tensor(where)
         sizes = list(patches)
         return Batch(
             pictures,
             tokens,
             targets,
+            places,
             [torch.stack(patches[size]) for size in sizes],
             [torch.stack(cells[size]) for size in sizes],
             recipe.read,

@@ -6,8 +6,9 @@
 Can be stopped at any moment and goes on where it was: batches follow from their number. SIGTERM and Ctrl-C
 stop it after the batch it is at. What it costs and what it reaches stands in nano/README.md.
 
-Two more losses than the next token's make it learn to read: each patch of SAM says which character covers
-it, and each vision token which characters, in order, stand in its square (nano/labels.py).
+Three more losses than the next token's make it learn to read: each patch of SAM says which character covers
+it, each vision token which characters, in order, stand in its square, and the decoder, before its last layer,
+where on the page it reads on (nano/labels.py).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tqdm import tqdm
 from deepseek_ocr.encoder.deep_encoder import views_by_size
 from deepseek_ocr.images import normalize
 from nano import tokenizer
-from nano.labels import CLASSES, PER_CELL
+from nano.labels import CLASSES, NOTHING, PER_CELL, PLACES
 from nano.model import CONFIG, NanoOcr
 from nano.muon import Muon
 from nano.samples import GUNDAM, Batch, Pages
@@ -55,16 +56,19 @@ class Losses:
     """Share of the patches with a character that name it."""
     cells: float
     """Share of the characters that the vision tokens name, in their places."""
+    places: float
+    """Share of the answers' signs looked for in the right row of the page."""
 
 
 class Trainer(nn.Module):
-    """The model, and the two heads that only training needs."""
+    """The model, and the three heads that only training needs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model = NanoOcr()
         self.patch_head = nn.Linear(self.model.encoder.sam_model.pos_embed.shape[-1], CLASSES)
         self.cell_head = nn.Linear(CONFIG["language_config"]["hidden_size"], PER_CELL * CLASSES)
+        self.place_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * PLACES)
 
     def forward(self, batch: Batch) -> Losses:
         encoder = self.model.encoder
@@ -86,14 +90,25 @@ class Trainer(nn.Module):
                 letters = wanted > 0
                 total = total + 0.5 * mean(loss[letters]) + 0.25 * mean(loss[~letters])
                 right.append(mean((logits.argmax(-1) == wanted)[letters].float()).item())
-        text = 0.0
+        text = right_places = 0.0
         if batch.read:
+            questions = len(batch.tokens) // len(batch.pictures)
             images = encoder.assemble_all(batch.pictures, encoded)
-            logits = self.model(images, batch.tokens).float()
-            spoken = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
+            logits = self.model(images * questions, batch.tokens).float()
+            spoken = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=NOTHING)
             text = spoken.item()
             total = total + spoken + 0.01 * self.model.decoder.balance()
-        return Losses(total, text, sum(named) / len(named), sum(right_cells) / len(right_cells))
+            asked = batch.places[..., 0] != NOTHING
+            if asked.any():
+                nearly = self.model.decoder.nearly[:, -batch.tokens.shape[1] :][asked]
+                where = self.place_head(nearly).float().view(-1, PLACES, 2)
+                total = total + F.cross_entropy(where, batch.places[asked])
+                right_places = mean((where.argmax(1) == batch.places[asked])[:, 1].float()).item()
+        return Losses(total, text, mean_of(named), mean_of(right_cells), right_places)
+
+
+def mean_of(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def mean(values: torch.Tensor) -> torch.Tensor:
@@ -155,7 +170,7 @@ def main() -> None:
     )
     started = saved = time.monotonic()
     bar = tqdm(loader, initial=first, total=options.batches, unit="batch", smoothing=0.05)
-    recent: deque[tuple[float, float, float]] = deque(maxlen=50)
+    recent: deque[tuple[float, float, float, float]] = deque(maxlen=50)
     number, ends = first, False
     for number, batch in enumerate(bar, start=first):
         share = rate(number, options.batches)
@@ -170,12 +185,12 @@ def main() -> None:
             stepper.step()
             stepper.zero_grad(set_to_none=True)
         pages += len(batch.pictures)
-        recent.append((losses.text, losses.patches, losses.cells))
+        recent.append((losses.text, losses.patches, losses.cells, losses.places))
         now = time.monotonic()
         if number % 10 == 0:
-            text, patches, cells = (sum(each) / len(recent) for each in zip(*recent, strict=True))
+            text, patches, cells, rows = (mean_of(list(each)) for each in zip(*recent, strict=True))
             speed = f"{pages / (seconds + now - started):.1f} pages/s"
-            bar.set_postfix_str(f"{speed} text {text:.3f} patches {patches:.3f} cells {cells:.3f}")
+            bar.set_postfix_str(f"{speed} text {text:.3f} patches {patches:.3f} cells {cells:.3f} rows {rows:.3f}")
         out_of_time = options.minutes is not None and now - started > options.minutes * 60
         ends = out_of_time or bool(stopped)
         if now - saved > options.save_every * 60 or ends:

@@ -22,8 +22,6 @@ RATE_PAGES = 32
 """Over so many of the last pages the speed is measured that `Retry-After` follows from."""
 LEAST_RETRY_S, MOST_RETRY_S = 1.0, 120.0
 """`Retry-After`; the OpenAI SDK obeys up to 120 s."""
-
-
 LOADED_AHEAD = 16
 """Pages that may be loaded and prepared beyond those that the engine reads at once, so that it never waits for one."""
 
@@ -166,7 +164,6 @@ class Ticket:
         self.client = client
         self._admission = admission
         self._waiting = 0
-        self._closed = False
 
     def expect(self, pages: int) -> None:
         """The request has so many pages."""
@@ -183,8 +180,6 @@ class Ticket:
         self._admission.release(self)
 
     def close(self) -> None:
-        """Pages that never had their turn wait no more."""
-        if not self._closed:
-            self._closed = True
-            self._admission.expect(self.client, -self._waiting)
-            self._waiting = 0
+        """Pages that never had their turn wait no more. As often as you like."""
+        self._admission.expect(self.client, -self._waiting)
+        self._waiting = 0

@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -56,17 +56,15 @@ class Form:
     reports: bool = False
     """Whether the answer says what became of each page."""
     json: BlocksJson | None = None
-    """Makes the content the pages' blocks, as JSON, instead of their text."""
+    """Makes the content the pages' blocks, as JSON, instead of their text; needs `reports`."""
 
 
 class ChatAnswer:
     """The answer to one request. Use either `completion` or `chunks`, once."""
 
-    def __init__(
-        self, *, request: ChatCompletionRequest, sources: list[tuple[int, int]], form: Form, fingerprint: str
-    ) -> None:
+    def __init__(self, *, request: ChatCompletionRequest, numbers: Sequence[int], form: Form, fingerprint: str) -> None:
         """Args:
-        sources: for each page of the answer, the source it is from and its number in there, from 0.
+        numbers: for each page of the answer, its number in its document, from 0.
         """
         self._model = request.model
         self._fingerprint = fingerprint
@@ -74,7 +72,7 @@ class ChatAnswer:
         self._created = int(time.time())
         self._choices = request.n or 1
         self._form = form
-        self._sources = sources
+        self._numbers = numbers
         self._top_logprobs = request.top_logprobs or 0
         self._include_usage = request.stream_options is not None and request.stream_options.include_usage
         self._image_tokens = self._prompt_tokens = self._completion_tokens = 0
@@ -93,11 +91,12 @@ class ChatAnswer:
         has_logprobs = False
         async with aclosing(events):
             async for event in events:
-                for choice, piece in self._texts(event):
+                report = self._report(event)
+                for choice, piece in self._texts(event, report):
                     text[choice].append(piece)
                 if isinstance(event, PageReading):
                     self._count(event)
-                    reports.append(page_report(event))
+                    reports += [report] if report else []
                 elif event.delta.logprobs is not None:
                     has_logprobs = True
                     for choice in self._choices_of(event.delta.choice):
@@ -133,21 +132,25 @@ class ChatAnswer:
                 logprobs = None
                 if isinstance(event, Piece) and event.delta.logprobs:
                     logprobs = self._logprobs(event.delta.logprobs)
-                for choice, text in self._texts(event):
+                report = self._report(event)
+                for choice, text in self._texts(event, report):
                     if text or logprobs is not None:
                         yield self._chunk(ChunkChoice(index=choice, delta=Delta(content=text), logprobs=logprobs))
                 if isinstance(event, PageReading):
                     self._count(event)
-                    if self._form.reports:
-                        report = OcrExtension(pages=[page_report(event)])
+                    if report is not None:
+                        ocr = OcrExtension(pages=[report])
                         for index in range(self._choices):
-                            yield self._chunk(ChunkChoice(index=index, delta=Delta(ocr=report)))
+                            yield self._chunk(ChunkChoice(index=index, delta=Delta(ocr=ocr)))
         for index in range(self._choices):
             yield self._chunk(ChunkChoice(index=index, delta=Delta(), finish_reason=self._finish_reason(index)))
         if self._include_usage:
             yield self._chunk(None, usage=self._usage())
 
-    def _texts(self, event: Piece | PageReading) -> Iterator[tuple[int, str]]:
+    def _report(self, event: Piece | PageReading) -> PageReport | None:
+        return page_report(event) if self._form.reports and isinstance(event, PageReading) else None
+
+    def _texts(self, event: Piece | PageReading, report: PageReport | None) -> Iterator[tuple[int, str]]:
         """What an event adds to the text of each choice."""
         if isinstance(event, Piece):
             if self._form.json is not None:
@@ -156,7 +159,8 @@ class ChatAnswer:
                 yield choice, self._reach(choice, event.page) + self._written(choice, event.page, event.delta.text)
             return
         if self._form.json is not None:
-            yield from self._json_texts(event, self._form.json)
+            assert report is not None, "blocks as JSON are made of reports"
+            yield from self._json_texts(report, self._form.json)
             return
         for choice in range(self._choices):
             text = self._reach(choice, event.index)
@@ -164,12 +168,12 @@ class ChatAnswer:
                 text += stream.close()
             yield choice, text
 
-    def _json_texts(self, reading: PageReading, kept: BlocksJson) -> Iterator[tuple[int, str]]:
+    def _json_texts(self, report: PageReport, kept: BlocksJson) -> Iterator[tuple[int, str]]:
         """One document over all pages, in valid pieces: `{"pages": [`, the pages, `]}`."""
-        (page,) = kept.keep({"pages": [page_report(reading).model_dump(mode="json")]}).get("pages", [None])
-        text = '{"pages": [' if reading.index == 0 else ", "
+        (page,) = kept.keep({"pages": [report.model_dump(mode="json")]}).get("pages", [None])
+        text = '{"pages": [' if report.index == 0 else ", "
         text += json.dumps(page, ensure_ascii=False)
-        if reading.index == len(self._sources) - 1:
+        if report.index == len(self._numbers) - 1:
             text += "]}"
         for choice in range(self._choices):
             yield choice, text
@@ -184,9 +188,8 @@ class ChatAnswer:
         if not self._form.markdown:
             return text
         if choice not in self._markdown:
-            number = self._sources[page][1]
             self._markdown[choice] = MarkdownStream(
-                name=lambda figure: FIGURES_FOLDER + figure_name(number + 1, figure),
+                name=lambda figure: FIGURES_FOLDER + figure_name(self._numbers[page] + 1, figure),
                 table_format=self._form.table_format,
             )
         return self._markdown[choice].feed(text)

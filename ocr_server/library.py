@@ -32,7 +32,7 @@ from ocr_server.reading.blocks import Block
 from ocr_server.reading.environment import set_up
 from ocr_server.reading.markdown import to_markdown
 from ocr_server.reading.page import PageReading
-from ocr_server.reading.product import Figure, Product
+from ocr_server.reading.product import Figure, product_of
 from ocr_server.reading.reader import Reader
 from ocr_server.schemas.ocr import OcrRequest
 from ocr_server.session import Session
@@ -158,7 +158,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def _read_page(file: Path, reading: PageReading) -> ReadPage:
-    product = reading.product if isinstance(reading.product, Product) else Product([], [], [], None)
+    product = product_of(reading)
     answer = reading.text()
     return ReadPage(
         path=file,

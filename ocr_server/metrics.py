@@ -16,14 +16,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from deepseek_ocr.modes import MODES, ResolutionMode
+from deepseek_ocr.modes import mode_name
 
 if TYPE_CHECKING:  # it is called from every room: at run time it needs none of them
     from ocr_server.reading.page import PageReading
 
 _REPETITION = "repetition"
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
-_MODE_NAMES = {mode: name for name, mode in MODES.items()}
 FETCH_FAILURES = frozenset({"invalid_image_url", "image_url_not_allowed", "image_fetch_failed", "too_large"})
 """Error codes by which a URL that can't be had is told; any other counts as `other`."""
 
@@ -62,7 +61,8 @@ def request_done(route: str, status: int, seconds: float) -> None:
 def page_done(reading: PageReading) -> None:
     """Count a page that has been read or given up, once."""
     outcome = reading.finish_reason() or "error"
-    mode = _mode_name(reading.attempts[-1].mode) if reading.attempts else "none"
+    # Requests can make up modes of their own: those are one name here.
+    mode = (mode_name(reading.attempts[-1].mode) or "custom") if reading.attempts else "none"
     PAGES.labels(mode=mode, outcome=outcome).inc()
     TOKENS.labels(kind="prompt").inc(reading.prompt_tokens)
     TOKENS.labels(kind="completion").inc(reading.completion_tokens)
@@ -106,11 +106,6 @@ class _Momentary(Collector):
         )
         restarts = sum(int(getattr(engine, "restarts", 0)) for engine, _ in self.watched)
         yield CounterMetricFamily("ocr_engine_restarts", "Times the engine was started again.", value=restarts)
-
-
-def _mode_name(mode: ResolutionMode) -> str:
-    """Requests can make up modes of their own: those are one name here."""
-    return _MODE_NAMES.get(mode, "custom")
 
 
 _MOMENTARY = _Momentary()

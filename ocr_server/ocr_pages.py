@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from ocr_server.reading.blocks import Block, PixelBox
 from ocr_server.reading.confidence import confidence, words
 from ocr_server.reading.markdown import to_markdown
 from ocr_server.reading.page import PageReading
-from ocr_server.reading.product import Figure, Product
-from ocr_server.reading.tables import html_tables_to_markdown
+from ocr_server.reading.product import Figure, Product, product_of
+from ocr_server.reading.tables import html_tables, html_tables_to_markdown
 from ocr_server.reports import jpeg_uri, page_report
 from ocr_server.schemas.ocr import (
     OcrBlock,
@@ -48,7 +47,6 @@ TYPES = {
 """DeepSeek-OCR's labels → Mistral's block types; all others are text."""
 
 PICTURE_DPI = 72
-_TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 
 
 class OcrPages:
@@ -64,7 +62,7 @@ class OcrPages:
         self.usage.pages_processed += 1
         self.usage.prompt_tokens += reading.prompt_tokens
         self.usage.completion_tokens += reading.completion_tokens
-        product = reading.product if isinstance(reading.product, Product) else Product([], [], [], None)
+        product = product_of(reading)
         parameters, report = self._parameters, page_report(reading)
         answer, headers, footers = self._without_headers(reading.text(), product.blocks)
         figures = self._figures(product.figures)
@@ -171,15 +169,17 @@ def _linked(markdown: str, figures: Sequence[Figure], kept: Sequence[Figure]) ->
 
 
 def _tables_apart(markdown: str, page: int, *, as_html: bool) -> tuple[str, list[OcrTable]]:
+    """The markdown with a link in the place of each table, and the tables."""
     tables: list[OcrTable] = []
-
-    def apart(found: re.Match[str]) -> str:
-        content = found[0] if as_html else html_tables_to_markdown(found[0])
+    kept, end = [], 0
+    for place in html_tables(markdown):
+        html = markdown[place]
         name = f"page-{page}-table-{len(tables) + 1}.{'html' if as_html else 'md'}"
+        content = html if as_html else html_tables_to_markdown(html)
         tables.append(OcrTable(id=name, content=content, format="html" if as_html else "markdown"))
-        return f"[{name}]({name})"
-
-    return _TABLE.sub(apart, markdown), tables
+        kept += [markdown[end : place.start], f"[{name}]({name})"]
+        end = place.stop
+    return "".join(kept) + markdown[end:], tables
 
 
 def _image(figure: Figure) -> OcrImage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import cast
 
-from deepseek_ocr.modes import MODES, ResolutionMode
+from deepseek_ocr.modes import ResolutionMode, mode_name
 from ocr_server.reading.confidence import confidence
 from ocr_server.reading.page import PageReading
 from ocr_server.reading.product import Product
@@ -36,7 +36,7 @@ def page_report(reading: PageReading, *, choice: int = 0) -> PageReport:
         completion_tokens=reading.completion_tokens,
         attempts=[
             AttemptReport(
-                mode=mode_name(attempt.mode),
+                mode=_mode(attempt.mode),
                 ngram_size=attempt.ngram_size,
                 window_size=attempt.window_size,
                 finish_reason=cast(PageFinish, attempt.finish_reason or "error"),
@@ -79,7 +79,6 @@ def jpeg_uri(jpeg: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-def mode_name(mode: ResolutionMode) -> str:
+def _mode(mode: ResolutionMode) -> str:
     """The name of a known mode; else its sizes."""
-    named = next((name for name, each in MODES.items() if each == mode), None)
-    return named or f"{mode.base_size}/{mode.image_size}{' with tiles' if mode.crop_mode else ''}"
+    return mode_name(mode) or f"{mode.base_size}/{mode.image_size}{' with tiles' if mode.crop_mode else ''}"

@@ -42,7 +42,6 @@ DETAIL_MODES = {"low": "tiny", "high": "gundam"}
 class Reading:
     """A request, understood."""
 
-    model: str
     sources: list[Source]
     prompt: str
     params: SamplingParams
@@ -84,7 +83,6 @@ def translate(request: ChatCompletionRequest, settings: Settings) -> Reading:
     _check_output(request, options)
     params = _chat_params(request, options, settings)
     return Reading(
-        model=request.model,
         sources=sources,
         prompt=_prompt(request.messages, text_message, settings),
         params=params,

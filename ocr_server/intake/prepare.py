@@ -14,14 +14,13 @@ from dataclasses import dataclass
 
 from deepseek_ocr.images import PreparedImage, prepare_image
 from deepseek_ocr.modes import ResolutionMode
-from ocr_server.errors import ApiError, InvalidRequest
+from ocr_server.errors import InvalidRequest
 from ocr_server.intake.document import DEFAULT_DPI, Document, Opener, SourcePage
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.page_selection import Selection
 from ocr_server.intake.pdf import PdfRenderer
 from ocr_server.intake.sources import load
-from ocr_server.metrics import fetch_failed
 
 MOST_THREADS = 16
 
@@ -93,12 +92,7 @@ class Intake:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _open(self, source: Source) -> Document:
-        try:
-            data = await load(source.url, self._fetcher, self._limits, param=source.param)
-        except ApiError as error:
-            if source.url[:4].lower() == "http":
-                fetch_failed(error.code)
-            raise
+        data = await load(source.url, self._fetcher, self._limits, param=source.param)
         return await self._opener.open(
             data,
             pages=source.pages,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
-from ocr_server.errors import InvalidRequest
+from ocr_server.errors import ApiError, InvalidRequest
 from ocr_server.intake.data_uri import decode_data_uri
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
+from ocr_server.metrics import fetch_failed
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,31}):", re.IGNORECASE)
 _SUPPORTED = "Supported are http and https URLs and base64 data URIs"
@@ -31,7 +32,11 @@ async def load(url: str, fetcher: Fetcher, limits: IntakeLimits, *, param: str) 
     if scheme == "data":
         return decode_data_uri(url, limits, param=param)
     if scheme in ("http", "https"):
-        return await fetcher.fetch(url, param=param)
+        try:
+            return await fetcher.fetch(url, param=param)
+        except ApiError as error:
+            fetch_failed(error.code)
+            raise
     raise InvalidRequest(
         f"URLs with the scheme '{scheme}' aren't supported. {_SUPPORTED}.",
         param=param,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ocr_server.intake.document import SourcePage
 from ocr_server.reading.blocks import Block, PixelBox, blocks
@@ -32,12 +32,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Product:
-    blocks: list[Block]
-    figures: list[Figure]
-    spans: list[TokenSpan]
+    blocks: list[Block] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    spans: list[TokenSpan] = field(default_factory=list)
     """Empty without logprobs."""
-    overlay: bytes | None
+    overlay: bytes | None = None
     """The page with its blocks drawn on it, if it was asked for: a PNG, or of a document's page a JPEG."""
+
+
+def product_of(reading: PageReading) -> Product:
+    """What was made of it; of a page that could not be read, nothing."""
+    return reading.product if isinstance(reading.product, Product) else Product()
 
 
 @dataclass(frozen=True)

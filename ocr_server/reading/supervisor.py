@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 MOST_SUSPECTS = 10_000
 DEATHS_OF_POISON = 2
 LONGEST_RETRY_AFTER = 60.0
-"""Seconds. The official SDK takes no notice of a longer one."""
+"""Seconds."""
 
 
 class Mortal(Engine, Protocol):

@@ -6,6 +6,7 @@ Only the tags that make up a table are looked for; all else in a cell stays as i
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 MAX_CELLS = 100_000
@@ -37,6 +38,19 @@ def html_tables_to_markdown(text: str) -> str:
     """
     converter = TableConverter()
     return converter.feed(text) + converter.close()
+
+
+def html_tables(text: str) -> Iterator[slice]:
+    """Where the tables in `text` are, one after another; a table in another is part of it."""
+    depth = start = 0
+    for tag in _TABLE_TAG.finditer(text):
+        if not tag[1]:
+            start = start if depth else tag.start()
+            depth += 1
+        elif depth:
+            depth -= 1
+            if not depth:
+                yield slice(start, tag.end())
 
 
 class TableConverter:

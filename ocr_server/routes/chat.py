@@ -48,7 +48,7 @@ async def create_chat_completion(request: Request) -> Response:
             blocks, raw = reading.options.output == "blocks", reading.options.output == "raw"
             chat = ChatAnswer(
                 request=body,
-                sources=[(job.source, job.number) for job in session.jobs],
+                numbers=[job.number for job in session.jobs],
                 form=Form(
                     separator=reading.separator,
                     markdown=not raw,

@@ -20,7 +20,7 @@ from ocr_server.ocr_pages import PICTURE_DPI, OcrPages
 from ocr_server.ocr_request import OcrReading, translate_ocr
 from ocr_server.reading.overlay import to_pdf
 from ocr_server.reading.page import PageReading
-from ocr_server.reading.product import Product
+from ocr_server.reading.product import product_of
 from ocr_server.reading.reader import PAGE_SEPARATOR, Piece
 from ocr_server.routes.common import ERRORS, begin, context, parsed
 from ocr_server.schemas.ocr import OcrDoneEvent, OcrPageEvent, OcrRequest, OcrResponse
@@ -107,8 +107,8 @@ async def _overlay(events: AsyncGenerator[Piece | PageReading], *, of_document: 
     dpi: float | None = None
     async with aclosing(events):
         async for event in events:
-            if isinstance(event, PageReading) and isinstance(event.product, Product) and event.product.overlay:
-                drawn.append(event.product.overlay)
+            if isinstance(event, PageReading) and (overlay := product_of(event).overlay):
+                drawn.append(overlay)
                 dpi = event.dpi
     if not of_document:
         return Response(drawn[0], media_type="image/png")

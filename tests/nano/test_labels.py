@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from deepseek_ocr.images import prepare_image
-from deepseek_ocr.modes import MODES
-from nano.labels import CELL, PATCH, ViewMap, view_labels, view_maps
-from nano.render import Glyph
+from deepseek_ocr.modes import MODES, NO_TILES
+from nano.labels import CELL, NOTHING, PATCH, ViewMap, answer_labels, place, view_labels, view_maps
+from nano.render import Glyph, Task, render
+from nano.samples import DOCUMENT
+from nano.tokenizer import make
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -50,3 +55,18 @@ def test_characters_are_taught_in_their_patch_and_in_their_token_in_reading_orde
     assert chr(patches[84 // PATCH, 74 // PATCH] + 32) == "a"
     assert chr(patches[22 // PATCH, 208 // PATCH] + 32) == "d"
     assert patches[0, 0] == 0
+
+
+@pytest.mark.parametrize("task", ["free", "lines", "markdown", "locate"])
+def test_the_decoder_is_told_where_each_sign_it_writes_stands(task: Task) -> None:
+    page = render(replace(DOCUMENT, clean=True), random.Random(4))
+    tokenizer = make()
+    (view,) = view_maps(*page.image.size, MODES["base"], NO_TILES)
+    _, pieces = page.pieces(task, random.Random(0))
+    ids, places = answer_labels(pieces, tokenizer, view)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "".join(piece.text for piece in pieces)
+    printed = [glyph for piece in pieces for glyph in piece.glyphs]
+    told = list(dict.fromkeys(place for place in places if place != (NOTHING, NOTHING)))
+    assert told == list(dict.fromkeys(place(glyph, view) for glyph in printed))
+    first = ids.index(tokenizer.encode(printed[0].char, add_special_tokens=False).ids[0])
+    assert places[first] == place(printed[0], view)

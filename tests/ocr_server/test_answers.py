@@ -30,7 +30,7 @@ FIRST = {"role": "assistant", "content": ""}
 def answer(pages: int = 1, *, number: int = 0, form: Form = Form(separator="|"), **request: Any) -> ChatAnswer:  # noqa: B008
     return ChatAnswer(
         request=ChatCompletionRequest.model_validate(chat(**request)),
-        sources=[(page, number) for page in range(pages)],
+        numbers=[number] * pages,
         form=form,
         fingerprint="fp_0",
     )
@@ -406,7 +406,7 @@ class TestForms:
                 }
             },
         }
-        chat = answer(2, stream=stream, form=Form(separator="|", json=BlocksJson(schema)))
+        chat = answer(2, stream=stream, form=Form(separator="|", reports=True, json=BlocksJson(schema)))
         second = located()
         second.index = 1
         events = events_of([located(), second])

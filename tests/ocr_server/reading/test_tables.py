@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocr_server.reading.tables import MAX_CELLS, TableConverter, html_tables_to_markdown
+from ocr_server.reading.tables import MAX_CELLS, TableConverter, html_tables, html_tables_to_markdown
 from tests.ocr_server.conftest import examples
 from tests.ocr_server.reading.answers import answers, in_pieces
 
@@ -201,3 +201,16 @@ def test_pieces_change_nothing(pieces: list[str]) -> None:
 def test_text_without_a_whole_table_stays(text: str) -> None:
     text = text.replace("</table>", "")
     assert html_tables_to_markdown(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "tables"),
+    [
+        (f"a{SIMPLE}b{SIMPLE}", [SIMPLE, SIMPLE]),
+        (f"a<table><tr><td>{SIMPLE}</td></tr></table>b", [f"<table><tr><td>{SIMPLE}</td></tr></table>"]),
+        ("</table><TABLE border=1>x</Table>", ["<TABLE border=1>x</Table>"]),
+        ("<table><tr><td>a", []),
+    ],
+)
+def test_where_tables_are(text: str, tables: list[str]) -> None:
+    assert [text[place] for place in html_tables(text)] == tables
