@@ -4,8 +4,9 @@
     python -m nano.evaluate --base-url http://localhost:8000/v1      # through the running server
 
 Character error is the edit distance over the length of the truth, summed over all pages; word error the
-same over words; box overlap the mean intersection over union of the boxes of lines (or blocks, or words)
-with the same text.
+same over words. Each box of the truth (of a line, a block or a word) is held against the box of the answer
+that covers it best, each taken once: box overlap is the mean intersection over union, and labels right the
+share of blocks whose box has the right label. Ended is the share of answers that came to an end by themselves.
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ from nano.samples import A4, PAGE
 from nano.tokenizer import make
 
 LOCATED = re.compile(r"<\|ref\|>(.*?)<\|/ref\|><\|det\|>\[\[(\d+), (\d+), (\d+), (\d+)\]\]<\|/det\|>", re.DOTALL)
-Read = Callable[[Page, str, str], str]
+Said = tuple[str, bool]
+"""An answer, and whether it came to an end by itself."""
+Read = Callable[[Page, str, str], Said]
 """A page, a prompt and the name of a mode → the answer."""
+Box = tuple[int, ...]
+"""Left, top, right, bottom, from 0 to 999."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ ROWS = (
     Row("document to markdown", replace(CLEAN, structured=True), "markdown"),
     Row("locate a word", CLEAN, "locate"),
     Row("worn pages, seen fonts", PAGE),
+    Row("clean, print of 24 to 27 px", replace(CLEAN, max_print=27)),
+    Row("clean, print of 36 to 40 px", replace(CLEAN, min_print=36)),
+    Row("clean, one or two lines", replace(CLEAN, max_lines=2)),
+    Row("clean, full pages", replace(CLEAN, full=True)),
     Row("tiny mode, print of 46 px", replace(CLEAN, min_print=46, max_print=70, max_lines=6), mode="tiny"),
     Row("small mode, print of 38 px", replace(CLEAN, min_print=38, max_print=60, max_lines=8), mode="small"),
     Row("base mode", CLEAN, mode="base"),
@@ -83,11 +92,12 @@ def plain(text: str) -> str:
     return re.sub(r"<\|det\|>.*?<\|/det\|>|<\|/?ref\|>", "", text, flags=re.DOTALL)
 
 
-def boxes(text: str) -> dict[str, tuple[int, ...]]:
-    return {found[1]: tuple(map(int, found.groups()[1:])) for found in LOCATED.finditer(text)}
+def boxes(text: str) -> list[tuple[str, Box]]:
+    """What an answer locates, in order."""
+    return [(found[1], tuple(map(int, found.groups()[1:]))) for found in LOCATED.finditer(text)]
 
 
-def overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+def overlap(a: Box, b: Box) -> float:
     """Intersection over union."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     shared = max(0, width) * max(0, height)
@@ -95,35 +105,52 @@ def overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
     return shared / union if union else 1.0
 
 
+def matched(truth: str, said: str) -> list[tuple[float, bool]]:
+    """For each box of the truth: how much of it was found, and whether under the same name."""
+    left = boxes(said)
+    result = []
+    for name, box in boxes(truth):
+        best = max(left, key=lambda found: overlap(found[1], box), default=None)
+        if best is None:
+            result.append((0.0, False))
+            continue
+        left.remove(best)
+        covered = overlap(best[1], box)
+        result.append((covered, covered > 0 and best[0] == name))
+    return result
+
+
 def measure(row: Row, read: Read, pages: int) -> dict[str, float]:
-    wrong = length = wrong_words = words = 0
-    overlaps: list[float] = []
+    wrong = length = wrong_words = words = ended = 0
+    found: list[tuple[float, bool]] = []
     for number in range(pages):
         page, prompt, truth = page_of(row, number)
-        said = read(page, prompt, row.mode)
+        said, whole = read(page, prompt, row.mode)
+        ended += whole
         wrong += Levenshtein.distance(plain(said), plain(truth))
         length += len(plain(truth))
         wrong_words += Levenshtein.distance(plain(said).split(), plain(truth).split())
         words += len(plain(truth).split())
-        found = boxes(said)
-        overlaps += [overlap(found[text], box) if text in found else 0.0 for text, box in boxes(truth).items()]
+        found += matched(truth, said)
     result = {"character error": wrong / max(1, length), "word error": wrong_words / max(1, words)}
-    if overlaps:
-        result["box overlap"] = sum(overlaps) / len(overlaps)
-        result["boxes over 0.5"] = sum(each >= 0.5 for each in overlaps) / len(overlaps)
-    return result
+    if found:
+        result["box overlap"] = sum(covered for covered, _ in found) / len(found)
+        result["boxes over 0.5"] = sum(covered >= 0.5 for covered, _ in found) / len(found)
+    if row.task == "markdown":
+        result["labels right"] = sum(right for _, right in found) / len(found)
+    return result | {"ended": ended / pages}
 
 
 @torch.no_grad()
 def answer(
     model: NanoOcr, device: torch.device, page: Page, prompt: str, mode: ResolutionMode, most: int = 4000
-) -> str:
+) -> Said:
     tokenizer = make()
     prepared = prepare_image(page.image, mode)
     views = Views(prepared.global_view.to(device), prepared.tiles.to(device), prepared.grid)
     ids = torch.tensor(tokenizer.encode("\n" + prompt, add_special_tokens=False).ids, device=device)
     (said,) = model.read(model.embed([views]), ids, most)
-    return str(tokenizer.decode(said, skip_special_tokens=False))
+    return str(tokenizer.decode(said, skip_special_tokens=False)), len(said) < most
 
 
 def through_the_code(folder: Path) -> Read:
@@ -148,7 +175,7 @@ def through_the_server(base_url: str) -> Read:
 
     client = OpenAI(base_url=base_url, api_key="EMPTY")
 
-    def read(page: Page, prompt: str, mode: str) -> str:
+    def read(page: Page, prompt: str, mode: str) -> Said:
         buffer = io.BytesIO()
         page.image.save(buffer, "PNG")
         url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -164,7 +191,8 @@ def through_the_server(base_url: str) -> Read:
                 }
             ],
         )
-        return response.choices[0].message.content or ""
+        (choice,) = response.choices
+        return choice.message.content or "", choice.finish_reason == "stop"
 
     return read
 

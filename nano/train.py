@@ -224,7 +224,7 @@ def quick_error(model: NanoOcr, device: torch.device, pages: int = 8) -> float:
     error = 0.0
     for number in range(pages):
         page, prompt, truth = page_of(ROWS[0], number)
-        said = answer(model, device, page, prompt, GUNDAM, most=2 * len(truth) + 20)
+        said, _ = answer(model, device, page, prompt, GUNDAM, most=2 * len(truth) + 20)
         error += character_error(said, truth) / pages
     model.train()
     return error
