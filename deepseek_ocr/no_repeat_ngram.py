@@ -10,16 +10,17 @@ A request sets the guard through `SamplingParams.extra_args` (vLLM's own server:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from vllm.logits_process import LogitsProcessor as RequestLogitsProcessor
 from vllm.sampling_params import SamplingParams
 from vllm.tokenizers import cached_tokenizer_from_config
-from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor.interface import (
     LogitsContext,
     LogitsProcRequestState,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 NGRAM_SIZE = 30
 WINDOW_SIZE = 90
 MAX_NGRAM_SIZE = 128
-"""Bounds what the search takes for each request and step: n · window comparisons."""
+"""With the window, bounds what a step takes on runner V2: n · window comparisons for each request."""
 MAX_WINDOW_SIZE = 8192
 MAX_WHITELIST = 32
 EXEMPT_TOKENS = ("<td>", "</td>")
@@ -99,52 +100,79 @@ def guard_for(vllm_config: VllmConfig) -> str:
     return f"{__name__}:{runner_class.__name__}"
 
 
-def banned_tokens(output: Sequence[int], guard: Guard, exempt: frozenset[int]) -> set[int]:
-    """Tokens that must not follow `output`.
+class Window:
+    """The n-grams among the last tokens of one output, kept as it grows: a step costs the same whatever the window.
 
-    With the last n − 1 tokens as the prefix: for each i in [max(0, L − window), L − n], if
-    output[i : i + n − 1] equals the prefix, output[i + n − 1] is banned.
+    With the last n − 1 tokens as the prefix: for each i in [max(0, L − window), L − n], if output[i : i + n − 1]
+    equals the prefix, output[i + n − 1] must not come next.
     """
-    n, length = guard.ngram_size, len(output)
-    if n == 0 or length < n:
-        return set()
-    prefix = list(output[length - n + 1 :])
-    banned = set()
-    for last in range(max(0, length - guard.window_size) + n - 1, length):
-        if n > 1 and output[last - 1] != prefix[-1]:  # most candidates fall here
-            continue
-        if list(output[last - n + 1 : last]) == prefix:
-            banned.add(output[last])
-    return banned - exempt
+
+    def __init__(self, guard: Guard, exempt: frozenset[int]) -> None:
+        """`guard` has an n; `exempt` are never banned."""
+        self._n = guard.ngram_size
+        self._most = guard.window_size - self._n + 1
+        """n-grams that fit into the window."""
+        self._exempt = exempt
+        self._length = 0
+        """Of the output, when it was last seen."""
+        self._prefixes: deque[tuple[int, ...]] = deque()
+        """Of each n-gram in the window, all tokens but the last; the oldest first."""
+        self._last: dict[tuple[int, ...], deque[int]] = {}
+        """Prefix → the tokens that came after it, the oldest first."""
+
+    def banned(self, output: Sequence[int]) -> set[int]:
+        """Tokens that must not follow `output`, which is what it was at the last call, or longer."""
+        n, length = self._n, len(output)
+        for last in range(max(self._length, length - self._most, n - 1), length):
+            prefix = tuple(output[last - n + 1 : last])
+            self._prefixes.append(prefix)
+            self._last.setdefault(prefix, deque()).append(output[last])
+            if len(self._prefixes) > self._most:
+                self._forget(self._prefixes.popleft())
+        self._length = length
+        found = self._last.get(tuple(output[length - n + 1 :])) if length >= n else None
+        return set(found) - self._exempt if found else set()
+
+    def _forget(self, prefix: tuple[int, ...]) -> None:
+        followers = self._last[prefix]
+        followers.popleft()
+        if not followers:
+            del self._last[prefix]
 
 
-class NoRepeatNGramV1(AdapterLogitsProcessor):
+class NoRepeatNGramV1(LogitsProcessor):
     """For runner V1 (the CPU build, and where Triton is missing)."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
-        super().__init__(vllm_config, device, is_pin_memory)
         self.default_exempt = _default_exempt(vllm_config)
+        self.rows: dict[int, tuple[Window, list[int]]] = {}
+        """The requests that have a guard, each with its output, to which vLLM adds."""
 
     @classmethod
-    def validate_params(cls, params: SamplingParams) -> None:
-        Guard.of(params)
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        Guard.of(sampling_params)
 
     def is_argmax_invariant(self) -> bool:
         return False
 
-    def new_req_logits_processor(self, params: SamplingParams) -> RequestLogitsProcessor | None:
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        process_dict_updates(self.rows, batch_update, self._row)
+
+    def _row(
+        self, params: SamplingParams, prompt: list[int] | None, output: list[int]
+    ) -> tuple[Window, list[int]] | None:
         guard = Guard.of(params)
         if guard.ngram_size == 0:
             return None
-        exempt = guard.whitelist_token_ids
-        exempt_set = frozenset(self.default_exempt if exempt is None else exempt)
+        exempt = self.default_exempt if guard.whitelist_token_ids is None else guard.whitelist_token_ids
+        return Window(guard, frozenset(exempt)), output
 
-        def ban(output: list[int], logits: torch.Tensor) -> torch.Tensor:
-            if banned := banned_tokens(output, guard, exempt_set):
-                logits[list(banned)] = -torch.inf
-            return logits
-
-        return ban
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        banned = [(row, token) for row, (window, output) in self.rows.items() for token in window.banned(output)]
+        if banned:
+            rows, tokens = zip(*banned, strict=True)
+            logits[list(rows), list(tokens)] = -torch.inf
+        return logits
 
 
 class NoRepeatNGramV2(LogitsProcessorV2):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import pickle
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as InterfaceV1
 from vllm.v1.worker.gpu.sample.logits_processor import interface as v2
 
-from deepseek_ocr.no_repeat_ngram import Guard, NoRepeatNGramV1, NoRepeatNGramV2, banned_tokens, guard_for
+from deepseek_ocr.no_repeat_ngram import Guard, NoRepeatNGramV1, NoRepeatNGramV2, Window, guard_for
 
 CHECKPOINT = Path(__file__).parents[2] / "nano" / "checkpoint"
 TD, END_TD = 9, 10  # <td> and </td> in that checkpoint's tokenizer
@@ -102,7 +104,7 @@ class TestSearch:
     @settings(max_examples=300)
     @given(
         output=st.lists(st.integers(0, 3), max_size=40),
-        n=st.integers(0, 6),
+        n=st.integers(1, 6),
         window=st.integers(1, 45),
         exempt=st.sets(st.integers(0, 3), max_size=2),
     )
@@ -110,20 +112,39 @@ class TestSearch:
     @example(output=[1, 2, 3, 1], n=2, window=3, exempt=set())  # the earlier 1 has left the window
     @example(output=[0, 0], n=2, window=2, exempt=set())
     def test_against_every_token_tried(self, output: list[int], n: int, window: int, exempt: set[int]) -> None:
-        guard = Guard(n, max(n, window))
-        expected = banned_by_hand(output, n, max(n, window), exempt)
-        assert banned_tokens(output, guard, frozenset(exempt)) == expected
+        window = max(n, window)
+        grown = Window(Guard(n, window), frozenset(exempt))
+        for length in range(len(output) + 1):
+            expected = banned_by_hand(output[:length], n, window, exempt)
+            assert grown.banned(output[:length]) == expected
+            assert Window(Guard(n, window), frozenset(exempt)).banned(output[:length]) == expected
+
+    @given(output=st.lists(st.integers(0, 2), max_size=60), steps=st.lists(st.integers(0, 12), max_size=12))
+    def test_an_output_that_grows_by_several_tokens(self, output: list[int], steps: list[int]) -> None:
+        grown = Window(Guard(2, 9), frozenset())
+        for length in itertools.accumulate(steps):
+            assert grown.banned(output[:length]) == banned_by_hand(output[:length], 2, 9, ())
 
     def test_examples(self) -> None:
-        none: frozenset[int] = frozenset()
-        assert banned_tokens([5, 6, 7, 5, 6], Guard(3, 90), none) == {7}
-        assert banned_tokens([5, 6, 7, 5, 6], Guard(3, 5), none) == {7}
-        assert banned_tokens([5, 6, 7, 5, 6], Guard(3, 4), none) == set()
-        assert banned_tokens([5, 6, 7, 5, 6], Guard(3, 90), frozenset({7})) == set()
-        assert banned_tokens([5, 6, 7], Guard(1, 2), none) == {6, 7}
-        assert banned_tokens([5] * 29, Guard(), none) == set()
-        assert banned_tokens([5] * 30, Guard(), none) == {5}
-        assert banned_tokens([5, 6, 5, 7, 5], Guard(2, 90), none) == {6, 7}
+        def banned(output: list[int], guard: Guard, exempt: Iterable[int] = ()) -> set[int]:
+            return Window(guard, frozenset(exempt)).banned(output)
+
+        assert banned([5, 6, 7, 5, 6], Guard(3, 90)) == {7}
+        assert banned([5, 6, 7, 5, 6], Guard(3, 5)) == {7}
+        assert banned([5, 6, 7, 5, 6], Guard(3, 4)) == set()
+        assert banned([5, 6, 7, 5, 6], Guard(3, 90), {7}) == set()
+        assert banned([5, 6, 7], Guard(1, 2)) == {6, 7}
+        assert banned([5] * 29, Guard()) == set()
+        assert banned([5] * 30, Guard()) == {5}
+        assert banned([5, 6, 5, 7, 5], Guard(2, 90)) == {6, 7}
+
+    def test_what_has_left_the_window_is_forgotten(self) -> None:
+        window = Window(Guard(3, 20), frozenset())
+        output: list[int] = []
+        for token in range(5000):
+            output.append(token % 700)
+            window.banned(output)
+        assert len(pickle.dumps(window)) < 2000
 
 
 class TestSettings:
@@ -189,8 +210,9 @@ class TestV1:
         assert processor.is_argmax_invariant() is False
 
     def test_off_costs_nothing(self, processor: NoRepeatNGramV1) -> None:
-        assert processor.new_req_logits_processor(params(ngram_size=0)) is None
-        assert processor.new_req_logits_processor(SamplingParams()) is not None
+        rows = [(0, params(ngram_size=0), [], []), (1, SamplingParams(), [], [])]
+        processor.update_state(BatchUpdate(2, [], rows, []))  # type: ignore[arg-type]
+        assert list(processor.rows) == [1]
 
     @pytest.mark.parametrize("seed", range(6))
     def test_a_batch_that_changes_all_the_time(self, processor: NoRepeatNGramV1, seed: int) -> None:
