@@ -5,6 +5,7 @@ Parameter names are the published ones less their leading `model.`, which `state
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -164,18 +165,25 @@ class NanoOcr(nn.Module):
 
 
 def give_positions(encoder: DeepEncoder) -> None:
-    """2-D waves in SAM's table, random relative positions: from zeros it can't tell neighbours apart."""
-    table = encoder.sam_model.pos_embed
-    side, width = table.shape[1], table.shape[3]
-    rates = torch.exp(torch.linspace(0.45, -2.3, width // 4))
-    place = torch.arange(side, dtype=torch.float32)[:, None] * rates
-    waves = torch.cat([place.sin(), place.cos()], dim=1)
-    grid = torch.cat([waves[None].expand(side, -1, -1), waves[:, None].expand(-1, side, -1)], dim=2)
+    """2-D waves in SAM's and CLIP's tables, random relative positions: from zeros SAM can't tell neighbours apart,
+    and the decoder does not learn which line comes after which."""
+    sam = encoder.sam_model.pos_embed
+    clip = encoder.vision_model.embeddings.position_embedding.weight
     with torch.no_grad():
-        table.copy_(0.3 * grid[None])
+        sam.copy_(0.3 * waves(sam.shape[1], sam.shape[3], longest=63)[None])
+        side = encoder.vision_model.embeddings.table_side
+        clip[1:] += 0.7 * waves(side, clip.shape[1], longest=40).flatten(0, 1)
         for name, parameter in encoder.named_parameters():
             if "rel_pos" in name:
                 nn.init.normal_(parameter, std=0.3)
+
+
+def waves(side: int, width: int, *, longest: float) -> torch.Tensor:
+    """[side, side, width]: sines and cosines of columns, then of rows, of wavelengths from 4 places to `longest`."""
+    rates = 2 * math.pi * torch.exp(-torch.linspace(math.log(4), math.log(longest), width // 4))
+    place = torch.arange(side, dtype=torch.float32)[:, None] * rates
+    each = torch.cat([place.sin(), place.cos()], dim=1)
+    return torch.cat([each[None].expand(side, -1, -1), each[:, None].expand(-1, side, -1)], dim=2)
 
 
 class Decoder(nn.Module):
