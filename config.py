@@ -108,6 +108,13 @@ class Settings(BaseSettings):
     """The same for each API key: pages waiting or being read; 0 for no such bound."""
     MAX_BODY_MB: Positive = 100
     """Largest request body, megabytes."""
+    MAX_BODIES_MB: Positive = 1000
+    """Bytes of the bodies of all requests that are under way, megabytes; what would go beyond is refused with 429. In
+    memory they take up to three times as much."""
+    RECEIVE_TIMEOUT: Seconds = 120.0
+    """Seconds in which a request's head must have arrived, and then its body."""
+    SEND_TIMEOUT: Seconds = 60.0
+    """Seconds in which a client must take 48 KiB of an answer that waits for it; one that is slower is cut off."""
     MAX_IMAGE_MB: Positive = 50
     """Largest single picture or document, as a file, megabytes."""
     MAX_IMAGE_MEGAPIXELS: Positive = 100
@@ -160,6 +167,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _legal_mode(self) -> Settings:
         _ = self.resolution_mode  # raises what is wrong with it
+        if self.MAX_BODIES_MB < self.MAX_BODY_MB:
+            raise ValueError(f"MAX_BODIES_MB must not be below MAX_BODY_MB ({self.MAX_BODY_MB})")
         if self.NGRAM_SIZE > self.WINDOW_SIZE:
             raise ValueError(f"NGRAM_SIZE must not be above WINDOW_SIZE ({self.WINDOW_SIZE})")
         return self

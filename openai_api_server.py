@@ -23,6 +23,7 @@ import uvicorn
 
 import config
 from ocr_server import logs
+from ocr_server.connections import notice_vanished, protocol
 from ocr_server.reading.environment import VLLM_LOG_LEVELS, set_up
 
 
@@ -36,6 +37,7 @@ def main() -> int:
         print(f"error: can't listen on {settings.HOST}:{settings.PORT}: {error.strerror}.", file=sys.stderr)
         print("Something else may use the port: stop it, or choose another with --port 8080.", file=sys.stderr)
         return 1
+    notice_vanished(listener, settings.SEND_TIMEOUT)
     set_up(settings)
     return asyncio.run(serve(settings, listener))
 
@@ -87,6 +89,7 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
         uvicorn.Config(
             create_app(settings, engine),
             log_config=None,
+            http=protocol(receive_timeout=settings.RECEIVE_TIMEOUT, send_timeout=settings.SEND_TIMEOUT),
             access_log=False,  # logs.py has one line for each request
             timeout_graceful_shutdown=int(settings.SHUTDOWN_TIMEOUT),
             timeout_keep_alive=60,

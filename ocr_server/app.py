@@ -27,7 +27,7 @@ from ocr_server.disconnect import CLIENT_CLOSED_REQUEST
 from ocr_server.errors import ApiError, error_body, internal_error, parameter_name
 from ocr_server.intake.build import MEGA, intake_for
 from ocr_server.keys import KeyRing, parse_keys
-from ocr_server.middleware import BodyLimit, Observed, RequestId, SafeHeaders
+from ocr_server.middleware import BodyLimit, CutOff, Observed, RequestId, SafeHeaders
 from ocr_server.reading.engine import Engine
 from ocr_server.reading.reader import Reader
 from ocr_server.routes import chat, models, ocr, service
@@ -83,7 +83,12 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
     """From the innermost to the outermost: what is added last stands outside of all others."""
-    app.add_middleware(BodyLimit, limit=settings.MAX_BODY_MB * MEGA)
+    app.add_middleware(
+        BodyLimit,
+        limit=settings.MAX_BODY_MB * MEGA,
+        most_held=settings.MAX_BODIES_MB * MEGA,
+        timeout=settings.RECEIVE_TIMEOUT,
+    )
     ring = KeyRing(
         parse_keys(settings.API_KEYS.get_secret_value()),
         Path(settings.API_KEYS_FILE) if settings.API_KEYS_FILE else None,
@@ -100,6 +105,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         )
     app.add_middleware(SafeHeaders)
     app.add_middleware(Observed)
+    app.add_middleware(CutOff)
     app.add_middleware(RequestId)
 
 

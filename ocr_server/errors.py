@@ -73,6 +73,18 @@ class NotFound(ApiError):
     code = "not_found"
 
 
+class TimedOut(ApiError):
+    """408: the request did not come in time."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"connection": "close"}  # what still comes on it is the rest of this request
+
+
 class TooLarge(ApiError):
     """413: the body or a picture is over a limit of the server."""
 

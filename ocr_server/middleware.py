@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 import uuid
 from contextlib import suppress
 
 from starlette.datastructures import MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ocr_server import logs, metrics
 from ocr_server.disconnect import CLIENT_CLOSED_REQUEST
-from ocr_server.errors import TooLarge
+from ocr_server.errors import TimedOut, TooLarge, TooMany, Unavailable
 
 REQUEST_ID = "x-request-id"
 DRAIN_BYTES = 100_000_000
 DRAIN_SECONDS = 10
+BODIES_RETRY_SECONDS = 5.0
+RESTART_SECONDS = 10.0
+"""`Retry-After` of what a server that stops has cut off: there may be another one by then."""
+LAST_WORD_SECONDS = 1.0
 _SOUND_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -43,6 +49,38 @@ class RequestId:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+class CutOff:
+    """Tell the client of a request that the server, shutting down, can't finish: by 503, in a stream by an error."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun: Message | None = None
+
+        async def noted_send(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = message
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted_send)
+        except asyncio.CancelledError:  # by the server: that of a client who leaves goes no further than its route
+            error = Unavailable("The server is shutting down; try again.", retry_after=RESTART_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORD_SECONDS):
+                    if begun is None:
+                        response = JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+                        await response(scope, receive, send)
+                    elif MutableHeaders(scope=begun).get("content-type", "").startswith("text/event-stream"):
+                        last = f"data: {json.dumps(error.body())}\n\ndata: [DONE]\n\n"
+                        await send({"type": "http.response.body", "body": last.encode()})
 
 
 class Observed:
@@ -121,11 +159,23 @@ class SafeHeaders:
 
 
 class BodyLimit:
-    """Stop reading a body that is larger than `limit` bytes."""
+    """Bound the bytes of a body, those of all bodies together, and the time that one may take to come.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    A body counts, as far as it has been received, until its request has ended: so long it is in memory, about three
+    times over, as bytes, as text and decoded.
+    """
+
+    def __init__(self, app: ASGIApp, *, limit: int, most_held: int, timeout: float) -> None:
+        """Args:
+        limit: bytes of one body.
+        most_held: bytes of all bodies; what would go beyond is refused with 429.
+        timeout: seconds from the request's head to the body's end.
+        """
         self._app = app
         self._limit = limit
+        self._most_held = most_held
+        self._timeout = timeout
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -133,18 +183,38 @@ class BodyLimit:
             return
         length = dict(scope["headers"]).get(b"content-length", b"")
         declared = int(length[:20]) if length.isdigit() else 0
-        received = 0
+        until = asyncio.get_running_loop().time() + self._timeout
+        received, whole = 0, False
 
-        async def receive_within_limit() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
+        async def receive_within_limits() -> Message:
+            nonlocal received, whole
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise TimedOut(f"The request did not arrive within {self._timeout:g} s.") from None
+            whole = not message.get("more_body", False)
+            size = len(message.get("body", b""))
+            received += size
+            self._held += size
             if max(received, declared) > self._limit:
                 await _drain(receive, message)
                 raise TooLarge(f"The request body is larger than {self._limit // 1_000_000} MB.", code="body_too_large")
+            if self._held + max(declared - received, 0) > self._most_held:
+                await _drain(receive, message)
+                raise TooMany(
+                    "The server holds as many bytes of requests as it may; try again shortly.",
+                    code="too_many_bytes",
+                    retry_after=BODIES_RETRY_SECONDS,
+                )
             return message
 
-        await self._app(scope, receive_within_limit, send)
+        try:
+            await self._app(scope, receive_within_limits, send)
+        finally:
+            self._held -= received
 
 
 async def _drain(receive: Receive, message: Message) -> None:

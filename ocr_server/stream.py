@@ -55,7 +55,9 @@ class _EventStream(EventSourceResponse):
             sep="\n",
             # Without an event of ours it would cut the stream at the first sign of a shutdown.
             shutdown_event=anyio.Event(),
-            shutdown_grace_period=shutdown_timeout,
+            # The server cuts off what takes too long, with a word about it (`middleware.CutOff`); this is for the case
+            # that it does not.
+            shutdown_grace_period=shutdown_timeout + 1,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
