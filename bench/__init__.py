@@ -1,0 +1,1 @@
+"""Side-by-side measurements: this server's parts against vLLM's own, in one run."""

@@ -1,0 +1,53 @@
+"""Measure this server against vLLM's own, part by part, and write bench/RESULTS.md.
+
+python -m bench                 # everything: more than an hour
+python -m bench images guard    # some parts; the others' figures stay as they were
+python -m bench --quick images  # only to see that it runs; writes nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from bench import report
+from bench.compare import Row
+
+PARTS = {
+    "images": "Pictures to tensors",
+    "guard": "The n-gram guard",
+    "servers": "Whole servers",
+    "pdf": "A long PDF",
+    "start": "Starting",
+    "encoder": "The vision encoder",
+}
+OUT = Path(__file__).parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="few rounds, and nothing is written")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    results = OUT / "results.json"
+    kept = json.loads(results.read_text()) if results.exists() else {}
+    for name in options.parts or PARTS:
+        print(f"== {PARTS[name]}", flush=True)
+        rows: list[Row] = importlib.import_module(f"bench.{name}").run(options.quick)
+        for row in rows:
+            ratio = "" if row.ratio is None else f"ratio {row.ratio:.3g} "
+            print(f"{row.part}: {row.ours.median:.4g} {row.unit} {ratio}{report.MARKS[row.met]}", flush=True)
+        if not options.quick:
+            kept[name] = report.entry(rows)
+            results.write_text(json.dumps(kept, indent=1) + "\n")
+            report.write(kept, PARTS, OUT)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""Whole servers, ours beside vLLM's, with the same checkpoint behind both: CPU time, throughput, waiting, memory.
+
+Both run at the same time and are asked in turn, so each has the machine to itself while it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bench import load
+from bench.compare import Row, Series, compared
+from bench.images import encoded, page
+from bench.load import Report, body
+from bench.processes import Server, ours, running, vllms
+from nano.render import Sheet, render
+
+TINY: dict[str, Any] = {"mm_processor_kwargs": {"mode": "tiny"}}
+"""How vLLM's server is told what our model name tells ours."""
+PROMPT = "Free OCR."
+
+
+def run(quick: bool) -> list[Row]:
+    folder = Path(tempfile.mkdtemp())
+    with ExitStack() as stack:
+        mine = stack.enter_context(running(ours(folder / "ours.log")))
+        plain = stack.enter_context(running(vllms(folder / "vllm.log")))
+        rows = [*_throughput(mine, plain, quick), *_short(mine, plain, quick), *_streams(mine, plain, quick)]
+    with ExitStack() as stack:
+        mine = stack.enter_context(running(ours(folder / "ours.log")))
+        in_tree = stack.enter_context(running(vllms(folder / "in-tree.log", in_tree=True)))
+        rows += [*_cpu_per_page(mine, in_tree, quick), *_memory(mine, in_tree, quick)]
+    return rows
+
+
+def small_pages(count: int) -> list[bytes]:
+    """Pages of 640 × 640, as PNG files."""
+    import random
+
+    return [encoded(render(Sheet(clean=True), random.Random(number)).image, "PNG") for number in range(count)]
+
+
+Bodies = Sequence[dict[str, Any]]
+
+
+def asked(server: Server, bodies: Bodies, *, requests: int, clients: int) -> Report:
+    report = asyncio.run(load.run(server.url, bodies, requests=requests, clients=clients))
+    if len(report.done) != requests:
+        raise RuntimeError("\n".join(report.lines()))
+    return report
+
+
+def in_turn(
+    mine: tuple[Server, Bodies],
+    other: tuple[Server, Bodies],
+    measure: Callable[[Server, Report, float], float],
+    *,
+    requests: int,
+    clients: int,
+    rounds: int,
+) -> tuple[Series, Series]:
+    """A figure of each run, from the server, the report and the CPU seconds that the run took."""
+    figures: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds + 1):
+        for (server, bodies), values in zip((mine, other), figures, strict=True):
+            before = server.cpu_seconds()
+            report = asked(server, bodies, requests=requests, clients=clients)
+            figure = measure(server, report, server.cpu_seconds() - before)
+            if number:
+                values.append(figure)
+    return Series(figures[0]), Series(figures[1])
+
+
+def _throughput(mine: Server, plain: Server, quick: bool) -> list[Row]:
+    """Streams of whole answers, by how many clients ask at a time."""
+    pages = small_pages(4 if quick else 16)
+    bodies = [body(each, prompt=PROMPT, stream=True) for each in pages]
+    rows = []
+    for clients in (1, 4) if quick else (1, 8, 32, 100):
+        requests = clients if quick else max(24, 2 * clients)
+        reports: list[list[Report]] = [[], []]
+        for number in range(2 if quick else 4):
+            for server, kept in zip((mine, plain), reports, strict=True):
+                report = asked(server, bodies, requests=requests, clients=clients)
+                if number:
+                    kept.append(report)
+
+        def series(figure: Callable[[Report], float], reports: list[list[Report]] = reports) -> tuple[Series, Series]:
+            return Series([figure(each) for each in reports[0]]), Series([figure(each) for each in reports[1]])
+
+        name = f"{clients} client{'s' if clients > 1 else ''}, streams"
+        with_whom = "vLLM's server, same plugin"
+        rows.append(
+            compared(name, "pages/s", series(lambda each: each.pages_per_second), compared_with=with_whom, at_least=1)
+        )
+        for percent in (50, 95, 99):
+            limit = 1.0 if percent == 99 else None
+            first = series(lambda each, percent=percent: each.first_text(percent))
+            whole = series(lambda each, percent=percent: each.whole(percent))
+            rows.append(compared(f"{name}: first text, p{percent}", "s", first, compared_with=with_whom, at_most=limit))
+            rows.append(
+                compared(f"{name}: whole answer, p{percent}", "s", whole, compared_with=with_whom, at_most=limit)
+            )
+    return rows
+
+
+def _short(mine: Server, plain: Server, quick: bool) -> list[Row]:
+    """Large pictures, the smallest mode, one token: what is not the engine decides."""
+    files = [encoded(page(number), "PNG") for number in range(2 if quick else 8)]
+    series = in_turn(
+        (mine, [body(file, model="deepseek-ocr:tiny", max_tokens=1) for file in files]),
+        (plain, [body(file, max_tokens=1, **TINY) for file in files]),
+        lambda _, report, __: report.pages_per_second,
+        requests=2 if quick else 48,
+        clients=8,
+        rounds=1 if quick else 3,
+    )
+    return [
+        compared(
+            "1700×2200 PNG, tiny mode, one token, 8 clients",
+            "pages/s",
+            series,
+            compared_with="vLLM's server, same plugin",
+            at_least=1.3,
+        )
+    ]
+
+
+def _streams(mine: Server, plain: Server, quick: bool) -> list[Row]:
+    """CPU time of the API process for a token of a stream, on top of what the page costs."""
+    (file,) = small_pages(1)
+    length = 64 if quick else 400
+    rows = []
+    for clients in (4,) if quick else (16, 100):
+
+        def bodies(length: int, **more: Any) -> Bodies:
+            model = "deepseek-ocr" if more else "deepseek-ocr:tiny"
+            return [body(file, model=model, stream=True, max_tokens=length, ignore_eos=True, **more)]
+
+        costs: list[Series] = []
+        for tokens in (1, length):
+            series = in_turn(
+                (mine, bodies(tokens)),
+                (plain, bodies(tokens, **TINY)),
+                lambda _, report, cpu: cpu / len(report.done),
+                requests=clients,
+                clients=clients,
+                rounds=1 if quick else 3,
+            )
+            costs += series
+        mine_cost, plain_cost = (
+            Series([(long - statistics.median(short.values)) / (length - 1) * 1e6 for long in longer.values])
+            for short, longer in ((costs[0], costs[2]), (costs[1], costs[3]))
+        )
+        rows.append(
+            compared(
+                f"API process, CPU for a streamed token, {clients} streams",
+                "µs",
+                (mine_cost, plain_cost),
+                compared_with="vLLM's server, same plugin",
+                at_most=0.4,
+            )
+        )
+    return rows
+
+
+def _cpu_per_page(mine: Server, in_tree: Server, quick: bool) -> list[Row]:
+    files = [encoded(page(number), "PNG") for number in range(2 if quick else 6)]
+    bodies = [body(file, max_tokens=1) for file in files]
+    series = in_turn(
+        (mine, bodies),
+        (in_tree, bodies),
+        lambda _, report, cpu: cpu / len(report.done) * 1000,
+        requests=2 if quick else 12,
+        clients=2,
+        rounds=1 if quick else 5,
+    )
+    return [
+        compared(
+            "API process, CPU for a page: 1700×2200 PNG, base64, JSON",
+            "ms",
+            series,
+            compared_with="vLLM's server, its own preprocessing",
+            at_most=0.5,
+            note="worker processes that decode pages count as ours",
+        )
+    ]
+
+
+def _memory(mine: Server, in_tree: Server, quick: bool) -> list[Row]:
+    """The most memory of the API process while many pages are asked for at once."""
+    clients = 4 if quick else 100
+    bodies = [body(encoded(page(number), "PNG"), max_tokens=1) for number in range(2 if quick else 6)]
+    most = []
+    for server in (mine, in_tree):
+        with server.watching_memory() as seen:
+            asked(server, bodies, requests=clients, clients=clients)
+        most.append(Series([(max(seen) - seen[0]) / 1e6]))
+    return [
+        compared(
+            f"API process, memory added by {clients} pages at a time",
+            "MB",
+            (most[0], most[1]),
+            compared_with="vLLM's server, its own preprocessing",
+        )
+    ]

@@ -1,0 +1,92 @@
+"""vLLM's own API server for the same checkpoint, as what ours is compared with.
+
+    python -m bench.vllm_server --port 8001 [--in-tree]
+
+With `--in-tree` pictures go through vLLM's own preprocessing for DeepSeek-OCR instead of our plugin's. The model
+behind it is ours in both cases, since vLLM's can't load a checkpoint of another size than the published one.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.upstream import CHECKPOINT, provide_torchvision
+from deepseek_ocr.encoder.deep_encoder import Views
+from deepseek_ocr.model import DeepseekOCRForCausalLM
+from deepseek_ocr.modes import CropGrid
+
+IN_TREE = "BENCH_IN_TREE"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% for part in message.content %}"
+    "{% if part.type == 'text' %}{{ '\\n' + part.text }}{% else %}{{ '<image>' }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+
+
+class InTreePreprocessing(DeepseekOCRForCausalLM):
+    """Our model behind vLLM's preprocessing, whose floats it takes back to bytes."""
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        if "pixel_values" not in kwargs:
+            return None
+        crops, taken, pictures = kwargs["images_crop"], 0, []
+        for global_view, grid in zip(kwargs["pixel_values"], kwargs["images_spatial_crop"], strict=True):
+            crop_grid = CropGrid(*grid.tolist())
+            tiles = crops[taken : taken + crop_grid.tiles]
+            taken += crop_grid.tiles
+            pictures.append(Views(_bytes(global_view[None])[0], _bytes(tiles), crop_grid))
+        return [embedding.to(self.dtype) for embedding in self.encoder.embed(pictures)]
+
+
+def _bytes(planes: torch.Tensor) -> torch.Tensor:
+    return ((planes.float() + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def register_in_tree() -> None:
+    provide_torchvision()
+    from vllm import ModelRegistry
+    from vllm.model_executor.models import deepseek_ocr as upstream
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    MULTIMODAL_REGISTRY.register_processor(
+        upstream.DeepseekOCRMultiModalProcessor,
+        info=upstream.DeepseekOCRProcessingInfo,
+        dummy_inputs=upstream.DeepseekOCRDummyInputsBuilder,
+    )(InTreePreprocessing)
+    ModelRegistry.register_model("DeepseekOCRForCausalLM", InTreePreprocessing)
+
+
+if os.environ.get(IN_TREE):  # also in the engine's process, which imports this module anew
+    os.environ["VLLM_PLUGINS"] = ""  # ours would put the plain model back
+    register_in_tree()
+
+
+def main() -> None:
+    if "--in-tree" in sys.argv:
+        sys.argv.remove("--in-tree")
+        os.environ[IN_TREE] = "1"
+        os.environ["VLLM_PLUGINS"] = ""
+        register_in_tree()
+    template = Path(tempfile.mkdtemp()) / "template.jinja"
+    template.write_text(CHAT_TEMPLATE)
+    sys.argv[1:] += [
+        *("--model", str(CHECKPOINT), "--served-model-name", "deepseek-ocr", "--dtype", "bfloat16"),
+        *("--chat-template", str(template), "--chat-template-content-format", "openai"),
+        *("--max-model-len", "8192", "--max-num-seqs", "100", "--enforce-eager"),
+        *("--no-enable-prefix-caching", "--mm-processor-cache-gb", "0", "--skip-mm-profiling"),
+        *("--limit-mm-per-prompt", '{"image": 1}'),
+        *("--logits-processors", "deepseek_ocr.no_repeat_ngram:NoRepeatNGramV1"),
+        "--no-enable-log-requests",
+    ]
+    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
