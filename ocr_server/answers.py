@@ -40,6 +40,9 @@ from ocr_server.schemas.pages import OcrExtension, PageReport
 FIGURES_FOLDER = "images/"
 """What stands before a figure's name in markdown, as upstream has it."""
 
+_TEXT = "{text}"
+"""In the place of the text of a chunk."""
+
 Events = AsyncGenerator[Piece | PageReading]
 
 
@@ -80,6 +83,8 @@ class ChatAnswer:
         """Choices of which something is missing."""
         self._page = defaultdict[int, int](int)
         """For each choice: the page that its text has come to."""
+        self._around: dict[int, tuple[str, str]] = {}
+        """For each choice: what stands before and after the text in a chunk that has nothing else."""
         self._markdown: dict[int, MarkdownStream] = {}
         """For each choice: that page's, while it is under way."""
 
@@ -134,8 +139,10 @@ class ChatAnswer:
                     logprobs = self._logprobs(event.delta.logprobs)
                 report = self._report(event)
                 for choice, text in self._texts(event, report):
-                    if text or logprobs is not None:
+                    if logprobs is not None:
                         yield self._chunk(ChunkChoice(index=choice, delta=Delta(content=text), logprobs=logprobs))
+                    elif text:
+                        yield self._text_chunk(choice, text)
                 if isinstance(event, PageReading):
                     self._count(event)
                     if report is not None:
@@ -228,6 +235,15 @@ class ChatAnswer:
         if choice is not None:
             exclude["choices"] = {"__all__": {"delta": _unset(choice)}}
         return chunk.model_dump_json(exclude=exclude)
+
+    def _text_chunk(self, choice: int, text: str) -> str:
+        """The chunk for every token: as `_chunk` makes it, which takes five times as long."""
+        if choice not in self._around:
+            chunk = self._chunk(ChunkChoice(index=choice, delta=Delta(content=_TEXT)))
+            before, after = chunk.split(json.dumps(_TEXT))
+            self._around[choice] = before, after
+        before, after = self._around[choice]
+        return before + json.dumps(text, ensure_ascii=False) + after
 
     def _usage(self) -> Usage:
         return Usage(
