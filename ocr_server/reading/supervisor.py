@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol, TypeVar
 
-from ocr_server.errors import InvalidRequest, Unavailable
+from ocr_server.errors import Unavailable
 from ocr_server.reading.engine import Engine
 from ocr_server.reading.page import Page, PageDelta
+from ocr_server.reading.suspects import Suspects, content_key
 
 logger = logging.getLogger(__name__)
 
-MOST_SUSPECTS = 10_000
-DEATHS_OF_POISON = 2
+T = TypeVar("T")
 LONGEST_RETRY_AFTER = 60.0
 """Seconds."""
 
@@ -53,9 +52,10 @@ class Timing:
 class Supervisor:
     """An engine that outlives the engines it is made of.
 
-    When one dies or hangs, all its pages end with `Unavailable`, which clients try again. A page that was being
-    read at two deaths is taken for their cause and refused from then on. Pages that come again are new requests,
-    so they are known by their content.
+    When one dies or hangs, all its pages end with `Unavailable`, which clients try again. Those that were being read
+    are suspects: they are read one at a time from then on, while other pages go on, until each has been read to its
+    end or the engine has died of it again, after which it is refused. Pages that come again are new requests, so they
+    are known by their content.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Supervisor:
         self._reason: str | None = "The engine has not been started."
         self._running: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._closed = False
         self._first_load: asyncio.Future[None] | None = None
         self._failed = asyncio.Event()
         self._gave_up = asyncio.Event()
@@ -94,7 +95,7 @@ class Supervisor:
         return self._reason
 
     def start(self) -> None:
-        if self._running is None:
+        if self._running is None and not self._closed:
             self._reason = "The model is being loaded."
             self._expect_in(self._loading_takes)
             self._first_load = asyncio.get_running_loop().create_future()
@@ -105,9 +106,11 @@ class Supervisor:
 
         Raises:
             Exception: what kept it from loading; it is not tried again.
+            Unavailable: it has been closed.
         """
         self.start()
-        assert self._first_load is not None
+        if self._first_load is None:
+            raise self._refusal()
         await asyncio.shield(self._first_load)
 
     async def close(self) -> None:
@@ -120,26 +123,19 @@ class Supervisor:
         await self._close(kill=True)
 
     async def read(self, page: Page) -> AsyncGenerator[PageDelta]:
-        engine = self._ready()
-        key = None
-        if self._suspects.any(_now()):  # else no page need be hashed
-            key = await asyncio.to_thread(content_key, page)
-            if self._suspects.deaths(key) >= DEATHS_OF_POISON:
-                raise InvalidRequest(
-                    f"The engine stopped working {DEATHS_OF_POISON} times while it read this page, so it is not read "
-                    "again. Another resolution mode or prompt may do.",
-                    code="poison_page",
-                )
-            engine = self._ready()
+        self._ready()
         flight = _Flight(page)
         self._flights.add(flight)
-        deltas = engine.read(page)
-        try:
+        key = None
+        async with AsyncExitStack() as leaving:
+            leaving.callback(self._flights.discard, flight)
+            if self._suspects.any(_now()):  # else no page need be hashed
+                key = await self._unless_ended(flight, self._turn(page, leaving))
+            engine = self._ready()
+            flight.in_engine = True
+            deltas = await leaving.enter_async_context(aclosing(engine.read(page)))
             while (delta := await self._next(flight, engine, deltas)) is not None:
                 yield delta
-        finally:
-            self._flights.discard(flight)
-            await deltas.aclose()
         if key is not None:
             self._suspects.acquit(key)
 
@@ -165,18 +161,33 @@ class Supervisor:
     def _refusal(self) -> Unavailable:
         return Unavailable(self._reason or "The engine was restarted; try again.", retry_after=self.retry_after)
 
+    async def _turn(self, page: Page, leaving: AsyncExitStack) -> bytes:
+        """Wait until the page may be read; `leaving` lets the next one have its turn. Returns the page's key."""
+        key = await asyncio.to_thread(content_key, page)
+        await leaving.enter_async_context(self._suspects.turn(key))
+        return key
+
     async def _next(self, flight: _Flight, engine: Mortal, deltas: AsyncGenerator[PageDelta]) -> PageDelta | None:
         if flight.ended:
             raise self._refusal()
         try:
-            delta = await flight.next(deltas)
+            delta = await self._unless_ended(flight, anext(deltas, None))
         except Exception as error:
-            if flight.ended or isinstance(error, Unavailable) or engine.unavailable() is not None:
+            if not flight.ended and (isinstance(error, Unavailable) or engine.unavailable() is not None):
                 self._fail("has stopped working")
                 raise self._refusal() from error
             raise
         self._last_sign = _now()
         return delta
+
+    async def _unless_ended(self, flight: _Flight, coming: Awaitable[T]) -> T:
+        """What comes. Raises Unavailable if the engine's end comes first, even if the next one is there already."""
+        try:
+            return await flight.wait(coming)
+        except Exception as error:
+            if flight.ended:
+                raise self._refusal() from error
+            raise
 
     def _fail(self, what: str) -> None:
         """The engine is no good any more: say so from now on, and end everything that waits for it."""
@@ -188,8 +199,9 @@ class Supervisor:
 
     def _end_flights(self, reason: str) -> None:
         self._reason = reason
-        self._victims = [flight.page for flight in self._flights]
-        for flight in self._flights:
+        flights, self._flights = self._flights, set()  # what is slow to leave has nothing to do with the next engine
+        self._victims = [flight.page for flight in flights if flight.in_engine]
+        for flight in flights:
             flight.end()
 
     # Watching
@@ -209,7 +221,7 @@ class Supervisor:
         begun = _now()
         try:
             self._engine = self._make()
-            await self._engine.loaded()
+            await self._loaded(self._engine)
         except Exception as error:
             if not first_load.done():
                 await self._end()
@@ -232,6 +244,17 @@ class Supervisor:
             self._backoff = self._timing.backoff
         return True
 
+    async def _loaded(self, engine: Mortal) -> None:
+        """Raises what kept it from loading, also if its loading was cancelled and not this task."""
+        loading = asyncio.ensure_future(engine.loaded())
+        try:
+            await asyncio.wait({loading})
+        finally:
+            loading.cancel()
+        if loading.cancelled():
+            raise RuntimeError("the engine broke off its loading")
+        loading.result()
+
     async def _watch(self, engine: Mortal) -> None:
         """Return when it has died or hangs."""
         while not self._failed.is_set():
@@ -246,11 +269,12 @@ class Supervisor:
     def _stalled(self) -> bool:
         """Whether a page has been waiting for its next piece for too long, and no other has got one meanwhile.
 
-        A page whose reader does not ask for more proves nothing, so it does not count.
+        A page whose reader does not ask for more proves nothing, so it does not count; nor does one that waits for
+        its turn.
         """
         latest = _now() - self._stall_timeout
         return self._last_sign <= latest and any(
-            flight.limit is not None and flight.since <= latest for flight in self._flights
+            flight.in_engine and flight.limit is not None and flight.since <= latest for flight in self._flights
         )
 
     async def _after_death(self) -> None:
@@ -288,6 +312,7 @@ class Supervisor:
         self._gave_up.set()
 
     async def _close(self, *, kill: bool) -> None:
+        self._closed = True
         self._end_flights("The server is shutting down.")
         self._expect_in(self._loading_takes)
         if self._running is not None:
@@ -307,22 +332,23 @@ class _GiveUp(Exception):
 
 
 class _Flight:
-    """A page that is being read."""
+    """A page that is being read, or that waits for its turn."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
+        self.in_engine = False
         self.limit: asyncio.Timeout | None = None
-        """While the next piece is waited for: what can end the waiting."""
+        """While something is waited for: what can end the waiting."""
         self.since = 0.0
         """When the waiting began."""
         self.ended = False
 
-    async def next(self, deltas: AsyncGenerator[PageDelta]) -> PageDelta | None:
-        """The next piece; None after the last. Raises TimeoutError when `end` comes first."""
+    async def wait(self, coming: Awaitable[T]) -> T:
+        """What comes. Raises TimeoutError when `end` comes first."""
         try:
             async with asyncio.timeout(None) as self.limit:
                 self.since = _now()
-                return await anext(deltas, None)
+                return await coming
         finally:
             self.limit = None
 
@@ -331,54 +357,6 @@ class _Flight:
             self.ended = True
             if self.limit is not None:
                 self.limit.reschedule(_now())
-
-
-class _Suspicion(NamedTuple):
-    deaths: int
-    last: float
-
-
-class Suspects:
-    """Pages that were being read when an engine died: how many, for each, by content."""
-
-    def __init__(self, seconds: float, most: int = MOST_SUSPECTS) -> None:
-        """Args:
-        seconds: after which a page is forgotten.
-        most: pages remembered; beyond, those with the oldest deaths are forgotten first.
-        """
-        self._seconds = seconds
-        self._most = most
-        self._known: OrderedDict[bytes, _Suspicion] = OrderedDict()
-
-    def any(self, now: float) -> bool:
-        while self._known and next(iter(self._known.values())).last <= now - self._seconds:
-            self._known.popitem(last=False)
-        return bool(self._known)
-
-    def accuse(self, keys: set[bytes], now: float) -> None:
-        """These were being read at a death."""
-        for key in keys:
-            self._known[key] = _Suspicion(self.deaths(key) + 1, now)
-            self._known.move_to_end(key)
-        while len(self._known) > self._most:
-            self._known.popitem(last=False)
-
-    def acquit(self, key: bytes) -> None:
-        """This one has been read to its end."""
-        self._known.pop(key, None)
-
-    def deaths(self, key: bytes) -> int:
-        return self._known[key].deaths if key in self._known else 0
-
-
-def content_key(page: Page) -> bytes:
-    """The same for pages that ask the engine the same: about 10 ms for a page of 10 MB."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (page.image.global_view, page.image.tiles):
-        digest.update(repr(tuple(part.shape)).encode())
-        digest.update(part.contiguous().numpy())
-    digest.update(repr((page.image.grid, page.prompt, page.params)).encode())
-    return digest.digest()
 
 
 def _now() -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,9 +12,10 @@ import torch
 from vllm.sampling_params import SamplingParams
 
 from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable
-from ocr_server.reading.page import Page
-from ocr_server.reading.supervisor import Supervisor, Suspects, Timing, content_key
-from tests.ocr_server.conftest import FakeEngine, Script, endless, fails, never, prepared, says, until
+from ocr_server.reading.page import Page, PageDelta
+from ocr_server.reading.supervisor import Supervisor, Timing
+from ocr_server.reading.suspects import Suspects, content_key
+from tests.ocr_server.conftest import FakeEngine, Script, delta, endless, fails, never, prepared, says, until
 
 QUICK = Timing(poll=0.01, backoff=0.01, longest_backoff=0.04, healthy=60, kill=0.2)
 
@@ -22,7 +23,7 @@ QUICK = Timing(poll=0.01, backoff=0.01, longest_backoff=0.04, healthy=60, kill=0
 class Mortal(FakeEngine):
     """One of the engines that are watched."""
 
-    def __init__(self, script: Script | None = None, error: Exception | None = None) -> None:
+    def __init__(self, script: Script | None = None, error: BaseException | None = None) -> None:
         super().__init__(script)
         self.error = error
         self.kills = 0
@@ -235,6 +236,65 @@ async def test_the_first_load_fails_for_good(house: House) -> None:
     assert (len(house.engines), supervisor.restarts) == (1, 0)
 
 
+async def test_a_load_that_is_broken_off_is_a_load_that_failed(house: House) -> None:
+    """The first for good, a later one to be tried again: nobody waits for ever."""
+    house.plan = lambda number: Mortal(error=asyncio.CancelledError() if number == 1 else None)
+    supervisor = house.supervisor()
+    await supervisor.loaded()
+    house.engine.die()
+    await house.ready(3)
+    house.plan = lambda _: Mortal(error=asyncio.CancelledError())
+    with pytest.raises(RuntimeError, match="broke off"):
+        await asyncio.wait_for(house.supervisor().loaded(), 5)
+
+
+async def test_giving_up_waiting_for_the_first_load_leaves_it_loading(house: House) -> None:
+    house.plan = lambda _: loading()
+    supervisor = house.supervisor()
+    waits = asyncio.ensure_future(supervisor.loaded())
+    await until(lambda: len(house.engines) == 1)
+    waits.cancel()
+    await asyncio.wait({waits})
+    house.engine.may_load.set()
+    await house.ready()
+    assert await text(supervisor, page()) == "Hello"
+
+
+async def test_what_is_closed_does_not_start(house: House) -> None:
+    supervisor = house.supervisor()
+    await supervisor.close()
+    supervisor.start()
+    with pytest.raises(Unavailable, match="shutting down"):
+        await supervisor.loaded()
+    assert not house.engines
+
+
+async def test_killed_twice_while_it_closes(house: House) -> None:
+    house.plan = lambda _: loading()
+    supervisor = house.supervisor()
+    supervisor.start()
+    await until(lambda: len(house.engines) == 1)
+    await asyncio.wait_for(asyncio.gather(supervisor.close(), supervisor.kill(), supervisor.kill()), 5)
+    assert (house.engine.closes, house.engine.kills) == (1, 2)
+    assert supervisor.restarts == 0
+
+
+async def test_a_death_while_the_next_engine_loads(house: House) -> None:
+    """It counts as one that could not be loaded, and pages are refused all the time."""
+    supervisor = house.supervisor()
+    await supervisor.loaded()
+    house.plan = lambda number: loading() if number == 1 else Mortal(says("Hello"))
+    house.engine.die()
+    await until(lambda: len(house.engines) == 2)
+    with pytest.raises(Unavailable, match="being restarted"):
+        await text(supervisor, page())
+    house.engine.error = RuntimeError("killed")
+    house.engine.may_load.set()
+    await house.ready(3)
+    assert supervisor.restarts == 2
+    assert house.engines[1].kills == 1
+
+
 async def test_later_loads_are_tried_again_ever_more_slowly(house: House) -> None:
     house.plan = lambda number: Mortal(error=RuntimeError("out of memory") if 0 < number < 5 else None)
     supervisor = house.supervisor()
@@ -299,6 +359,232 @@ async def test_a_page_that_kills_twice_is_refused(house: House) -> None:
     assert len(house.engine.pages) == 0
     for other in (*others, page(66, prompt="Another."), page(66, max_tokens=5)):
         assert await text(supervisor, other) == "Hello"
+
+
+POISON = 600
+
+
+class Poisoned(Mortal):
+    """An engine that dies of pages whose numbers are POISON and above, but not at once."""
+
+    def __init__(self) -> None:
+        super().__init__(self._read)
+        self.together = 0
+        """Most pages that it had at a time."""
+
+    async def _read(self, _: int, each: Page) -> AsyncGenerator[PageDelta]:
+        self.together = max(self.together, self.running)
+        yield delta("a")
+        await asyncio.sleep(0.01)
+        if number_of(each) >= POISON:
+            self.die()
+            await asyncio.Event().wait()
+        await asyncio.sleep(0.03)
+        yield delta("b", finish="stop")
+
+
+def number_of(each: Page) -> int:
+    return int(each.params.seed or 0)
+
+
+async def insists(supervisor: Supervisor, number: int) -> str:
+    """Try a page again until it is read or refused, as the SDK does."""
+    while True:
+        await until(lambda: supervisor.unavailable() is None, 30)
+        try:
+            return await text(supervisor, page(number % 256, seed=number))
+        except Unavailable:
+            continue
+        except InvalidRequest as refusal:
+            return str(refusal.code)
+
+
+@pytest.mark.parametrize(("poisons", "deaths"), [(1, 2), (3, 4)])
+async def test_only_the_poison_is_refused(house: House, poisons: int, deaths: int) -> None:
+    """Of 20 pages in flight; with one death more than there are killers, which is the bound."""
+    house.plan = lambda _: Poisoned()
+    supervisor = house.supervisor()
+    await supervisor.loaded()
+    innocent, poison = range(1, 21 - poisons), range(POISON, POISON + poisons)
+    # The killers among the others, where the turn comes to them when some have been read and some have not.
+    numbers = [*innocent[:8], *poison, *innocent[8:]]
+    async with asyncio.timeout(60):
+        results = dict(
+            zip(numbers, await asyncio.gather(*(insists(supervisor, each) for each in numbers)), strict=True)
+        )
+    assert {number for number, result in results.items() if result == "poison_page"} == set(poison)
+    assert {results[number] for number in innocent} == {"ab"}
+    assert supervisor.restarts == deaths
+    first, *later = [engine.together for engine in house.engines if isinstance(engine, Poisoned)]
+    assert (first, max(later)) == (20, 1)
+
+
+async def suspect(house: House, supervisor: Supervisor, *pages: Page) -> None:
+    """Let these have been read at a death, and have the next engine ready."""
+    await kill_with(house, supervisor, *pages)
+    await house.ready(len(house.engines) + 1)
+    house.engine.script = endless
+
+
+async def reading(house: House, supervisor: Supervisor, each: Page) -> asyncio.Future[str]:
+    """A page that has got into the engine."""
+    before = len(house.engine.pages)
+    reader = asyncio.ensure_future(text(supervisor, each))
+    await until(lambda: len(house.engine.pages) == before + 1)
+    return reader
+
+
+async def waiting(house: House, supervisor: Supervisor, each: Page) -> asyncio.Future[str]:
+    """A page that is kept from the engine."""
+    before = len(house.engine.pages)
+    reader = asyncio.ensure_future(text(supervisor, each))
+    await asyncio.sleep(0.03)
+    assert (len(house.engine.pages), reader.done()) == (before, False)
+    return reader
+
+
+async def test_suspects_wait_for_each_other_and_others_do_not(house: House) -> None:
+    supervisor = house.supervisor()
+    await supervisor.loaded()
+    await suspect(house, supervisor, *map(page, range(4)))
+    first = await reading(house, supervisor, page(0))
+    line = [await waiting(house, supervisor, page(number)) for number in (1, 2, 1, 3)]
+    house.engine.script = says("Hello")
+    assert await text(supervisor, page(9)) == "Hello"
+    house.engine.script = endless
+    other = await reading(house, supervisor, page(8))
+    line[0].cancel()
+    first.cancel()
+    await until(lambda: len(house.engine.pages) == 4)  # the 2: the 1 that came before it has gone
+    assert [float(each.image.global_view[0, 0, 0]) for each in house.engine.pages] == [0, 9, 8, 2]
+    await asyncio.sleep(0.03)
+    assert len(house.engine.pages) == 4
+    house.engine.script = says("Hello")
+    line[1].cancel()
+    assert await asyncio.gather(*line[2:]) == ["Hello", "Hello"]
+    other.cancel()
+    await asyncio.wait({first, other, *line})
+
+
+async def test_the_same_page_twice_is_acquitted_once(house: House) -> None:
+    supervisor = house.supervisor()
+    await supervisor.loaded()
+    await suspect(house, supervisor, page(0))
+    may_end = asyncio.Event()
+
+    async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
+        if number == 0:
+            await may_end.wait()
+        else:
+            await until(lambda: len(house.engine.pages) == 4)  # all at once
+        yield delta("Hello", finish="stop")
+
+    house.engine.script = script
+    first = await reading(house, supervisor, page(0))
+    line = [await waiting(house, supervisor, page(0)) for _ in range(3)]
+    may_end.set()
+    assert await asyncio.gather(first, *line) == 4 * ["Hello"]
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+async def test_a_death_in_a_suspect_s_turn_is_that_suspect_s_alone(house: House, how: str) -> None:
+    supervisor = house.supervisor(stall=0.15)
+    await supervisor.loaded()
+    await suspect(house, supervisor, page(0), page(1))
+    if how == "hangs":
+        house.engine.script = never
+    pages = [await reading(house, supervisor, page(0)), await waiting(house, supervisor, page(1))]
+    pages.append(await reading(house, supervisor, page(2)))
+    if how == "dies":
+        house.engine.die()
+    for each in pages:
+        with pytest.raises(Unavailable):  # also who only waits: at once, not after the restart
+            await each
+    await house.ready(3)
+    with pytest.raises(InvalidRequest):
+        await text(supervisor, page(0))
+    for number in (1, 2):
+        assert await text(supervisor, page(number)) == "Hello"
+    assert supervisor.restarts == 2
+
+
+async def test_waiting_for_a_turn_is_no_hanging(house: House) -> None:
+    """Though the one whose turn it is says nothing: its reader does not ask for more."""
+    supervisor = house.supervisor(stall=0.1)
+    await supervisor.loaded()
+    await suspect(house, supervisor, page(0), page(1))
+    slow = supervisor.read(page(0))
+    await anext(slow)
+    line = await waiting(house, supervisor, page(1))
+    await asyncio.sleep(0.25)
+    assert supervisor.unavailable() is None
+    await slow.aclose()
+    house.engine.script = says("Hello")
+    assert await line == "Hello"
+    assert len(house.engines) == 2
+
+
+async def test_closing_ends_those_who_wait_for_their_turn(house: House) -> None:
+    supervisor = house.supervisor()
+    await supervisor.loaded()
+    await suspect(house, supervisor, page(0), page(1))
+    pages = [await reading(house, supervisor, page(0)), await waiting(house, supervisor, page(1))]
+    await supervisor.close()
+    for each in pages:
+        with pytest.raises(Unavailable, match="shutting down"):
+            await each
+
+
+async def test_suspicion_ends(house: House) -> None:
+    """After the window: two that were suspects are read at once again."""
+    supervisor = house.supervisor(timing=replace(QUICK, window=0.3))
+    await supervisor.loaded()
+    await suspect(house, supervisor, page(0), page(1))
+    await asyncio.sleep(0.3)
+    readers = [await reading(house, supervisor, page(number)) for number in (0, 1)]
+    for each in readers:
+        each.cancel()
+    await asyncio.wait(readers)
+
+
+async def test_a_reader_that_is_slow_to_go_has_no_part_in_later_deaths(house: House) -> None:
+    """It is not accused of them, and it keeps no suspect from its turn."""
+    supervisor = house.supervisor()
+    await supervisor.loaded()
+    await suspect(house, supervisor, page(1), page(2))
+    slow = supervisor.read(page(1))
+    await anext(slow)
+    for number in (2, 3):
+        await kill_with(house, supervisor, page(10 + number))
+        await house.ready(number + 1)
+    house.engine.script = says("Hello")
+    assert await asyncio.wait_for(text(supervisor, page(2)), 5) == "Hello"
+    with pytest.raises(Unavailable):
+        await anext(slow)
+
+
+async def test_an_old_engine_s_page_does_not_end_the_new_engine(house: House) -> None:
+    """It takes long to abort, and fails at it when the new engine is there."""
+    supervisor = house.supervisor(stall=0.1)
+    await supervisor.loaded()
+
+    async def clings(_: int, __: Page) -> AsyncGenerator[PageDelta]:
+        yield delta("on ")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await until(lambda: len(house.engines) == 2 and supervisor.unavailable() is None)
+            await asyncio.sleep(0.2)
+            raise Unavailable("dead") from None
+
+    house.engine.script = clings
+    reader = await reading(house, supervisor, page())
+    house.engine.die()
+    with pytest.raises(Unavailable, match="restarted"):
+        await reader
+    await asyncio.sleep(3 * QUICK.poll)
+    assert supervisor.unavailable() is None
+    assert len(house.engines) == 2
 
 
 async def test_until_an_engine_dies_no_page_is_hashed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
