@@ -125,16 +125,19 @@ class Settings(BaseSettings):
     """Fetch pictures from http(s) URLs."""
     ALLOW_PRIVATE_URLS: bool = False
     """Fetch also from private and loopback addresses. Leave it off where strangers can send requests."""
+    ALLOWED_IMAGE_HOSTS: str = ""
+    """The only hosts that pictures are fetched from, with commas between: `images.example.com`, or `*.example.com` for
+    all below it; any if empty."""
     FETCH_TIMEOUT: Seconds = 20.0
     """Seconds in which a picture must have been fetched."""
     PREPARE_THREADS: Annotated[int, Field(ge=0)] = 0
-    """Threads that decode and resize pictures; 0 is one for each core, at most 16."""
-    PDF_WORKERS: Annotated[int, Field(ge=0)] = 0
-    """Processes that render PDFs; 0 is one for each core, at most 8. They start with the first PDF."""
-    PDF_TIMEOUT: Seconds = 30.0
-    """Seconds that a page of a PDF may take to be rendered."""
-    PDF_MEMORY_MB: Positive = 4000
-    """Memory that a process rendering PDFs may take, megabytes of address space."""
+    """Threads that resize pictures; 0 is one for each core, at most 16."""
+    DECODE_WORKERS: Annotated[int, Field(ge=0)] = 0
+    """Processes that decode pictures and render PDFs; 0 is one for each core, at most 8. They start when needed."""
+    DECODE_TIMEOUT: Seconds = 30.0
+    """Seconds that a page may take to be decoded or rendered."""
+    DECODE_MEMORY_MB: Positive = 4000
+    """Memory that such a process may take, megabytes of address space."""
 
     # Who may ask, and what is told
     API_KEYS: SecretStr = SecretStr("")
@@ -154,6 +157,14 @@ class Settings(BaseSettings):
     @classmethod
     def _legal_keys(cls, value: SecretStr) -> SecretStr:
         parse_keys(value.get_secret_value())
+        return value
+
+    @field_validator("ALLOWED_IMAGE_HOSTS")
+    @classmethod
+    def _legal_hosts(cls, value: str) -> str:
+        for host in _listed(value):
+            if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:.]+", host):
+                raise ValueError(f"{host!r} is no host, such as images.example.com or *.example.com")
         return value
 
     @field_validator("CORS_ORIGINS")
@@ -195,6 +206,11 @@ class Settings(BaseSettings):
     def engine_stall_timeout(self) -> float:
         """ENGINE_STALL_TIMEOUT with 0 resolved, seconds."""
         return self.ENGINE_STALL_TIMEOUT or (120.0 if has_nvidia_gpu() else 1200.0)
+
+    @property
+    def allowed_image_hosts(self) -> tuple[str, ...]:
+        """ALLOWED_IMAGE_HOSTS one by one, in lower case."""
+        return tuple(host.lower() for host in _listed(self.ALLOWED_IMAGE_HOSTS))
 
     @property
     def cors_origins(self) -> list[str]:

@@ -6,15 +6,15 @@ import os
 from typing import TYPE_CHECKING
 
 from ocr_server.intake.limits import IntakeLimits
-from ocr_server.intake.pdf import PdfRenderer
 from ocr_server.intake.prepare import Intake
+from ocr_server.intake.workers import Workers
 
 if TYPE_CHECKING:
     from config import Settings
 
 MEGA = 1_000_000
 MAX_REDIRECTS = 5
-MOST_PDF_WORKERS = 8
+MOST_WORKERS = 8
 
 
 def intake_for(settings: Settings) -> Intake:
@@ -27,12 +27,13 @@ def intake_for(settings: Settings) -> Intake:
             fetch_timeout_s=settings.FETCH_TIMEOUT,
             max_redirects=MAX_REDIRECTS,
             allow_private_urls=settings.ALLOW_PRIVATE_URLS,
+            allowed_hosts=settings.allowed_image_hosts,
             allow_urls=settings.ALLOW_URLS,
         ),
-        pdf=PdfRenderer(
-            workers=settings.PDF_WORKERS or min(os.cpu_count() or 1, MOST_PDF_WORKERS),
-            timeout_s=settings.PDF_TIMEOUT,
-            memory_bytes=settings.PDF_MEMORY_MB * MEGA,
+        workers=Workers(
+            count=settings.DECODE_WORKERS or min(os.cpu_count() or 1, MOST_WORKERS),
+            timeout_s=settings.DECODE_TIMEOUT,
+            memory_bytes=settings.DECODE_MEMORY_MB * MEGA,
         ),
         threads=settings.PREPARE_THREADS,
     )

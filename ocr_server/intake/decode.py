@@ -1,43 +1,21 @@
-"""Bytes of a picture file → the pages a person would see in it, upright, in 8-bit RGB."""
+"""What a picture file is and where its pages are: told from its bytes in plain Python, none decoded."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import struct
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from pi_heif import HeifImageFile
-from PIL import ExifTags, Image, ImageFile
-from PIL.AvifImagePlugin import AvifImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
-
-from ocr_server.errors import ApiError, InvalidRequest, TooLarge
+from ocr_server.errors import InvalidRequest, TooLarge
 from ocr_server.intake.limits import IntakeLimits
-from ocr_server.intake.rgb import to_rgb
+
+FileType = Literal["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "HEIF"]
 
 _SUPPORTED = "PDF, JPEG, PNG, BMP, GIF, WebP, TIFF, HEIC/HEIF and AVIF"
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation → what undoes it (TIFF 6.0, tag 274)."""
 
 _SUBFILE_TYPE, _WIDTH, _HEIGHT = 254, 256, 257
 """TIFF tags (TIFF 6.0, section 8)."""
@@ -75,7 +53,7 @@ def find_pages(data: bytes, *, param: str) -> list[PicturePage]:
 
     Raises InvalidRequest if the data is of another type, has no pages, or has more than 10,000.
     """
-    if _supported_type(data, param) is not TiffImageFile:
+    if supported_type(data, param) != "TIFF":
         return [PicturePage(0, 0, 0)]
     pages: list[PicturePage] = []
     others: list[PicturePage] = []
@@ -86,29 +64,8 @@ def find_pages(data: bytes, *, param: str) -> list[PicturePage]:
         if len(pages) > _MOST_TIFF_PAGES or len(others) > 2 * _MOST_TIFF_PAGES:
             raise InvalidRequest(f"The TIFF has more than {_MOST_TIFF_PAGES:,} pages.", param=param)
     if not pages and not others:
-        raise _damaged(param)
+        raise damaged(param)
     return pages or others[:1]  # nothing but thumbnails: better the first than none
-
-
-def decode_page(data: bytes, page: PicturePage, limits: IntakeLimits, *, param: str) -> Image.Image:
-    """One page of a picture file: 8-bit RGB, upright, at least 1 by 1 pixel.
-
-    Transparency shows white. 16-bit grey keeps its range, CMYK goes through the ICC profile it brings; colour
-    profiles of RGB pictures aren't applied. The pages of a file can be decoded side by side, each in the same
-    time wherever it stands.
-
-    Raises InvalidRequest if the page is damaged, TooLarge over `limits.max_image_pixels` pixels. Nothing else,
-    whatever the bytes are.
-    """
-    check_pixels(page.width, page.height, limits, param=param)
-    file_type = _supported_type(data, param)
-    with _decoder_errors_as_api_errors(param):
-        # The class itself, not Image.open: that one would also hold the picture against Pillow's own pixel
-        # limit, which is process-wide. It also keeps HEIF out of Pillow's process-wide registry.
-        image = file_type(_file_at(data, page))
-        check_pixels(*image.size, limits, param=param)
-        # A TIFF's orientation Pillow applies itself.
-        return to_rgb(image if isinstance(image, TiffImageFile) else _upright(image))
 
 
 def check_pixels(width: int, height: int, limits: IntakeLimits, *, param: str) -> None:
@@ -121,7 +78,8 @@ def check_pixels(width: int, height: int, limits: IntakeLimits, *, param: str) -
         )
 
 
-def _supported_type(data: bytes, param: str) -> type[ImageFile.ImageFile]:
+def supported_type(data: bytes, param: str) -> FileType:
+    """Raises InvalidRequest if it isn't one of `FileType`."""
     file_type = _file_type(data)
     if file_type is None:
         raise InvalidRequest(
@@ -132,27 +90,26 @@ def _supported_type(data: bytes, param: str) -> type[ImageFile.ImageFile]:
     return file_type
 
 
-def _file_type(data: bytes) -> type[ImageFile.ImageFile] | None:
-    """Pillow's class for the type of picture that `data` begins like."""
+def _file_type(data: bytes) -> FileType | None:
+    """The type of picture that `data` begins like."""
     if data.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile
+        return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImageFile
+        return "PNG"
     if data.startswith((b"GIF87a", b"GIF89a")):
-        return GifImageFile
+        return "GIF"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return WebPImageFile
+        return "WEBP"
     if data.startswith(_TIFF_STARTS):
-        return TiffImageFile
+        return "TIFF"
     if data.startswith(b"BM"):
-        return BmpImageFile
+        return "BMP"
     if data[4:8] == b"ftyp":
         brands = _iso_media_brands(data)
         if brands & _AVIF_BRANDS:
-            return AvifImageFile
+            return "AVIF"
         if brands & _HEIF_BRANDS:
-            heif: type[ImageFile.ImageFile] = HeifImageFile
-            return heif
+            return "HEIF"
     return None
 
 
@@ -173,7 +130,7 @@ class _TiffFormat(NamedTuple):
     """Tag, type, how many values, and the values where they fit in."""
 
 
-def _tiff_format(data: bytes) -> _TiffFormat:
+def tiff_format(data: bytes) -> _TiffFormat:
     order = "<" if data.startswith(b"II") else ">"
     if b"+" in data[2:4]:
         return _TiffFormat(8, order + "Q", order + "Q", order + "HHQ8s")
@@ -185,16 +142,16 @@ def _tiff_directories(data: bytes) -> Iterator[tuple[int, dict[int, int]]]:
 
     One that can't be read is the last, and has no tags.
     """
-    form = _tiff_format(data)
+    form = tiff_format(data)
     byte_order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
-    at = _number(form.pointer, data, form.first)
+    at = number_at(form.pointer, data, form.first)
     seen: set[int] = set()
     while at and at not in seen:
         seen.add(at)
-        count = _number(form.length, data, at) or 0
+        count = number_at(form.length, data, at) or 0
         start = at + struct.calcsize(form.length)
         end = start + count * struct.calcsize(form.entry)
-        following = _number(form.pointer, data, end)
+        following = number_at(form.pointer, data, end)
         if following is None or count > _MOST_TIFF_TAGS:
             yield at, {}
             return
@@ -209,7 +166,7 @@ def _tiff_directories(data: bytes) -> Iterator[tuple[int, dict[int, int]]]:
         at = following
 
 
-def _number(form: str, data: bytes, at: int) -> int | None:
+def number_at(form: str, data: bytes, at: int) -> int | None:
     """The number at byte `at`; None if the data ends before it does."""
     if at + struct.calcsize(form) > len(data):
         return None
@@ -217,49 +174,8 @@ def _number(form: str, data: bytes, at: int) -> int | None:
     return number
 
 
-def _file_at(data: bytes, page: PicturePage) -> io.BytesIO:
-    """The file; in a TIFF, `page` comes first: Pillow reads directories one after the other, and this spares it."""
-    file = io.BytesIO(data)
-    if page.at:
-        form = _tiff_format(data)
-        if _number(form.pointer, data, form.first) != page.at:  # writing copies the data
-            file.seek(form.first)
-            file.write(struct.pack(form.pointer, page.at))
-            file.seek(0)
-    return file
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned the way its EXIF data says; as it is where there is none or it is broken."""
-    image.load()
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # hostile metadata raises anything; the picture itself is fine
-        return image
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
-
-
-@contextlib.contextmanager
-def _decoder_errors_as_api_errors(param: str) -> Iterator[None]:
-    """Damaged files make decoders raise nearly every exception there is; clients get one of ours.
-
-    The original stays attached as the cause, for the log: its text can name memory addresses and file
-    objects.
-    """
-    try:
-        yield
-    except ApiError:
-        raise
-    except MemoryError as error:
-        raise TooLarge("The picture takes more memory than can be had.", param=param) from error
-    except Image.DecompressionBombError as error:
-        raise TooLarge("The picture has too many pixels.", param=param) from error
-    except Exception as error:
-        raise _damaged(param) from error
-
-
-def _damaged(param: str) -> InvalidRequest:
+def damaged(param: str) -> InvalidRequest:
+    """The error for a picture that is broken."""
     return InvalidRequest(
         "The picture can't be decoded: the file is damaged, incomplete or of an unsupported variant.",
         param=param,

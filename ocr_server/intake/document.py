@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 from PIL import Image
 
 from ocr_server.errors import InvalidRequest, TooLarge
-from ocr_server.intake.decode import PicturePage, check_pixels, decode_page, find_pages, is_pdf
+from ocr_server.intake.decode import PicturePage, check_pixels, find_pages, is_pdf
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.page_selection import Selection, TooManyPages
 from ocr_server.intake.pdf import PdfFile, PdfRenderer
-from ocr_server.intake.pdf_worker import Kind, PdfError
+from ocr_server.intake.pdf_errors import Kind, PdfError
+from ocr_server.intake.workers import WorkerLost, Workers, WorkerTimeout
 
 MIN_DPI, MAX_DPI = 36, 600
 """What a PDF may be asked to be rendered at; whoever takes the request checks it."""
@@ -25,6 +27,8 @@ DEFAULT_DPI = 144
 KEPT_PIXELS = 9_000_000
 """A picture up to this, an A4 page at 300 dpi, is kept from when it was opened until its page is taken; to keep
 larger ones would take more memory than decoding them again takes time."""
+
+_numbers = itertools.count()
 
 _PDF_ERRORS: dict[Kind, tuple[str, str]] = {
     "password_required": ("pdf_password_required", "The PDF is encrypted: its password is needed."),
@@ -79,15 +83,16 @@ class Document(ABC):
 class Opener:
     """Opens what was sent or fetched, under limits. One for the whole server."""
 
-    def __init__(self, limits: IntakeLimits, threads: ThreadPoolExecutor, pdf: PdfRenderer) -> None:
+    def __init__(self, limits: IntakeLimits, threads: ThreadPoolExecutor, workers: Workers) -> None:
         """Args:
         limits: what is accepted.
-        threads: where pictures are decoded and files written.
-        pdf: where PDFs are rendered.
+        threads: where pages are counted and files written.
+        workers: where pictures are decoded and PDFs rendered.
         """
         self._limits = limits
         self._threads = threads
-        self._pdf = pdf
+        self._workers = workers
+        self._pdf = PdfRenderer(workers)
 
     async def open(
         self,
@@ -114,6 +119,7 @@ class Opener:
                 pages don't exist or are more than `limits.max_pages`.
             TooLarge: over `limits.max_image_bytes` bytes, or `limits.max_image_pixels` pixels in a selected page of
                 a picture file.
+            Unavailable: no process can be started to decode it in.
         """
         if not data:
             raise InvalidRequest("The file is empty (0 bytes).", param=param, code="empty_image_file")
@@ -157,7 +163,7 @@ class Opener:
         selected = [found[index] for index in indices]
         for page in selected:
             check_pixels(page.width, page.height, self._limits, param=param)
-        return _Picture(data, selected, indices, len(found) > 1, self._limits, self._threads, param)
+        return _Picture(data, selected, indices, len(found) > 1, self._limits, self._workers, param)
 
     def _select(self, page_count: int, pages: Selection | None, param: str, pages_param: str) -> Sequence[int]:
         """The indices of the selected pages. Hostile selections take a moment: not for the event loop."""
@@ -216,15 +222,16 @@ class _Picture(Document):
         indices: Sequence[int],
         is_document: bool,
         limits: IntakeLimits,
-        threads: ThreadPoolExecutor,
+        workers: Workers,
         param: str,
     ) -> None:
         super().__init__(indices, len(data), is_document=is_document)
         self._data = data
         self._pages = pages
         self._limits = limits
-        self._threads = threads
+        self._workers = workers
         self._param = param
+        self._name = f"picture {next(_numbers)}"
         self._kept: Image.Image | None = None
 
     async def keep(self) -> None:
@@ -240,10 +247,30 @@ class _Picture(Document):
     async def close(self) -> None:
         self._data = b""
         self._kept = None
+        self._workers.forget(self._name, "picture_worker.forget")
 
     async def _decode(self, number: int) -> Image.Image:
-        decode = partial(decode_page, self._data, self._pages[number], self._limits, param=self._param)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, decode)
+        arguments = self._pages[number], asdict(self._limits), self._param
+        try:
+            _, image = await self._workers.call(self._name, "picture_worker.decode", *arguments, data=self._data)
+        except WorkerTimeout as error:
+            raise InvalidRequest(
+                f"The picture took longer than the limit of {self._workers.timeout_s:g} s to be decoded.",
+                param=self._param,
+                code="image_timeout",
+            ) from error
+        except WorkerLost as error:
+            raise self._broke() from error
+        if image is None:
+            raise self._broke()
+        return image
+
+    def _broke(self) -> InvalidRequest:
+        return InvalidRequest(
+            "The picture can't be decoded: it takes too much memory, or breaks what decodes it.",
+            param=self._param,
+            code="image_parse_error",
+        )
 
 
 def _api_error(error: PdfError, renderer: PdfRenderer, param: str) -> InvalidRequest:

@@ -83,6 +83,8 @@ class Fetcher:
     async def _get(self, url: httpx.URL, param: str) -> httpx.Response:
         """The response to one request, its body unread, from the first address that can be connected to."""
         host = url.raw_host.decode("ascii")
+        if self._limits.allowed_hosts and not _is_listed(host, self._limits.allowed_hosts):
+            raise _not_allowed("This server doesn't fetch pictures from the host that the URL leads to.", param)
         addresses = await self._addresses(host, url, param)
         total = self._limits.fetch_timeout_s
         for position, address in enumerate(addresses, start=1):
@@ -119,6 +121,12 @@ class Fetcher:
         if not self._limits.allow_private_urls and not all(is_public(address) for address in addresses):
             raise _not_allowed("The URL leads to an address that isn't on the public internet.", param)
         return addresses
+
+
+def _is_listed(host: str, patterns: Sequence[str]) -> bool:
+    """Whether `host` is one of `patterns`, or below one that begins with `*.`; a dot at its end changes nothing."""
+    host = host.lower().removesuffix(".")
+    return any(host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern for pattern in patterns)
 
 
 def _parse(text: str, param: str, *, base: httpx.URL | None = None) -> httpx.URL:

@@ -21,5 +21,7 @@ class IntakeLimits:
     """How many redirects a fetch follows; 0 means none."""
     allow_private_urls: bool
     """Whether a URL may lead to a private, loopback or otherwise non-public address."""
+    allowed_hosts: tuple[str, ...]
+    """The only hosts that URLs may name, in lower case; `*.example.com` stands for all below it; any if empty."""
     allow_urls: bool
     """Whether http(s) URLs are fetched at all; data URIs work regardless."""

@@ -1,28 +1,20 @@
-"""What runs in the processes that open PDFs: hostile files can crash, hang or bloat those and nothing else.
+"""PDFs, as the processes open and render them (`workers`).
 
-Imports next to nothing, so that a process starts fast. A process works on one document at a time and keeps it
-open from call to call: reading a page of many doesn't parse the file again.
+A process works on one document at a time and keeps it open from call to call: reading a page of many doesn't parse
+the file again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import multiprocessing
-import multiprocessing.connection
 import os
-import resource
-import signal
-import threading
-from typing import Literal
 
 import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
-Kind = Literal[
-    "password_required", "password_wrong", "damaged", "empty", "giant_page", "page_failed", "timeout", "failed"
-]
-"""What can be wrong. The last two are about the process: it took too long, or it died."""
+from ocr_server.intake.pdf_errors import PdfError
+from ocr_server.intake.worker import Pixels
 
 MAX_POINTS = 14_400.0
 """Side of the largest page that PDF foresees (ISO 32000-1, annex C): 200 inches. Larger ones exist."""
@@ -32,29 +24,8 @@ MAX_SIDE = 65_535
 """Pixels of a page's longer side: what a JPEG can have, and a little more than 200 inches at 300 dpi."""
 
 
-class PdfError(Exception):
-    """A PDF, or a page of it, can't be read. Crosses the boundary between processes."""
-
-    def __init__(self, kind: Kind) -> None:
-        super().__init__(kind)
-        self.kind = kind
-
-
 _document: tuple[tuple[str, str | None], pdfium.PdfDocument] | None = None
 """The document this process has open, with its path and password."""
-
-
-def initialize(memory_bytes: int = 4 << 30) -> None:
-    """Bound what this process may take and how long it lives. Called once, when it starts.
-
-    Args:
-        memory_bytes: address space, which is a little more than the memory it uses.
-    """
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the document
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this process in its turn
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler in Python would wait until PDFium returns
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def count_pages(path: str, password: str | None) -> int:
@@ -66,7 +37,7 @@ def count_pages(path: str, password: str | None) -> int:
     return len(_open(path, password))
 
 
-def render(path: str, password: str | None, index: int, dpi: float, max_pixels: int) -> tuple[int, int, float, bytes]:
+def render(path: str, password: str | None, index: int, dpi: float, max_pixels: int) -> tuple[float, Pixels]:
     """One page on white, as a viewer shows it: cropped, turned, with annotations and form fields.
 
     Args:
@@ -75,7 +46,7 @@ def render(path: str, password: str | None, index: int, dpi: float, max_pixels: 
         max_pixels: width times height.
 
     Returns:
-        Width and height in pixels, the resolution in dpi, and the rows from top to bottom, RGB, 3 bytes a pixel.
+        The resolution in dpi, and the picture.
 
     Raises:
         PdfError: as `count_pages`; giant_page; page_failed.
@@ -84,10 +55,10 @@ def render(path: str, password: str | None, index: int, dpi: float, max_pixels: 
     try:
         with contextlib.closing(document[index]) as page:
             width, height, dpi = size_in_pixels(page.get_width(), page.get_height(), dpi, max_pixels)
-            pixels = _draw(page, width, height)
+            rows = _draw(page, width, height)
     except (pdfium.PdfiumError, MemoryError) as error:
         raise PdfError("page_failed") from error
-    return width, height, dpi, pixels
+    return dpi, Pixels(width, height, rows)
 
 
 def forget(path: str) -> None:
@@ -157,11 +128,3 @@ def _draw(page: pdfium.PdfPage, width: int, height: int) -> bytes:
         if page.formenv is not None:
             pdfium_c.FPDF_FFLDraw(page.formenv, bitmap, page, *place, flags)
         return bytes(bitmap.buffer)
-
-
-def _end_with_parent() -> None:
-    """Whatever this process is at, even an endless page: if the server is gone, so is it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)

@@ -19,8 +19,8 @@ from ocr_server.intake.document import DEFAULT_DPI, Document, Opener, SourcePage
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.page_selection import Selection
-from ocr_server.intake.pdf import PdfRenderer
 from ocr_server.intake.sources import load
+from ocr_server.intake.workers import Workers
 
 MOST_THREADS = 16
 
@@ -43,17 +43,17 @@ class Source:
 class Intake:
     """Fetches and opens documents, and prepares their pages, under limits."""
 
-    def __init__(self, limits: IntakeLimits, pdf: PdfRenderer, threads: int = 0) -> None:
+    def __init__(self, limits: IntakeLimits, workers: Workers, threads: int = 0) -> None:
         """Args:
         limits: what is accepted.
-        pdf: renders PDFs; closed with this.
-        threads: for decoding and resizing; 0 is one for each core, at most 16.
+        workers: decode and render; closed with this.
+        threads: for resizing; 0 is one for each core, at most 16.
         """
         self._limits = limits
         self._fetcher = Fetcher(limits)
         self._threads = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, MOST_THREADS), "prepare")
-        self._pdf = pdf
-        self._opener = Opener(limits, self._threads, pdf)
+        self._workers = workers
+        self._opener = Opener(limits, self._threads, workers)
 
     async def open(self, sources: Sequence[Source]) -> list[Document]:
         """Fetch and open all of them, in order; close each when it has been read.
@@ -88,7 +88,7 @@ class Intake:
 
     async def close(self) -> None:
         await self._fetcher.aclose()
-        await self._pdf.close()
+        await self._workers.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _open(self, source: Source) -> Document:

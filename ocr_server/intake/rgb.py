@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL import ImageCms
 
 _WHITE_IS_ZERO = 0
 
@@ -46,6 +49,8 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _cmyk(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if profile:
+        from PIL import ImageCms  # most pictures need neither this nor numpy, which are slow to import
+
         try:
             return _to_srgb(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
         except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
@@ -55,6 +60,8 @@ def _cmyk(image: Image.Image) -> Image.Image:
 
 def _to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
     """The picture, whose colours `profile` describes, in sRGB."""
+    from PIL import ImageCms
+
     srgb = ImageCms.createProfile("sRGB")
     return ImageCms.buildTransform(profile, srgb, image.mode, "RGB").apply(image)
 
@@ -66,6 +73,8 @@ def _grey(image: Image.Image) -> Image.Image:
     values fit, else of 16 bits if they do, else from the lowest to the highest value. Floating point: 0 to 1
     if all values fit, else from the lowest to the highest.
     """
+    import numpy as np
+
     values = np.asarray(image)
     white_is_zero = False
     bits = 16
@@ -91,6 +100,8 @@ def _grey(image: Image.Image) -> Image.Image:
 
 def _from_bits(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
     """Integers from 0 to 2**bits - 1 → 0 to 255, rounded; larger ones are white."""
+    import numpy as np
+
     white = (1 << bits) - 1
     scaled = (np.arange(1 << 16, dtype=np.uint32) * 255 + white // 2) // white
     table: npt.NDArray[np.uint8] = np.minimum(scaled, 255).astype(np.uint8)
@@ -99,6 +110,8 @@ def _from_bits(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
 
 def _from_range(values: npt.NDArray[Any], black: float, white: float) -> npt.NDArray[np.uint8]:
     """`black` to `white` → 0 to 255, or lowest to highest value if some lie outside; NaN is white."""
+    import numpy as np
+
     finite = values[np.isfinite(values)]
     if finite.size and (finite.min() < black or finite.max() > white):
         black, white = float(finite.min()), float(finite.max())

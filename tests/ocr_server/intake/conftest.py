@@ -15,5 +15,6 @@ def limits() -> IntakeLimits:
         fetch_timeout_s=5.0,
         max_redirects=3,
         allow_private_urls=True,
+        allowed_hosts=(),
         allow_urls=True,
     )

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageDraw
 
 from ocr_server.errors import ApiError, InvalidRequest, TooLarge
-from ocr_server.intake.decode import decode_page, find_pages, is_pdf
+from ocr_server.intake.decode import find_pages, is_pdf
 from ocr_server.intake.limits import IntakeLimits
+from ocr_server.intake.picture_worker import decode_page
 
 PARAM = "messages[0].content[1].image_url"
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)

@@ -22,6 +22,7 @@ from ocr_server.intake.document import DEFAULT_DPI, Document, Opener
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.page_selection import parse_pages
 from ocr_server.intake.pdf import PdfFile, PdfRenderer, RenderedPage
+from ocr_server.intake.workers import Workers
 from tests.ocr_server.intake import pdfs
 from tests.ocr_server.intake.pdfs import filled, pdf
 
@@ -31,8 +32,8 @@ RED, BLUE, LIME = (255, 0, 0), (0, 0, 255), (0, 255, 0)
 class Renderer(PdfRenderer):
     """Remembers what it was asked for."""
 
-    def __init__(self) -> None:
-        super().__init__(workers=1, timeout_s=20, memory_bytes=2 << 30)
+    def __init__(self, workers: Workers) -> None:
+        super().__init__(workers)
         self.rendered: list[int] = []
         self.files: list[str] = []
 
@@ -46,20 +47,21 @@ class Renderer(PdfRenderer):
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Renderer]:
-    """One whose process the tests of this module share."""
-    shared = Renderer()
-    yield shared
-    asyncio.run(shared.close())
+def workers() -> Iterator[Workers]:
+    """One process, which the tests of this module share."""
+    workers = Workers(count=1, timeout_s=20, memory_bytes=2 << 30)
+    yield workers
+    asyncio.run(workers.close())
 
 
 @pytest.fixture
-def renderer(shared: Renderer) -> Iterator[Renderer]:
-    shared.rendered, shared.files = [], []
-    yield shared
-    if any(map(os.path.exists, shared.files)):
+def renderer(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Renderer]:
+    renderer = Renderer(workers)
+    monkeypatch.setattr(document, "PdfRenderer", lambda _: renderer)
+    yield renderer
+    if any(map(os.path.exists, renderer.files)):
         gc.collect()  # an exception's frames may hold a document
-    assert not any(map(os.path.exists, shared.files))
+    assert not any(map(os.path.exists, renderer.files))
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,7 @@ class Desk:
 
     limits: IntakeLimits
     threads: ThreadPoolExecutor
+    workers: Workers
     renderer: Renderer
     opened: list[Document] = dataclasses.field(default_factory=list)
 
@@ -90,7 +93,7 @@ class Desk:
         dpi: float = DEFAULT_DPI,
         **limits: int,
     ) -> Document:
-        opener = Opener(dataclasses.replace(self.limits, **limits), self.threads, self.renderer)
+        opener = Opener(dataclasses.replace(self.limits, **limits), self.threads, self.workers)
         selection = None if pages is None else parse_pages(pages, first=1)
         self.opened.append(
             await opener.open(data, pages=selection, dpi=dpi, password=password, param="file", pages_param="pages")
@@ -104,8 +107,10 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(limits: IntakeLimits, threads: ThreadPoolExecutor, renderer: Renderer) -> AsyncIterator[Desk]:
-    desk = Desk(limits, threads, renderer)
+async def desk(
+    limits: IntakeLimits, threads: ThreadPoolExecutor, workers: Workers, renderer: Renderer
+) -> AsyncIterator[Desk]:
+    desk = Desk(limits, threads, workers, renderer)
     yield desk
     for opened in desk.opened:
         await opened.close()
@@ -214,7 +219,7 @@ class TestPdf:
         assert not path.exists()
 
     async def test_time_out(self, limits: IntakeLimits, threads: ThreadPoolExecutor) -> None:
-        own = PdfRenderer(workers=1, timeout_s=0.5, memory_bytes=2 << 30)
+        own = Workers(count=1, timeout_s=0.5, memory_bytes=2 << 30)
         opened = await Opener(limits, threads, own).open(
             pdfs.endless(), pages=None, dpi=144, password=None, param="file", pages_param="pages"
         )

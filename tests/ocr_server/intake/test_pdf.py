@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import multiprocessing
 import os
 import signal
 import stat
@@ -19,8 +18,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ocr_server.errors import Unavailable
 from ocr_server.intake.pdf import PdfFile, PdfRenderer, RenderedPage
-from ocr_server.intake.pdf_worker import PdfError
+from ocr_server.intake.pdf_errors import PdfError
+from ocr_server.intake.workers import Workers
 from tests.ocr_server.intake import pdfs
 from tests.ocr_server.intake.pdfs import filled, pdf
 
@@ -28,11 +29,13 @@ ROOT = Path(__file__).resolve().parents[3]
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 MEMORY = 2 << 30
 MOST = 10_000_000
+WORKER = "ocr_server.intake.worker"
 
 
 def running() -> set[int]:
     """The processes that this one has started and that live: ids."""
-    return {process.pid for process in multiprocessing.active_children() if process.pid is not None}
+    children = psutil.Process().children()
+    return {child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE and WORKER in child.cmdline()}
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
@@ -48,14 +51,21 @@ async def busy(pid: int) -> None:
     await until(lambda: process.cpu_times().user > start + 0.1)
 
 
-def renderer(*, workers: int = 1, timeout_s: float = 20.0, memory_bytes: int = MEMORY) -> PdfRenderer:
-    return PdfRenderer(workers=workers, timeout_s=timeout_s, memory_bytes=memory_bytes)
+class Renderer(PdfRenderer):
+    """With workers of its own."""
+
+    def __init__(self, *, count: int = 1, timeout_s: float = 20.0, memory_bytes: int = MEMORY) -> None:
+        self.workers = Workers(count=count, timeout_s=timeout_s, memory_bytes=memory_bytes)
+        super().__init__(self.workers)
+
+    async def close(self) -> None:
+        await self.workers.close()
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[PdfRenderer]:
+def shared() -> Iterator[Renderer]:
     """One whose process the tests of this module share, as long as none waits for another."""
-    shared = renderer()
+    shared = Renderer()
     yield shared
     asyncio.run(shared.close())
 
@@ -142,7 +152,7 @@ class TestRendering:
         assert running() == before
 
     async def test_several_processes_share_the_pages(self, two: PdfFile) -> None:
-        many = renderer(workers=2)
+        many = Renderer(count=2)
         before = running()
         shown = await asyncio.gather(*(page(many, two, index % 2) for index in range(6)))
         assert [each.image.getpixel((9, 9)) for each in shown] == [RED, BLUE] * 3
@@ -152,13 +162,13 @@ class TestRendering:
 
     async def test_no_process_before_it_is_needed(self, two: PdfFile) -> None:
         before = running()
-        idle = renderer(workers=2)
+        idle = Renderer(count=2)
         assert running() == before
         await page(idle, two)
         await page(idle, two)
         assert len(running() - before) == 1
         await idle.close()
-        with pytest.raises(PdfError):
+        with pytest.raises(Unavailable):
             await page(idle, two)
 
     async def test_a_discarded_document_is_closed_in_the_process(self, shared: PdfRenderer) -> None:
@@ -179,7 +189,7 @@ class TestAccidents:
     """A process that is lost costs the call it was at, and no other."""
 
     async def test_killed_at_work(self, two: PdfFile, endless: PdfFile) -> None:
-        own = renderer(workers=2)
+        own = Renderer(count=2)
         before = running()
         await page(own, two)
         lost = asyncio.create_task(page(own, endless))
@@ -206,7 +216,7 @@ class TestAccidents:
         assert worker not in running()
 
     async def test_too_slow(self, two: PdfFile, endless: PdfFile) -> None:
-        own = renderer(timeout_s=0.5)
+        own = Renderer(timeout_s=0.5)
         before = running()
         await own.inspect(endless)
         (worker,) = running() - before
@@ -220,7 +230,7 @@ class TestAccidents:
         await own.close()
 
     async def test_cancelled(self, two: PdfFile, endless: PdfFile) -> None:
-        own = renderer()
+        own = Renderer()
         before = running()
         await page(own, two)
         task = asyncio.create_task(page(own, endless))
@@ -236,7 +246,7 @@ class TestAccidents:
         assert running() == before
 
     async def test_too_much_memory(self, two: PdfFile) -> None:
-        own = renderer(memory_bytes=400 << 20)
+        own = Renderer(memory_bytes=400 << 20)
         with pytest.raises(PdfError) as caught:
             await own.render(two, 0, 2000, 1_000_000_000)
         assert caught.value.kind in ("page_failed", "failed")
@@ -244,29 +254,28 @@ class TestAccidents:
         await own.close()
 
     async def test_a_process_that_can_not_start(self, two: PdfFile) -> None:
-        own = renderer(memory_bytes=1 << 20)
-        with pytest.raises(PdfError) as caught:
+        own = Renderer(memory_bytes=1 << 20)
+        with pytest.raises(Unavailable):
             await page(own, two)
-        assert caught.value.kind == "failed"
         await own.close()
 
     def test_they_end_with_the_server_whatever_they_are_at(self) -> None:
         script = """
-            import asyncio, multiprocessing, psutil
+            import asyncio, psutil
             from ocr_server.intake.pdf import PdfFile, PdfRenderer
+            from ocr_server.intake.workers import Workers
             from tests.ocr_server.intake import pdfs
 
             async def main():
-                renderer = PdfRenderer(workers=1, timeout_s=100, memory_bytes=1 << 30)
+                renderer = PdfRenderer(Workers(count=1, timeout_s=100, memory_bytes=1 << 30))
                 file = PdfFile(pdfs.endless(), None)
                 await renderer.inspect(file)
                 task = asyncio.create_task(renderer.render(file, 0, 72, 1_000_000))
-                (worker,) = multiprocessing.active_children()
-                process = psutil.Process(worker.pid)
+                (process,) = psutil.Process().children()
                 start = process.cpu_times().user
                 while process.cpu_times().user < start + 0.1:
                     await asyncio.sleep(0.01)
-                print(worker.pid, file.path, flush=True)
+                print(process.pid, file.path, flush=True)
                 await task
 
             if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ocr_server.intake import pdf_worker
-from ocr_server.intake.pdf_worker import PdfError, count_pages, render, size_in_pixels
+from ocr_server.intake.pdf_errors import PdfError
+from ocr_server.intake.pdf_worker import count_pages, render, size_in_pixels
 from tests.ocr_server.intake import pdfs
 from tests.ocr_server.intake.pdfs import filled, pdf
 
@@ -38,8 +38,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def page(path: str, index: int = 0, dpi: float = 72, max_pixels: int = 10_000_000) -> Image.Image:
-    width, height, _, pixels = render(path, None, index, dpi, max_pixels)
-    return Image.frombytes("RGB", (width, height), pixels)
+    _, (width, height, rows) = render(path, None, index, dpi, max_pixels)
+    return Image.frombytes("RGB", (width, height), rows)
 
 
 def kind(path: str, password: str | None = None, index: int | None = None, max_pixels: int = 10_000_000) -> str:
@@ -51,8 +51,6 @@ def kind(path: str, password: str | None = None, index: int | None = None, max_p
 
     with pytest.raises(PdfError) as caught:
         attempt()
-    again: PdfError = pickle.loads(pickle.dumps(caught.value))
-    assert again.kind == caught.value.kind
     return caught.value.kind
 
 
@@ -143,7 +141,7 @@ class TestEncryption:
     def test_with_its_password(self, password: str, store: Store) -> None:
         path = store(pdfs.encrypted(filled(1, 0, 0), "secret" if password == "owner" else password))
         assert count_pages(path, password) == 1
-        assert render(path, password, 0, 72, 10_000_000)[3][:3] == bytes(RED)
+        assert render(path, password, 0, 72, 10_000_000)[1].rows[:3] == bytes(RED)
 
     def test_without_and_with_another(self, store: Store) -> None:
         path = store(pdfs.encrypted(filled(1, 0, 0), "secret"))
@@ -195,7 +193,7 @@ class TestDamage:
 class TestSize:
     def test_a_page_too_large_for_the_resolution_is_rendered_at_a_lower_one(self, store: Store) -> None:
         path = store(pdf(filled(1, 0, 0), size=(14_400, 14_400)))
-        width, height, dpi, pixels = render(path, None, 0, 144, 1_000_000)
+        dpi, (width, height, pixels) = render(path, None, 0, 144, 1_000_000)
         assert (width, height, dpi) == (1000, 1000, 5)
         assert len(pixels) == 3_000_000
         assert pixels[:3] == bytes(RED)
