@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -25,6 +27,11 @@ import config
 from ocr_server import logs
 from ocr_server.connections import notice_vanished, protocol
 from ocr_server.reading.environment import VLLM_LOG_LEVELS, set_up
+
+M_MMAP_THRESHOLD = -3
+"""malloc.h"""
+LARGE_BLOCK = 1_000_000
+"""Bytes of an allocation from which on it is one of its own."""
 
 
 def main() -> int:
@@ -38,6 +45,7 @@ def main() -> int:
         print("Something else may use the port: stop it, or choose another with --port 8080.", file=sys.stderr)
         return 1
     notice_vanished(listener, settings.SEND_TIMEOUT)
+    give_memory_back()
     set_up(settings)
     return asyncio.run(serve(settings, listener))
 
@@ -54,6 +62,13 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def give_memory_back() -> None:
+    """Have memory of pictures that are done with return to the system at once. glibc would keep it for the next ones:
+    after a crowd of requests that is half a gigabyte."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 class Server(uvicorn.Server):
@@ -75,6 +90,7 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
     """
     import torch
 
+    from ocr_server import tracing
     from ocr_server.app import create_app
     from ocr_server.reading.engine import VllmEngine
     from ocr_server.reading.supervisor import Supervisor
@@ -87,7 +103,7 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
     )
     server = Server(
         uvicorn.Config(
-            create_app(settings, engine),
+            create_app(settings, engine, tracing.provider()),
             log_config=None,
             http=protocol(receive_timeout=settings.RECEIVE_TIMEOUT, send_timeout=settings.SEND_TIMEOUT),
             access_log=False,  # logs.py has one line for each request

@@ -20,7 +20,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ocr_server import __version__, metrics
+from ocr_server import __version__, metrics, tracing
 from ocr_server.admission import admission_for
 from ocr_server.auth import ApiKeys
 from ocr_server.disconnect import CLIENT_CLOSED_REQUEST
@@ -36,13 +36,15 @@ from ocr_server.schemas.chat import REFUSED, ChatCompletionChunk, ChatCompletion
 from ocr_server.schemas.ocr import OcrPageEvent, OcrRequest
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
     from config import Settings
 
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, engine: Engine) -> FastAPI:
-    """The server's ASGI application. Its lifespan starts and closes `engine`."""
+def create_app(settings: Settings, engine: Engine, traces: TracerProvider | None = None) -> FastAPI:
+    """The server's ASGI application. Its lifespan starts and closes `engine`, and closes `traces`."""
     intake = intake_for(settings)
     reader = Reader(engine, intake.prepare, at_once=settings.PAGES_AT_ONCE, loops=settings.LOOPS)
     admission = admission_for(settings)
@@ -56,6 +58,8 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         finally:
             await intake.close()
             await engine.close()
+            if traces is not None:
+                await tracing.close(traces)
 
     app = FastAPIOffline(  # its /docs needs nothing from outside
         title="DeepSeek-OCR API server",
@@ -75,13 +79,13 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     )
     for router in (chat.router, ocr.router, models.router, service.router):
         app.include_router(router)
-    _add_middleware(app, settings)
+    _add_middleware(app, settings, traces)
     _handle_errors(app)
     _document_wire_types(app)
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, traces: TracerProvider | None) -> None:
     """From the innermost to the outermost: what is added last stands outside of all others."""
     app.add_middleware(
         BodyLimit,
@@ -106,6 +110,8 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(SafeHeaders)
     app.add_middleware(Observed)
     app.add_middleware(CutOff)
+    if traces is not None:
+        app.add_middleware(tracing.Traced, provider=traces)
     app.add_middleware(RequestId)
 
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ocr_server import logs, metrics
+from ocr_server import logs, metrics, tracing
 from ocr_server.disconnect import CLIENT_CLOSED_REQUEST
 from ocr_server.errors import TimedOut, TooLarge, TooMany, Unavailable
 
@@ -120,6 +120,7 @@ class Observed:
             seconds = time.perf_counter() - started
             route, state = route_of(scope), scope.get("state", {})
             metrics.request_done(route, status, seconds)
+            tracing.request_done(scope["method"], route, status)
             logs.access(
                 method=scope["method"],
                 route=route,

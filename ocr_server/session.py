@@ -14,6 +14,7 @@ from ocr_server.intake.document import Document
 from ocr_server.intake.prepare import Intake, Source
 from ocr_server.reading.page import Job, PageReading
 from ocr_server.reading.reader import Finish, Piece, Reader
+from ocr_server.tracing import stage
 
 Account = dict[str, int]
 """pages, failed_pages, prompt_tokens, completion_tokens."""
@@ -57,7 +58,8 @@ class Session:
         """
         ticket = admission.enter(client)
         try:
-            documents = await intake.open(sources)
+            with stage("open"):
+                documents = await intake.open(sources)
         except BaseException:
             ticket.close()
             raise

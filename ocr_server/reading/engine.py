@@ -20,6 +20,7 @@ from vllm.inputs import TokensPrompt
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from ocr_server import tracing
 from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable, invalid_parameters
 from ocr_server.reading.page import LogprobStep, Page, PageDelta, TokenLogprob
 from ocr_server.reading.prompt import PromptEncoder
@@ -129,7 +130,8 @@ class VllmEngine:
         prompt = TokensPrompt(prompt_token_ids=prompt_ids, multi_modal_data={"image": [page.image]})
         try:
             (rendered,) = await llm.renderer.render_cmpl_async([prompt])
-            outputs = llm.generate(rendered, params, request_id=uuid.uuid4().hex)
+            trace_headers = tracing.headers() if llm.observability_config.otlp_traces_endpoint else None
+            outputs = llm.generate(rendered, params, request_id=uuid.uuid4().hex, trace_headers=trace_headers)
             async with aclosing(outputs):
                 async for output in outputs:
                     prompt_tokens = len(output.prompt_token_ids or ())
@@ -211,6 +213,7 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
             # No picture is expected twice, so neither cache would earn its keep.
             enable_prefix_caching=False,
             mm_processor_cache_gb=0,
+            otlp_traces_endpoint=tracing.engine_endpoint(),
             skip_mm_profiling=on_cpu,  # a CPU's KV cache has a fixed size: there is nothing to profile for
         ).create_engine_config()
         check_architecture(config.model_config)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from deepseek_ocr.images import PreparedImage
-from deepseek_ocr.modes import ResolutionMode
+from deepseek_ocr.modes import ResolutionMode, mode_name
 from ocr_server.errors import ApiError, Unavailable
 from ocr_server.intake.document import SourcePage
 from ocr_server.metrics import ENGINE_SECONDS, INTAKE_SECONDS, QUEUE_SECONDS
 from ocr_server.reading.engine import Engine
 from ocr_server.reading.loops import REPETITION, LoopPolicy, attempt, next_attempt, with_detection
 from ocr_server.reading.page import Job, Page, PageDelta, PageReading
+from ocr_server.tracing import stage
 
 PAGE_SEPARATOR = "\n\n<--- Page Split --->\n\n"
 
@@ -103,33 +104,48 @@ class Reader:
         """Read the page of `slot`, as often as it takes."""
         reading = slot.reading
         try:
-            with INTAKE_SECONDS.time():
-                source = await job.load()
-            reading.width, reading.height = source.image.size
-            reading.dpi = source.dpi
+            source: SourcePage | None = None
             trial: Job | None = job
             while trial is not None:
-                await self._attempt(slot, trial, source)
+                source = await self._attempt(slot, trial, source)
                 reading.attempts.append(attempt(trial, reading.finish_reason()))
                 trial = None
                 if self._loops == "retry" and reading.finish_reason() == REPETITION and slot.begin_again(job):
                     trial = next_attempt(job, reading.attempts)
-            if finish is not None:
-                reading.product = await finish(reading, source)
+            if finish is not None and source is not None:
+                with stage("output", ocr_page=reading.index):
+                    reading.product = await finish(reading, source)
         except Unavailable:
             raise
         except ApiError as error:
             reading.error = error
 
-    async def _attempt(self, slot: _Slot, job: Job, source: SourcePage) -> None:
-        image = await self._prepare(source, job.mode)
-        slot.reading.image_tokens = image.num_tokens
-        slot.reading.deltas.clear()
+    async def _attempt(self, slot: _Slot, job: Job, source: SourcePage | None) -> SourcePage:
+        """Read the page once, and load it if it has not been; the picture that was read."""
+        reading = slot.reading
+        mode = mode_name(job.mode) or "custom"
+        with stage("intake", INTAKE_SECONDS, ocr_page=reading.index, ocr_mode=mode):
+            if source is None:
+                source = await job.load()
+                reading.width, reading.height = source.image.size
+                reading.dpi = source.dpi
+            image = await self._prepare(source, job.mode)
+        reading.image_tokens = image.num_tokens
+        reading.deltas.clear()
         params = job.params if self._loops == "off" else with_detection(job.params)
-        with ENGINE_SECONDS.time():
+        with stage("engine", ENGINE_SECONDS, ocr_page=reading.index, ocr_mode=mode) as span:
             async with aclosing(self._engine.read(Page(image, job.prompt, params))) as deltas:
                 async for delta in deltas:
                     slot.add(delta)
+            span.set_attributes(
+                {
+                    "ocr.image_tokens": image.num_tokens,
+                    "gen_ai.usage.input_tokens": reading.prompt_tokens,
+                    "gen_ai.usage.output_tokens": reading.completion_tokens,
+                    "gen_ai.response.finish_reasons": [reading.finish_reason() or "none"],
+                }
+            )
+        return source
 
 
 class _Work:
@@ -167,7 +183,7 @@ class _Work:
         for slot, job in zip(self.slots, self._jobs, strict=True):
             await self._ahead.acquire()
             await self._at_once.acquire()
-            with QUEUE_SECONDS.time():
+            with stage("queue", QUEUE_SECONDS, ocr_page=slot.reading.index):
                 await self._ticket.acquire()
             # Not in a `finally` of the page's own: cancelled before its first step, it would not get there.
             self._begin(self._one(slot, job)).add_done_callback(self._give_back)
