@@ -33,7 +33,7 @@ def table() -> str:
 
 def _default(value: Any) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return "`" + text.replace("|", "\\|") + "`"
+    return "`" + text.replace("|", "\\|") + "`" if text else "none"
 
 
 def main() -> int:

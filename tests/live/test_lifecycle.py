@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -14,11 +15,14 @@ import httpx
 import openai
 import psutil
 import pytest
-from live_requests import SIGN, call, events, request, truth
+from live_requests import PICTURES, SIGN, call, events, request, text_of, truth
 from live_server import ROOT, Server, command, environment, running, wait_until
 from openai import OpenAI
 
 pytestmark = pytest.mark.live
+
+OTHERS = 12
+"""Clients that read a picture while the server is told to stop."""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,7 @@ def test_a_wrong_flag_is_named(flags: list[str], named: str) -> None:
     assert seconds < 20
 
 
-def test_sigterm_lets_a_stream_finish_and_leaves_nothing(own: Server) -> None:
+def test_sigterm_lets_requests_finish_and_leaves_nothing(own: Server) -> None:
     own.wait_ready()
     assert own.family(), "the engine should be a process of its own"
     tokens = 500
@@ -113,11 +117,19 @@ def test_sigterm_lets_a_stream_finish_and_leaves_nothing(own: Server) -> None:
     def read_whole() -> None:
         whole.append(httpx.post(f"{own.url}/v1/chat/completions", json=request(**body), timeout=60))
 
+    others: dict[int, str] = {}
+
+    def read_picture(number: int) -> None:
+        with OpenAI(base_url=f"{own.url}/v1", api_key="EMPTY", max_retries=0, timeout=60) as sdk:
+            others[number] = text_of(sdk.chat.completions.create(**call(PICTURES[number % len(PICTURES)])))
+
     readers = [threading.Thread(target=read_stream), threading.Thread(target=read_whole)]
+    readers += [threading.Thread(target=read_picture, args=(number,)) for number in range(OTHERS)]
     for reader in readers:
         reader.start()
     assert begun.wait(30)
-    own.wait_busy(2)
+    wait_until("all are accepted", lambda: own.gauge("ocr_pages_in_flight") + len(others) == len(readers), 30)
+    assert len(others) < OTHERS
 
     own.process.send_signal(signal.SIGTERM)
     wait_until("new connections are refused", lambda: own.health() is None, 5)
@@ -134,8 +146,52 @@ def test_sigterm_lets_a_stream_finish_and_leaves_nothing(own: Server) -> None:
     assert usage["usage"]["completion_tokens"] == tokens
     assert whole[0].status_code == 200
     assert whole[0].json()["usage"]["completion_tokens"] == tokens
+    assert others == {number: truth(PICTURES[number % len(PICTURES)]) for number in range(OTHERS)}
 
     assert own.process.wait(30) == 0
     wait_until("every process is gone", lambda: not own.orphans(), 10)
     assert not psutil.pid_exists(own.process.pid)
     assert "Traceback" not in own.log
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_what_a_stop_cuts_off_is_told(tmp_path: Path, signals: int) -> None:
+    """After SHUTDOWN_TIMEOUT, or at a second signal: the client learns that it can try again, the log is quiet."""
+    with running(tmp_path / "log", "--shutdown-timeout", "2" if signals == 1 else "60") as server:
+        server.wait_ready()
+        endless: dict[str, Any] = {"ignore_eos": True, "max_tokens": 6000, "ocr": {"ngram_size": 0, "mode": "tiny"}}
+        answers: dict[bool, httpx.Response] = {}
+
+        def read(stream: bool) -> None:
+            body = request(stream=stream, **endless)
+            answers[stream] = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+
+        readers = [threading.Thread(target=read, args=(stream,)) for stream in (True, False)]
+        for reader in readers:
+            reader.start()
+        with socket.create_connection(("127.0.0.1", server.port), 30) as slow:
+            slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: here\r\ncontent-length: 100\r\n\r\n{")
+            server.wait_busy(2)
+            time.sleep(2)  # the stream is under way
+            started = time.monotonic()
+            for _ in range(signals):
+                server.process.send_signal(signal.SIGTERM)
+                time.sleep(0.5)
+            for reader in readers:
+                reader.join(20)
+                assert not reader.is_alive()
+            assert server.process.wait(20) == signals - 1
+            assert time.monotonic() - started < 15
+            unsent = slow.recv(65536).decode()
+        assert unsent.startswith("HTTP/1.1 503 ")
+        assert "retry-after: " in unsent
+        assert answers[False].status_code == 503
+        assert answers[False].json()["error"]["code"] == "engine_unavailable"
+        assert answers[False].headers["retry-after"]
+        *chunks, error, done = events(answers[True].text)
+        assert chunks
+        assert error["error"]["code"] == "engine_unavailable"
+        assert done == "[DONE]"
+        assert "Traceback" not in server.log, server.log
+        assert "Exception" not in server.log, server.log
+        wait_until("every process is gone", lambda: not server.orphans(), 10)

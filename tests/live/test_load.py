@@ -8,10 +8,13 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 from live_requests import PICTURES, SIGN, call, joined, request, text_of, truth
 from live_server import Server
 from openai import AsyncOpenAI, OpenAI
+
+from tests.reliability.load import Load
 
 pytestmark = pytest.mark.live
 
@@ -69,24 +72,14 @@ def test_all_parts_of_a_request_end_with_it(client: OpenAI, engine_idle: Server,
     assert engine_idle.wait_idle(5) < 5
 
 
-async def test_many_clients_that_leave_at_any_moment(async_client: AsyncOpenAI, engine_idle: Server) -> None:
-    async def leave(number: int) -> None:
-        patience = 0.05 + number * 0.08
-        try:
-            async with asyncio.timeout(patience):
-                if number % 2:
-                    async for _ in await async_client.chat.completions.create(**call(**ENDLESS), stream=True):
-                        pass
-                else:
-                    await async_client.chat.completions.create(**call(**ENDLESS))
-        except TimeoutError:
-            return
-        raise AssertionError("this answer should have taken longer")
-
-    await asyncio.gather(*map(leave, range(24)))
-    assert await asyncio.to_thread(engine_idle.wait_idle, 8) < 8
-    answer = await async_client.chat.completions.create(**call())
-    assert text_of(answer) == truth(SIGN)
+async def test_half_of_the_clients_leave_at_any_moment(engine_idle: Server) -> None:
+    """The short form of `python -m tests.reliability.load`."""
+    load = Load(engine_idle.url, 36, process=psutil.Process(engine_idle.process.pid))
+    outcome = await load.run()
+    assert outcome.good, outcome
+    assert min(outcome.left.values()) >= 6, "clients should have left at every moment"
+    assert outcome.next_answer < 10
+    assert outcome.memory_mb["after"] - outcome.memory_mb["before"] < 200
 
 
 async def test_a_page_that_fails_ends_its_siblings(engine_idle: Server) -> None:

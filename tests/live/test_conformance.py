@@ -1,0 +1,23 @@
+"""What the server does is what its schema says, whatever it is sent."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from live_server import Server
+
+from tests.reliability.conformance import check
+
+pytestmark = pytest.mark.live
+
+SECONDS = 60
+
+
+def test_no_answer_but_those_of_the_schema(engine_idle: Server) -> None:
+    """schemathesis, its short form: the same cases every time."""
+    done = check(engine_idle.url, cases=15, seconds=SECONDS, seed=1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    generated = re.search(r"(\d+) generated", done.stdout)
+    assert generated is not None, done.stdout
+    assert int(generated[1]) > 300
