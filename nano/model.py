@@ -108,12 +108,16 @@ class NanoOcr(nn.Module):
     def embed(self, pictures: Sequence[Views]) -> list[torch.Tensor]:
         return self.encoder.embed(pictures)
 
-    def forward(self, images: list[torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, images: list[torch.Tensor], tokens: torch.Tensor, segments: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Logits of the positions of `tokens` after the picture.
 
         Args:
             images: B × [vision tokens, hidden], all of one length.
             tokens: [B, T] ids that follow the picture.
+            segments: [B, T] to which of several questions each of them belongs, which stand one after another. Each
+                is read as if it came right after the picture and the others weren't there. None for one question.
 
         Returns:
             [B, T, vocabulary]: after each of `tokens`, what comes next.
@@ -122,7 +126,10 @@ class NanoOcr(nn.Module):
         embedded = torch.cat(
             [self.decoder.embed_tokens(first), torch.stack(images), self.decoder.embed_tokens(tokens)], dim=1
         )
-        hidden = self.decoder(embedded)[:, -tokens.shape[1] :]
+        positions = mask = None
+        if segments is not None:
+            positions, mask = packed(embedded.shape[1] - tokens.shape[1], segments)
+        hidden = self.decoder(embedded, positions, mask)[:, -tokens.shape[1] :]
         logits: torch.Tensor = self.decoder.lm_head(hidden)
         return logits
 
@@ -143,7 +150,7 @@ class NanoOcr(nn.Module):
         answers: list[list[int]] = [[] for _ in range(batch)]
         going = torch.ones(batch, dtype=torch.bool, device=prompt.device)
         for _ in range(most):
-            token = self.decoder.lm_head(self.decoder(x, cache)[:, -1]).argmax(-1)
+            token = self.decoder.lm_head(self.decoder(x, cache=cache)[:, -1]).argmax(-1)
             going &= token != self.config["eos_token_id"]
             if not going.any():
                 break
@@ -162,6 +169,24 @@ class NanoOcr(nn.Module):
         unused = (clip["width"], 3, clip["patch_size"], clip["patch_size"])
         named["model.vision_model.embeddings.patch_embedding.weight"] = torch.zeros(unused)
         return {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in named.items()}
+
+
+def packed(prefix: int, segments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Several questions in one row, each about the same `prefix` tokens.
+
+    Returns:
+        positions [B, prefix + T]: those of each question begin where the prefix ends.
+        mask [B, 1, prefix + T, prefix + T]: what each token sees, the prefix and its own question up to itself.
+    """
+    batch, length = segments.shape
+    places = torch.arange(length, device=segments.device).expand(batch, -1)
+    begins = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
+    starts = torch.where(begins, places, 0).cummax(dim=1).values
+    before = torch.arange(prefix, device=segments.device).expand(batch, -1)
+    whose = torch.cat([torch.full_like(before, -1), segments], dim=1)
+    everyones, own = (whose == -1)[:, None], whose[:, None] == whose[:, :, None]
+    mask = (everyones | own).tril()
+    return torch.cat([before, prefix + places - starts], dim=1), mask[:, None]
 
 
 def give_positions(encoder: DeepEncoder) -> None:
@@ -199,13 +224,26 @@ class Decoder(nn.Module):
         self.nearly = torch.empty(0)
         """What came into the last layer in the last step."""
 
-    def forward(self, x: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
-        """[B, T, hidden] → the same after all layers; with `cache`, T follows what the cache holds."""
-        start = cache[0][0].shape[2] if cache and cache[0] else 0
-        turns = rotations(self.config, start, x.shape[1], x.device)
+    def forward(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        cache: list[list[torch.Tensor]] | None = None,
+    ) -> torch.Tensor:
+        """[B, T, hidden] → the same after all layers; with `cache`, T follows what the cache holds.
+
+        Args:
+            positions: [B, T]; one after another if they aren't given.
+            mask: [B, 1, T, T], true where a token (row) sees another; all before it if it isn't given.
+        """
+        if positions is None:
+            start = cache[0][0].shape[2] if cache and cache[0] else 0
+            positions = torch.arange(start, start + x.shape[1], device=x.device)[None]
+        turns = rotations(self.config, positions)
         for number, layer in enumerate(self.layers):
             self.nearly = x
-            x = layer(x, turns, None if cache is None else cache[number])
+            x = layer(x, turns, mask, None if cache is None else cache[number])
         out: torch.Tensor = self.norm(x)
         return out
 
@@ -225,8 +263,10 @@ class Layer(nn.Module):
         dense = number < config["first_k_dense_replace"]
         self.mlp = GatedMlp(hidden, config["intermediate_size"]) if dense else Experts(config)
 
-    def forward(self, x: torch.Tensor, turns: torch.Tensor, cache: list[torch.Tensor] | None) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), turns, cache)
+    def forward(
+        self, x: torch.Tensor, turns: torch.Tensor, mask: torch.Tensor | None, cache: list[torch.Tensor] | None
+    ) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), turns, mask, cache)
         x = x + self.mlp(self.post_attention_layernorm(x))
         return x
 
@@ -241,7 +281,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(hidden, hidden, bias=False)
         self.o_proj = nn.Linear(hidden, hidden, bias=False)
 
-    def forward(self, x: torch.Tensor, turns: torch.Tensor, cache: list[torch.Tensor] | None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, turns: torch.Tensor, mask: torch.Tensor | None, cache: list[torch.Tensor] | None
+    ) -> torch.Tensor:
         batch, length, hidden = x.shape
         q, k, v = (
             project(x).view(batch, length, self.heads, -1).transpose(1, 2)
@@ -252,7 +294,7 @@ class Attention(nn.Module):
             if cache:
                 k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
             cache[:] = [k, v]
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and length > 1)
         out: torch.Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, length, hidden))
         return out
 
@@ -296,11 +338,11 @@ class Experts(nn.Module):
         return out
 
 
-def rotations(config: dict[str, Any], start: int, length: int, device: torch.device) -> torch.Tensor:
-    """[2, length, head size]: cosines and sines of the places from `start` on."""
+def rotations(config: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
+    """[2, B, 1, T, head size]: cosines and sines of positions [B, T]."""
     size = config["hidden_size"] // config["num_attention_heads"]
-    rates = config["rope_theta"] ** (-torch.arange(0, size, 2, device=device).float() / size)
-    angles = torch.arange(start, start + length, device=device).float()[:, None] * rates
+    rates = config["rope_theta"] ** (-torch.arange(0, size, 2, device=positions.device).float() / size)
+    angles = positions.float()[:, None, :, None] * rates
     angles = torch.cat([angles, angles], dim=-1)
     return torch.stack([angles.cos(), angles.sin()])
 

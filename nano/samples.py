@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from tokenizers import Tokenizer
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from deepseek_ocr.encoder.deep_encoder import Views
 from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES, ResolutionMode
-from nano.labels import NOTHING, answer_labels, view_labels, view_maps
+from nano.labels import NOTHING, ViewMap, answer_labels, view_labels, view_maps
 from nano.render import Page, Sheet, Task, render
 from nano.tokenizer import EOS, PAD, make
 
@@ -107,11 +108,12 @@ STAGES = (
 
 @dataclass
 class Batch:
-    """P pictures, and B questions about them: all of the first kind, all of the second…"""
-
     pictures: list[Views]
+    """B of them."""
     tokens: torch.Tensor
-    """[B, T]: newline, prompt, answer, eos, padding."""
+    """[B, T]: for each question newline, prompt, answer, eos; then padding."""
+    segments: torch.Tensor
+    """[B, T]: the number of the question."""
     targets: torch.Tensor
     """[B, T]: what must come after each of `tokens`, −100 where nothing is asked."""
     places: torch.Tensor
@@ -127,6 +129,7 @@ class Batch:
             self,
             pictures=[Views(move(one.global_view), move(one.tiles), one.grid) for one in self.pictures],
             tokens=move(self.tokens),
+            segments=move(self.segments),
             targets=move(self.targets),
             places=move(self.places),
             patches=[move(each) for each in self.patches],
@@ -169,29 +172,38 @@ class Pages(Dataset[Batch]):
                 in_patches, in_cells = view_labels(glyphs, view)
                 patches.setdefault(view.size, []).append(torch.from_numpy(in_patches))
                 cells.setdefault(view.size, []).append(torch.from_numpy(in_cells))
-        rows = []
-        for task in recipe.tasks:
-            for page, view in zip(pages, global_views, strict=True):
-                prompt, pieces = page.pieces(task, rng)
-                asked = self._tokenizer.encode("\n" + prompt, add_special_tokens=False).ids
-                rows.append((asked, *answer_labels(pieces, self._tokenizer, view)))
-        length = max(len(asked) + len(given) for asked, given, _ in rows) + 1
-        tokens = torch.full((len(rows), length), PAD)
-        targets = torch.full((len(rows), length), NOTHING)
-        places = torch.full((len(rows), length, 2), NOTHING)
-        for number, (asked, given, where) in enumerate(rows):
-            start, end = len(asked) - 1, len(asked) + len(given)
-            tokens[number, : end + 1] = torch.tensor([*asked, *given, EOS])
-            targets[number, start:end] = torch.tensor([*given, EOS])
-            if where:
-                places[number, start : end - 1] = torch.tensor(where)
+        rows = [self._row(page, view, recipe, rng) for page, view in zip(pages, global_views, strict=True)]
+        paddings = (PAD, len(recipe.tasks), NOTHING, NOTHING)
+        tokens, segments, targets, places = (
+            pad_sequence(list(each), batch_first=True, padding_value=padding)
+            for each, padding in zip(zip(*rows, strict=True), paddings, strict=True)
+        )
         sizes = list(patches)
         return Batch(
             pictures,
             tokens,
+            segments,
             targets,
             places,
             [torch.stack(patches[size]) for size in sizes],
             [torch.stack(cells[size]) for size in sizes],
             recipe.read,
         )
+
+    def _row(self, page: Page, view: ViewMap, recipe: Recipe, rng: random.Random) -> tuple[torch.Tensor, ...]:
+        """Tokens, segments, targets and places of a page, not padded."""
+        assert self._tokenizer is not None
+        tokens: list[int] = []
+        segments: list[int] = []
+        targets: list[int] = []
+        places: list[tuple[int, int]] = []
+        for number, task in enumerate(recipe.tasks):
+            prompt, pieces = page.pieces(task, rng)
+            asked = self._tokenizer.encode("\n" + prompt, add_special_tokens=False).ids
+            given, where = answer_labels(pieces, self._tokenizer, view)
+            silent = len(asked) - 1
+            tokens += [*asked, *given, EOS]
+            segments += [number] * (len(asked) + len(given) + 1)
+            targets += [*[NOTHING] * silent, *given, EOS, NOTHING]
+            places += [*[(NOTHING, NOTHING)] * silent, *where, *[(NOTHING, NOTHING)] * 2]
+        return torch.tensor(tokens), torch.tensor(segments), torch.tensor(targets), torch.tensor(places)

@@ -92,9 +92,8 @@ class Trainer(nn.Module):
                 right.append(mean((logits.argmax(-1) == wanted)[letters].float()).item())
         text = right_places = 0.0
         if batch.read:
-            questions = len(batch.tokens) // len(batch.pictures)
             images = encoder.assemble_all(batch.pictures, encoded)
-            logits = self.model(images * questions, batch.tokens).float()
+            logits = self.model(images, batch.tokens, batch.segments).float()
             spoken = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=NOTHING)
             text = spoken.item()
             total = total + spoken + 0.01 * self.model.decoder.balance()
