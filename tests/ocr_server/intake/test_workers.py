@@ -1,0 +1,128 @@
+"""Pictures in processes of their own: what those know, cost and survive. test_pdf.py has the accidents of PDFs."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import io
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from ocr_server.errors import InvalidRequest, TooLarge
+from ocr_server.intake.document import Opener, SourcePage
+from ocr_server.intake.limits import IntakeLimits
+from ocr_server.intake.workers import KEPT_BYTES, Workers
+
+Start = Callable[..., Opener]
+RED = (255, 0, 0)
+
+
+def saved(size: tuple[int, int] = (20, 10), colour: str = "red", format: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, format)
+    return file.getvalue()
+
+
+LARGE = saved((6000, 6000))
+
+
+@pytest.fixture
+async def start(limits: IntakeLimits) -> AsyncIterator[Start]:
+    started: list[Workers] = []
+    roomy = dataclasses.replace(limits, max_image_pixels=100_000_000)
+
+    def start(timeout_s: float = 20.0, memory_bytes: int = 2_000_000_000) -> Opener:
+        started.append(Workers(count=1, timeout_s=timeout_s, memory_bytes=memory_bytes))
+        return Opener(roomy, ThreadPoolExecutor(1), started[-1])
+
+    yield start
+    for workers in started:
+        await workers.close()
+    assert processes() == []
+
+
+def processes() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "ocr_server.intake.worker" in child.cmdline()]
+
+
+def shared_bytes(process: psutil.Process) -> list[int]:
+    """The sizes of what the process shares with the server."""
+    files = Path(f"/proc/{process.pid}/fd").iterdir()
+    return [file.stat().st_size for file in files if "memfd:page" in os.readlink(file)]
+
+
+async def read(opener: Opener, data: bytes) -> SourcePage:
+    opened = await opener.open(data, pages=None, dpi=72, password=None, param="file", pages_param="pages")
+    page = await opened.page(0)
+    await opened.close()
+    return page
+
+
+async def test_one_that_takes_too_long(start: Start) -> None:
+    opener = start(timeout_s=0.1)
+    with pytest.raises(InvalidRequest) as caught:
+        await read(opener, LARGE)
+    assert (caught.value.code, caught.value.param) == ("image_timeout", "file")
+    assert "0.1 s" in caught.value.message
+    assert (await read(opener, saved())).image.getpixel((5, 5)) == RED
+
+
+async def test_one_that_kills_its_process(start: Start) -> None:
+    opener = start()
+    await read(opener, saved())
+    (before,) = processes()
+    lost = asyncio.create_task(read(opener, LARGE))
+    busy = before.cpu_times().user + 0.05
+    while before.cpu_times().user < busy:  # noqa: ASYNC110  # it happens in another process
+        await asyncio.sleep(0.002)
+    os.kill(before.pid, signal.SIGSEGV)
+    with pytest.raises(InvalidRequest) as caught:
+        await lost
+    assert (caught.value.code, caught.value.param) == ("image_parse_error", "file")
+    assert (await read(opener, saved())).image.getpixel((5, 5)) == RED
+    assert [process.pid for process in processes()] != [before.pid]
+
+
+async def test_one_that_takes_too_much_memory(start: Start) -> None:
+    opener = start(memory_bytes=300_000_000)
+    with pytest.raises(TooLarge) as caught:
+        await read(opener, LARGE)
+    assert caught.value.param == "file"
+    assert (await read(opener, saved())).image.getpixel((5, 5)) == RED
+
+
+async def test_they_know_no_secrets_and_load_no_model_code(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPSEEK_OCR_API_KEYS", "sk-secret")
+    await read(start(), saved())
+    (process,) = processes()
+    assert not [name for name in process.environ() if name.startswith("DEEPSEEK_OCR")]
+    loaded = " ".join(file.path for file in process.memory_maps())
+    assert "_imaging" in loaded
+    assert "torch" not in loaded
+    assert "vllm" not in loaded
+
+
+async def test_the_memory_of_a_large_page_is_given_back(start: Start) -> None:
+    opener = start()
+    assert (await read(opener, LARGE)).image.size == (6000, 6000)
+    (process,) = processes()
+    assert [size <= KEPT_BYTES for size in shared_bytes(process)] == [True]
+
+
+async def test_what_the_process_keeps_of_a_document_goes_with_it(start: Start) -> None:
+    opener = start()
+    data = saved((1000, 1000), format="BMP")
+    opened = await opener.open(data, pages=None, dpi=72, password=None, param="file", pages_param="pages")
+    first = await opened.page(0)
+    again = await opened.page(0)
+    assert first.image.tobytes() == again.image.tobytes()
+    await opened.close()
+    for _ in range(2):
+        assert (await read(opener, saved(colour="blue"))).image.getpixel((5, 5)) == (0, 0, 255)
