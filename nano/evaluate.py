@@ -18,6 +18,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,12 +121,14 @@ def matched(truth: str, said: str) -> list[tuple[float, bool]]:
     return result
 
 
-def measure(row: Row, read: Read, pages: int) -> dict[str, float]:
+def measure(row: Row, read: Read, pages: int, at_once: int = 1) -> dict[str, float]:
+    """The figures of a row. `at_once` pages are asked for at a time."""
+    asked = [page_of(row, number) for number in range(pages)]
+    with ThreadPoolExecutor(at_once) as pool:
+        answers = list(pool.map(lambda one: read(one[0], one[1], row.mode), asked))
     wrong = length = wrong_words = words = ended = 0
     found: list[tuple[float, bool]] = []
-    for number in range(pages):
-        page, prompt, truth = page_of(row, number)
-        said, whole = read(page, prompt, row.mode)
+    for (_, _, truth), (said, whole) in zip(asked, answers, strict=True):
         ended += whole
         wrong += Levenshtein.distance(plain(said), plain(truth))
         length += len(plain(truth))
@@ -205,7 +208,7 @@ def main() -> None:
     options = parser.parse_args()
     read = through_the_server(options.base_url) if options.base_url else through_the_code(options.checkpoint)
     for row in ROWS:
-        figures = measure(row, read, options.pages)
+        figures = measure(row, read, options.pages, at_once=32 if options.base_url else 1)
         print(f"{row.name}: " + ", ".join(f"{name} {value:.1%}" for name, value in figures.items()), flush=True)
 
 
