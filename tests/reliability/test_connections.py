@@ -234,3 +234,39 @@ class TestBodies:
                 assert b" 200 " in other.answer().split(b"\r\n")[0]
             for client in idle:
                 client.socket.close()
+
+
+class TestStop:
+    """What is still under way when the server's time to finish is over."""
+
+    def test_before_the_answer(self, app: FastAPI, engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+        engine.script = never
+        with served(app) as address:
+            client = Client(address)
+            client.send(post(CHAT, json.dumps(chat()).encode()))
+            wait_until(lambda: engine.running == 1, 5)
+        answer = client.answer()
+        client.socket.close()
+        assert b" 503 " in answer.split(b"\r\n")[0]
+        assert b"retry-after: " in answer
+        assert b'"engine_unavailable"' in answer
+        assert not [record for record in caplog.records if record.exc_info]
+
+    def test_in_a_stream(self, app: FastAPI, engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+        async def begins(_: int, __: Page) -> AsyncGenerator[PageDelta]:
+            yield delta("begun")
+            await asyncio.Event().wait()
+
+        engine.script = begins
+        read = b""
+        with served(app) as address:
+            client = Client(address)
+            client.send(post(CHAT, STREAM))
+            while b"begun" not in read:
+                read += client.socket.recv(4096)
+        while piece := client.socket.recv(4096):
+            read += piece
+        client.socket.close()
+        assert b'"engine_unavailable"' in read
+        assert read.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        assert not [record for record in caplog.records if record.exc_info]
