@@ -32,6 +32,8 @@ M_MMAP_THRESHOLD = -3
 """malloc.h"""
 LARGE_BLOCK = 1_000_000
 """Bytes of an allocation from which on it is one of its own."""
+LAST_STEPS_SECONDS = 3.0
+"""At a stop at once: for closing what the application holds, when the engine is gone."""
 
 
 def main() -> int:
@@ -136,6 +138,9 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
     if serving.cancelled():
         logging.warning("stopped at once: requests in flight were cut off")
         await engine.kill()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_STEPS_SECONDS):
+                await server.lifespan.shutdown()  # else its task would be cut off, too, and say so at length
         return 1
     serving.result()
     return 1 if failed else 0
