@@ -74,10 +74,10 @@ def test_all_parts_of_a_request_end_with_it(client: OpenAI, engine_idle: Server,
 
 async def test_half_of_the_clients_leave_at_any_moment(engine_idle: Server) -> None:
     """The short form of `python -m tests.reliability.load`."""
-    load = Load(engine_idle.url, 36, process=psutil.Process(engine_idle.process.pid))
+    load = Load(engine_idle.url, 24, process=psutil.Process(engine_idle.process.pid))
     outcome = await load.run()
     assert outcome.good, outcome
-    assert min(outcome.left.values()) >= 6, "clients should have left at every moment"
+    assert min(outcome.left.values()) >= 4, "clients should have left at every moment"
     assert outcome.next_answer < 10
     assert outcome.memory_mb["after"] - outcome.memory_mb["before"] < 200
 
