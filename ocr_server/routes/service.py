@@ -41,6 +41,7 @@ async def api_information(request: Request) -> ApiInformation:
             "health": "GET /health",
             "liveness": "GET /livez",
             "readiness": "GET /readyz",
+            "ping": "GET /ping",
             "metrics": "GET /metrics",
             "interactive documentation": "GET /docs",
             "schema": "GET /openapi.json",
@@ -58,8 +59,8 @@ async def health(request: Request, response: Response) -> Health:
     state = context(request)
     if (reason := state.engine.unavailable()) is not None:
         response.status_code = 503
-        return Health(status="unavailable", reason=reason, model=state.settings.MODEL_NAME)
-    return Health(status="ok", model=state.settings.MODEL_NAME)
+        return Health(status="unavailable", reason=reason, model=state.settings.MODEL_NAME, version=__version__)
+    return Health(status="ok", model=state.settings.MODEL_NAME, version=__version__)
 
 
 @router.head("/livez", include_in_schema=False)

@@ -35,6 +35,8 @@ class Health(BaseModel):
     reason: str | None = None
     """Why no page can be read now."""
     model: str
+    version: str
+    """The server's."""
 
 
 class Liveness(BaseModel):

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from config import ROOT, Settings
 from deepseek_ocr.modes import MODES
+from ocr_server import __version__
 from ocr_server.app import create_app
 from ocr_server.errors import ApiError, EngineFailure, InvalidRequest, NotFound, TooLarge, Unavailable
 from ocr_server.schemas.chat import ChatCompletionRequest
@@ -189,7 +190,8 @@ class TestAvailability:
         engine.reason = "The model is being loaded."
         response = await client.get("/health")
         assert response.status_code == 503
-        assert response.json() == {"status": "unavailable", "reason": engine.reason, "model": "deepseek-ocr"}
+        expected = {"status": "unavailable", "reason": engine.reason, "model": "deepseek-ocr", "version": __version__}
+        assert response.json() == expected
 
     @pytest.mark.parametrize("stream", [True, False])
     async def test_nothing_is_decoded_for_nothing(
