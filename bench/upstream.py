@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,17 +16,26 @@ from PIL import Image
 CHECKPOINT = Path(__file__).parents[1] / "nano" / "checkpoint"
 
 
-def provide_torchvision() -> None:
-    """vLLM's preprocessing needs three functions of torchvision, which has no build for a CPU's torch from PyPI.
-    Where it is missing, these stand in: the same arithmetic with the same torch calls."""
+@contextmanager
+def torchvision_provided() -> Iterator[None]:
+    """vLLM's preprocessing needs three functions of torchvision, which has no build for a CPU's torch on PyPI. Where it
+    is missing, these stand in while vLLM's modules are imported: the same arithmetic with the same torch calls."""
+    if find_spec("torchvision") is not None:
+        yield
+        return
+    import vllm.multimodal.processing  # noqa: F401
+
+    transforms: Any = ModuleType("torchvision.transforms")
+    transforms.Compose, transforms.ToTensor, transforms.Normalize = Compose, ToTensor, Normalize
+    torchvision: Any = ModuleType("torchvision")
+    torchvision.transforms = transforms
+    stand_ins = {"torchvision": torchvision, "torchvision.transforms": transforms}
+    sys.modules |= stand_ins
     try:
-        import torchvision.transforms
-    except ImportError:
-        transforms: Any = ModuleType("torchvision.transforms")
-        transforms.Compose, transforms.ToTensor, transforms.Normalize = Compose, ToTensor, Normalize
-        torchvision: Any = ModuleType("torchvision")
-        torchvision.transforms = transforms
-        sys.modules |= {"torchvision": torchvision, "torchvision.transforms": transforms}
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
 
 
 class ToTensor:
@@ -57,16 +68,16 @@ class Compose:
 
 def processor() -> Any:
     """vLLM's `DeepseekOCRProcessor`, in the default mode (gundam)."""
-    provide_torchvision()
+    with torchvision_provided():
+        from vllm.transformers_utils.processors.deepseek_ocr import DeepseekOCRProcessor
     from transformers import AutoTokenizer
-    from vllm.transformers_utils.processors.deepseek_ocr import DeepseekOCRProcessor
 
     return DeepseekOCRProcessor(AutoTokenizer.from_pretrained(CHECKPOINT))
 
 
 def guard() -> type[Any]:
     """vLLM's `NGramPerReqLogitsProcessor`."""
-    provide_torchvision()
-    from vllm.model_executor.models.deepseek_ocr import NGramPerReqLogitsProcessor
+    with torchvision_provided():
+        from vllm.model_executor.models.deepseek_ocr import NGramPerReqLogitsProcessor
 
     return NGramPerReqLogitsProcessor

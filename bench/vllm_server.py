@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bench.upstream import CHECKPOINT, provide_torchvision
+from bench.upstream import CHECKPOINT, torchvision_provided
 from deepseek_ocr.encoder.deep_encoder import Views
 from deepseek_ocr.model import DeepseekOCRForCausalLM
 from deepseek_ocr.modes import CropGrid
@@ -50,9 +50,10 @@ def _bytes(planes: torch.Tensor) -> torch.Tensor:
 
 
 def register_in_tree() -> None:
-    provide_torchvision()
     from vllm import ModelRegistry
-    from vllm.model_executor.models import deepseek_ocr as upstream
+
+    with torchvision_provided():
+        from vllm.model_executor.models import deepseek_ocr as upstream
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
     MULTIMODAL_REGISTRY.register_processor(

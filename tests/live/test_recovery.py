@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -19,7 +20,7 @@ from openai import OpenAI
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(6 * START_SECONDS)]
 
-KILLS = 3
+KILLS = int(os.environ.get("RECOVERY_KILLS", "3"))
 
 
 @pytest.fixture(scope="module")
