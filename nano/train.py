@@ -42,8 +42,13 @@ from nano.samples import GUNDAM, Batch, Pages
 
 WARM_UP = 100
 """Batches until the learning rate is full."""
+TURN = 6.0
+"""The weight of a line's first sign: letters are read rightly long before the next line is found."""
 HOLD = 0.15
 """The share of the run after which it begins to fall."""
+
+LINE_STARTS = torch.tensor([tokenizer.make().token_to_id(token) for token in ("Ċ", "<|ref|>", "<td>")])
+"""The tokens after which a line begins; the first is the newline."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
 
@@ -56,8 +61,8 @@ class Losses:
     """Share of the patches with a character that name it."""
     cells: float
     """Share of the characters that the vision tokens name, in their places."""
-    places: float
-    """Share of the answers' signs looked for in the right row of the page."""
+    turns: float
+    """Share of the lines' first signs, and of the answers' ends, that are foreseen."""
 
 
 class Trainer(nn.Module):
@@ -90,20 +95,29 @@ class Trainer(nn.Module):
                 letters = wanted > 0
                 total = total + 0.5 * mean(loss[letters]) + 0.25 * mean(loss[~letters])
                 right.append(mean((logits.argmax(-1) == wanted)[letters].float()).item())
-        text = right_places = 0.0
+        text = right_turns = 0.0
         if batch.read:
             images = encoder.assemble_all(batch.pictures, encoded)
             logits = self.model(images, batch.tokens, batch.segments).float()
-            spoken = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=NOTHING)
-            text = spoken.item()
-            total = total + spoken + 0.01 * self.model.decoder.balance()
-            asked = batch.places[..., 0] != NOTHING
-            if asked.any():
-                nearly = self.model.decoder.nearly[:, -batch.tokens.shape[1] :][asked]
+            asked = batch.targets != NOTHING
+            logits, targets, turns = logits[asked], batch.targets[asked], line_ends(batch)[asked]
+            spoken = F.cross_entropy(logits, targets, reduction="none")
+            text = spoken.mean().item()
+            weights = torch.where(turns, TURN, 1.0)
+            total = total + (spoken * weights).sum() / weights.sum() + 0.01 * self.model.decoder.balance()
+            right_turns = mean((logits.argmax(-1) == targets)[turns].float()).item()
+            placed = batch.places[asked][:, 0] != NOTHING
+            if placed.any():
+                nearly = self.model.decoder.nearly[:, -batch.tokens.shape[1] :][asked][placed]
                 where = self.place_head(nearly).float().view(-1, PLACES, 2)
-                total = total + F.cross_entropy(where, batch.places[asked])
-                right_places = mean((where.argmax(1) == batch.places[asked])[:, 1].float()).item()
-        return Losses(total, text, mean_of(named), mean_of(right_cells), right_places)
+                missed = F.cross_entropy(where, batch.places[asked][placed], reduction="none").mean(-1)
+                total = total + (missed * weights[placed]).sum() / weights[placed].sum()
+        return Losses(total, text, mean_of(named), mean_of(right_cells), right_turns)
+
+
+def line_ends(batch: Batch) -> torch.Tensor:
+    """[B, T]: where it has to be known which line comes next, or that none does."""
+    return torch.isin(batch.tokens, LINE_STARTS.to(batch.tokens.device)) | (batch.targets == tokenizer.EOS)
 
 
 def mean_of(values: list[float]) -> float:
@@ -184,12 +198,12 @@ def main() -> None:
             stepper.step()
             stepper.zero_grad(set_to_none=True)
         pages += len(batch.pictures)
-        recent.append((losses.text, losses.patches, losses.cells, losses.places))
+        recent.append((losses.text, losses.patches, losses.cells, losses.turns))
         now = time.monotonic()
         if number % 10 == 0:
-            text, patches, cells, rows = (mean_of(list(each)) for each in zip(*recent, strict=True))
+            text, patches, cells, turns = (mean_of(list(each)) for each in zip(*recent, strict=True))
             speed = f"{pages / (seconds + now - started):.1f} pages/s"
-            bar.set_postfix_str(f"{speed} text {text:.3f} patches {patches:.3f} cells {cells:.3f} rows {rows:.3f}")
+            bar.set_postfix_str(f"{speed} text {text:.3f} patches {patches:.3f} cells {cells:.3f} turns {turns:.3f}")
         out_of_time = options.minutes is not None and now - started > options.minutes * 60
         ends = out_of_time or bool(stopped)
         if now - saved > options.save_every * 60 or ends:
