@@ -61,6 +61,7 @@ def check(
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--seconds", type=int, help="end after so long, with what was found so far")
     parser.add_argument("--base-url", help="of a running server; otherwise one is started")
     parser.add_argument("--seed", type=int)
     arguments = parser.parse_args()
@@ -71,7 +72,7 @@ def main() -> int:
             server = stack.enter_context(running(Path(folder) / "log"))
             server.wait_ready()
             url = server.url
-        done = check(url, cases=arguments.cases, seed=arguments.seed)
+        done = check(url, cases=arguments.cases, seconds=arguments.seconds, seed=arguments.seed)
         print(done.stdout, done.stderr, sep="\n")
         return done.returncode
 
