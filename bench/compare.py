@@ -49,6 +49,13 @@ class Row:
     def ratio(self) -> float | None:
         return self.ours.median / self.theirs.median if self.theirs.values and self.theirs.median else None
 
+    @property
+    def gain(self) -> float | None:
+        """How many times better ours is: faster, or with less."""
+        if self.ratio is None:
+            return None
+        return self.ratio if self.unit.endswith("/s") else 1 / self.ratio
+
 
 def in_turn(ours: Timed, theirs: Timed, *, rounds: int, calls: int = 1) -> tuple[Series, Series]:
     """Seconds for a call of each: `rounds` times one after the other, the first round thrown away."""

@@ -70,9 +70,9 @@ def write(kept: Mapping[str, Mapping[str, object]], titles: Mapping[str, str], o
         lines += ["", f"## {title}", "", f"{part['date']}; {part['machine']}; {part['versions']}.", ""]
         lines += ["| | ours | compared | ratio | reach | |", "|---|---|---|---|---|---|"]
         lines += [_line(row) for row in rows]
-        plotted += [(row.part, row.ratio) for row in rows if row.ratio is not None]
+        plotted += [(row.part, row.gain) for row in rows if row.gain is not None]
     if plotted:
-        lines += ["", "![ratios](results.png)"]
+        lines += ["", "![How many times better ours is](results.png)"]
         _plot(plotted, out / "results.png")
     (out / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -101,15 +101,15 @@ def _figure(series: Series) -> str:
     return f"{series.median:.3g}{spread}" if series.median < 1000 else f"{series.median:,.0f}{spread}"
 
 
-def _plot(ratios: Sequence[tuple[str, float]], path: Path) -> None:
+def _plot(gains: Sequence[tuple[str, float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 0.25 * len(ratios) + 1), layout="constrained")
+    figure = Figure(figsize=(9, 0.25 * len(gains) + 1), layout="constrained")
     axes = figure.subplots()
-    names, values = zip(*reversed(ratios), strict=True)
+    names, values = zip(*reversed(gains), strict=True)
     axes.barh(names, values, color="#4b6bfb")
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
-    axes.set_xlabel("ours / compared, logarithmic")
+    axes.set_xlabel("times better than what it is compared with, logarithmic")
     axes.tick_params(labelsize=7)
     figure.savefig(path, dpi=110)
