@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 Timed = Callable[[], object]
 
@@ -43,7 +43,6 @@ class Row:
     met: bool | None = None
     """None where there is nothing to meet."""
     note: str = ""
-    more: dict[str, float] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -15,6 +16,9 @@ from bench.compare import Row, Series, compared, in_turn, rates, scaled
 from deepseek_ocr.images import PreparedImage, prepare_image
 from deepseek_ocr.modes import MODES
 from nano.render import Sheet, render
+
+InTree = Callable[[Image.Image], dict[str, torch.Tensor]]
+"""vLLM's processor, on one picture."""
 
 GUNDAM = MODES["gundam"]
 PAGE = (1700, 2200)
@@ -45,8 +49,7 @@ def run(quick: bool) -> list[Row]:
     return [*rows, *_many_pages(in_tree, quick)]
 
 
-def _one_picture(picture: Image.Image, in_tree: object, quick: bool) -> list[Row]:
-    assert callable(in_tree)
+def _one_picture(picture: Image.Image, in_tree: InTree, quick: bool) -> list[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     series = in_turn(lambda: prepare_image(picture, GUNDAM), lambda: in_tree(picture), rounds=2 if quick else 20)
@@ -62,8 +65,7 @@ def _one_picture(picture: Image.Image, in_tree: object, quick: bool) -> list[Row
     ]
 
 
-def _bytes(picture: Image.Image, in_tree: object) -> list[Row]:
-    assert callable(in_tree)
+def _bytes(picture: Image.Image, in_tree: InTree) -> list[Row]:
     ours, theirs = prepare_image(picture, GUNDAM), in_tree(picture)
     in_model_type = sum(theirs[name].numel() * 2 for name in ("pixel_values", "images_crop"))  # vLLM casts to bf16
     return [
@@ -92,9 +94,8 @@ def _difference(ours: PreparedImage, theirs: dict[str, torch.Tensor]) -> float:
     )
 
 
-def _many_pages(in_tree: object, quick: bool) -> list[Row]:
+def _many_pages(in_tree: InTree, quick: bool) -> list[Row]:
     """Files to tensors: ours in a thread for each core, vLLM's one after the other, as its renderer does it."""
-    assert callable(in_tree)
     files = [encoded(page(number), "PNG") for number in range(2 if quick else 12)]
     cores = os.cpu_count() or 1
 

@@ -6,6 +6,7 @@ Both run at the same time and are asked in turn, so each has the machine to itse
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -40,8 +41,6 @@ def run(quick: bool) -> list[Row]:
 
 def small_pages(count: int) -> list[bytes]:
     """Pages of 640 × 640, as PNG files."""
-    import random
-
     return [encoded(render(Sheet(clean=True), random.Random(number)).image, "PNG") for number in range(count)]
 
 

@@ -50,6 +50,7 @@ def _bytes(planes: torch.Tensor) -> torch.Tensor:
 
 
 def register_in_tree() -> None:
+    os.environ["VLLM_PLUGINS"] = ""  # ours would put the plain model back
     from vllm import ModelRegistry
 
     with torchvision_provided():
@@ -65,7 +66,6 @@ def register_in_tree() -> None:
 
 
 if os.environ.get(IN_TREE):  # also in the engine's process, which imports this module anew
-    os.environ["VLLM_PLUGINS"] = ""  # ours would put the plain model back
     register_in_tree()
 
 
@@ -73,7 +73,6 @@ def main() -> None:
     if "--in-tree" in sys.argv:
         sys.argv.remove("--in-tree")
         os.environ[IN_TREE] = "1"
-        os.environ["VLLM_PLUGINS"] = ""
         register_in_tree()
     template = Path(tempfile.mkdtemp()) / "template.jinja"
     template.write_text(CHAT_TEMPLATE)

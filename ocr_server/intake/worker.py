@@ -76,7 +76,7 @@ def answer(memory: int, function: str, arguments: list[Any], size: int | None) -
         value, pixels = value if isinstance(value, tuple) else (value, None)
         if pixels is None:
             return {"value": value, "size": None}
-        _store(memory, pixels.rows)
+        store(memory, pixels.rows)
         return {"value": value, "size": [pixels.width, pixels.height]}
     except (ApiError, PdfError) as error:
         return {"refused": [type(error).__name__, error.args, vars(error)]}
@@ -90,7 +90,8 @@ def _function(name: str) -> Any:
     return getattr(importlib.import_module(f"ocr_server.intake.{module}"), name)
 
 
-def _store(memory: int, data: bytes) -> None:
+def store(memory: int, data: bytes) -> None:
+    """Write `data` to the beginning of the file that the server and a process share."""
     left, at = memoryview(data), 0
     while at < len(data):
         at += os.pwrite(memory, left[at:], at)

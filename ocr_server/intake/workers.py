@@ -19,7 +19,7 @@ from PIL import Image
 
 from ocr_server.errors import InvalidRequest, TooLarge, Unavailable
 from ocr_server.intake.pdf_errors import PdfError
-from ocr_server.intake.worker import TAKEN
+from ocr_server.intake.worker import TAKEN, store
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ class _Worker:
         size = None
         if data is not None and document != self.document:
             size = len(data)
-            await asyncio.to_thread(_put, self._memory, data)
+            await asyncio.to_thread(store, self._memory.fileno(), data)
         self.document = document
         self._calls += 1
         async with asyncio.timeout(self._timeout_s):
@@ -262,12 +262,6 @@ def _spawn(channel: int, memory: int, memory_bytes: int) -> subprocess.Popen[byt
 
 def _line(value: Any) -> bytes:
     return json.dumps(value).encode() + b"\n"
-
-
-def _put(memory: io.FileIO, data: bytes) -> None:
-    left, at = memoryview(data), 0
-    while at < len(data):
-        at += os.pwrite(memory.fileno(), left[at:], at)
 
 
 def _picture(memory: io.FileIO, width: int, height: int) -> Image.Image:
