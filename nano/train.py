@@ -62,7 +62,7 @@ class Losses:
     cells: float
     """Share of the characters that the vision tokens name, in their places."""
     turns: float
-    """Share of the lines' first signs, and of the answers' ends, that are foreseen."""
+    """Share of the lines' first signs that are foreseen."""
 
 
 class Trainer(nn.Module):
@@ -100,7 +100,8 @@ class Trainer(nn.Module):
             images = encoder.assemble_all(batch.pictures, encoded)
             logits = self.model(images, batch.tokens, batch.segments).float()
             asked = batch.targets != NOTHING
-            logits, targets, turns = logits[asked], batch.targets[asked], line_ends(batch)[asked]
+            turns = torch.isin(batch.tokens, LINE_STARTS.to(batch.tokens.device))
+            logits, targets, turns = logits[asked], batch.targets[asked], turns[asked]
             spoken = F.cross_entropy(logits, targets, reduction="none")
             text = spoken.mean().item()
             weights = torch.where(turns, TURN, 1.0)
@@ -113,11 +114,6 @@ class Trainer(nn.Module):
                 missed = F.cross_entropy(where, batch.places[asked][placed], reduction="none").mean(-1)
                 total = total + (missed * weights[placed]).sum() / weights[placed].sum()
         return Losses(total, text, mean_of(named), mean_of(right_cells), right_turns)
-
-
-def line_ends(batch: Batch) -> torch.Tensor:
-    """[B, T]: where it has to be known which line comes next, or that none does."""
-    return torch.isin(batch.tokens, LINE_STARTS.to(batch.tokens.device)) | (batch.targets == tokenizer.EOS)
 
 
 def mean_of(values: list[float]) -> float:
