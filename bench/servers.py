@@ -11,11 +11,12 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench import load
-from bench.compare import Row, Series, compared
+from bench.compare import Row, Series, compared, scaled
 from bench.images import encoded, page
 from bench.load import Report, body
 from bench.processes import Server, ours, running, vllms
@@ -54,25 +55,37 @@ def asked(server: Server, bodies: Bodies, *, requests: int, clients: int) -> Rep
     return report
 
 
+@dataclass(frozen=True)
+class Run:
+    report: Report
+    cpu: float
+    """CPU seconds that the API process and those that prepare pages took."""
+
+
+Runs = tuple[list[Run], list[Run]]
+
+
 def in_turn(
-    mine: tuple[Server, Bodies],
-    other: tuple[Server, Bodies],
-    measure: Callable[[Server, Report, float], float],
-    *,
-    requests: int,
-    clients: int,
-    rounds: int,
-) -> tuple[Series, Series]:
-    """A figure of each run, from the server, the report and the CPU seconds that the run took."""
-    figures: tuple[list[float], list[float]] = ([], [])
+    mine: tuple[Server, Bodies], other: tuple[Server, Bodies], *, requests: int, clients: int, rounds: int
+) -> Runs:
+    """The runs of each server; the first round is thrown away."""
+    runs: Runs = ([], [])
     for number in range(rounds + 1):
-        for (server, bodies), values in zip((mine, other), figures, strict=True):
+        for (server, bodies), kept in zip((mine, other), runs, strict=True):
             before = server.cpu_seconds()
             report = asked(server, bodies, requests=requests, clients=clients)
-            figure = measure(server, report, server.cpu_seconds() - before)
             if number:
-                values.append(figure)
-    return Series(figures[0]), Series(figures[1])
+                kept.append(Run(report, server.cpu_seconds() - before))
+    return runs
+
+
+def series_of(runs: Runs, figure: Callable[[Run], float]) -> tuple[Series, Series]:
+    mine, other = (Series([figure(run) for run in each]) for each in runs)
+    return mine, other
+
+
+def cpu_per_page(run: Run) -> float:
+    return run.cpu / len(run.report.done)
 
 
 def _throughput(mine: Server, plain: Server, quick: bool) -> list[Row]:
@@ -81,29 +94,29 @@ def _throughput(mine: Server, plain: Server, quick: bool) -> list[Row]:
     bodies = [body(each, prompt=PROMPT, stream=True) for each in pages]
     rows = []
     for clients in (1, 4) if quick else (1, 8, 32, 100):
-        requests = clients if quick else max(24, 2 * clients)
-        reports: list[list[Report]] = [[], []]
-        for number in range(2 if quick else 4):
-            for server, kept in zip((mine, plain), reports, strict=True):
-                report = asked(server, bodies, requests=requests, clients=clients)
-                if number:
-                    kept.append(report)
-
-        def series(figure: Callable[[Report], float], reports: list[list[Report]] = reports) -> tuple[Series, Series]:
-            return Series([figure(each) for each in reports[0]]), Series([figure(each) for each in reports[1]])
-
-        name = f"{clients} client{'s' if clients > 1 else ''}, streams"
-        with_whom = "vLLM's server, same plugin"
-        rows.append(
-            compared(name, "pages/s", series(lambda each: each.pages_per_second), compared_with=with_whom, at_least=1)
+        runs = in_turn(
+            (mine, bodies),
+            (plain, bodies),
+            requests=clients if quick else max(24, 2 * clients),
+            clients=clients,
+            rounds=1 if quick else 3,
         )
+        figures: dict[str, Callable[[Run], float]] = {"": lambda run: run.report.pages_per_second}
         for percent in (50, 95, 99):
-            limit = 1.0 if percent == 99 else None
-            first = series(lambda each, percent=percent: each.first_text(percent))
-            whole = series(lambda each, percent=percent: each.whole(percent))
-            rows.append(compared(f"{name}: first text, p{percent}", "s", first, compared_with=with_whom, at_most=limit))
+            figures |= {
+                f": first text, p{percent}": lambda run, percent=percent: run.report.first_text(percent),
+                f": whole answer, p{percent}": lambda run, percent=percent: run.report.whole(percent),
+            }
+        for name, figure in figures.items():
             rows.append(
-                compared(f"{name}: whole answer, p{percent}", "s", whole, compared_with=with_whom, at_most=limit)
+                compared(
+                    f"{clients} client{'s' if clients > 1 else ''}, streams{name}",
+                    "s" if name else "pages/s",
+                    series_of(runs, figure),
+                    compared_with="vLLM's server, same plugin",
+                    at_least=None if name else 1,
+                    at_most=1 if name.endswith("p99") else None,
+                )
             )
     return rows
 
@@ -111,10 +124,9 @@ def _throughput(mine: Server, plain: Server, quick: bool) -> list[Row]:
 def _short(mine: Server, plain: Server, quick: bool) -> list[Row]:
     """Large pictures, the smallest mode, one token: what is not the engine decides."""
     files = [encoded(page(number), "PNG") for number in range(2 if quick else 8)]
-    series = in_turn(
+    runs = in_turn(
         (mine, [body(file, model="deepseek-ocr:tiny", max_tokens=1) for file in files]),
         (plain, [body(file, max_tokens=1, **TINY) for file in files]),
-        lambda _, report, __: report.pages_per_second,
         requests=2 if quick else 48,
         clients=8,
         rounds=1 if quick else 3,
@@ -123,7 +135,7 @@ def _short(mine: Server, plain: Server, quick: bool) -> list[Row]:
         compared(
             "1700×2200 PNG, tiny mode, one token, 8 clients",
             "pages/s",
-            series,
+            series_of(runs, lambda run: run.report.pages_per_second),
             compared_with="vLLM's server, same plugin",
             at_least=1.3,
         )
@@ -143,15 +155,14 @@ def _streams(mine: Server, plain: Server, quick: bool) -> list[Row]:
 
         costs: list[Series] = []
         for tokens in (1, length):
-            series = in_turn(
+            runs = in_turn(
                 (mine, bodies(tokens)),
                 (plain, bodies(tokens, **TINY)),
-                lambda _, report, cpu: cpu / len(report.done),
                 requests=clients,
                 clients=clients,
                 rounds=1 if quick else 3,
             )
-            costs += series
+            costs += series_of(runs, cpu_per_page)
         mine_cost, plain_cost = (
             Series([(long - statistics.median(short.values)) / (length - 1) * 1e6 for long in longer.values])
             for short, longer in ((costs[0], costs[2]), (costs[1], costs[3]))
@@ -171,10 +182,9 @@ def _streams(mine: Server, plain: Server, quick: bool) -> list[Row]:
 def _cpu_per_page(mine: Server, in_tree: Server, quick: bool) -> list[Row]:
     files = [encoded(page(number), "PNG") for number in range(2 if quick else 6)]
     bodies = [body(file, max_tokens=1) for file in files]
-    series = in_turn(
+    runs = in_turn(
         (mine, bodies),
         (in_tree, bodies),
-        lambda _, report, cpu: cpu / len(report.done) * 1000,
         requests=2 if quick else 12,
         clients=2,
         rounds=1 if quick else 5,
@@ -183,7 +193,7 @@ def _cpu_per_page(mine: Server, in_tree: Server, quick: bool) -> list[Row]:
         compared(
             "API process, CPU for a page: 1700×2200 PNG, base64, JSON",
             "ms",
-            series,
+            scaled(series_of(runs, cpu_per_page), 1000),
             compared_with="vLLM's server, its own preprocessing",
             at_most=0.5,
             note="worker processes that decode pages count as ours",
