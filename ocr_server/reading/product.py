@@ -45,6 +45,11 @@ def product_of(reading: PageReading) -> Product:
     return reading.product if isinstance(reading.product, Product) else Product()
 
 
+async def page_picture(source: SourcePage) -> bytes:
+    """The page as a JPEG, to be shown."""
+    return await asyncio.to_thread(to_jpeg, source.image)
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What a request wants of each page; called by the reader when a page is done."""
