@@ -102,7 +102,7 @@ class ChatAnswer:
                 if isinstance(event, PageReading):
                     self._count(event)
                     reports += [report] if report else []
-                elif event.delta.logprobs is not None:
+                elif isinstance(event, Piece) and event.delta.logprobs is not None:
                     has_logprobs = True
                     for choice in self._choices_of(event.delta.choice):
                         steps[choice] += event.delta.logprobs

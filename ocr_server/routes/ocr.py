@@ -89,9 +89,7 @@ async def _answer(request: Request, body: OcrRequest, reading: OcrReading) -> Re
     return Response(response.model_dump_json(), media_type="application/json")
 
 
-async def _chunks(
-    events: AsyncGenerator[Event], pages: OcrPages, total: int, model: str
-) -> AsyncGenerator[str]:
+async def _chunks(events: AsyncGenerator[Event], pages: OcrPages, total: int, model: str) -> AsyncGenerator[str]:
     async with aclosing(events):
         done = 0
         async for event in events:

@@ -63,6 +63,7 @@ async function read() {
   const { file, picture } = state;
   state.reading?.dispose();
   showError(null);
+  rememberKey();
   if (!state.model && !(await meet())) return;
   const dataUri = await dataUriOf(file).catch(() => null);
   if (file !== state.file) return;
@@ -189,6 +190,10 @@ function pointed(block, chosen = false) {
 
 // The server
 
+function rememberKey() {
+  key.set($("key").value.trim());
+}
+
 // Asks what is served here; whether it has said so.
 async function meet() {
   try {
@@ -237,7 +242,7 @@ function setUpButtons() {
     document.addEventListener("pointerdown", (event) => menu.contains(event.target) || close());
   }
   $("key").addEventListener("change", () => {
-    key.set($("key").value.trim());
+    rememberKey();
     meet();
   });
   $("controls").addEventListener("submit", (event) => {

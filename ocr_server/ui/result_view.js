@@ -67,7 +67,6 @@ export class ResultView {
         this._blocks.appendChild(
           element("div.block", { role: "group", "data-block": index, tabindex: index ? -1 : 0 }),
         );
-      place.dataset.label = block.label;
       place.classList.toggle("located", block.modelBoxes.length > 0);
       place.setAttribute("aria-label", `${index + 1} ${block.label}`);
       place.replaceChildren(rendered(tidied(block.text)));
