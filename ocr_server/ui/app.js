@@ -2,7 +2,7 @@
 
 import { key, models, unavailable, url } from "./api.js";
 import { setUpChoices, showTokens } from "./choices.js";
-import { $, dataUriOf } from "./dom.js";
+import { $, dataUriOf, setText } from "./dom.js";
 import * as download from "./download.js";
 import { setUpFiles } from "./files.js";
 import { switchLanguage, t, translate } from "./i18n.js";
@@ -139,8 +139,7 @@ function show() {
     $("progress").removeAttribute("value");
   }
   $("clock").textContent = `${reading.seconds.toFixed(1)} s`;
-  const status = state.note || statusOf(reading);
-  if ($("status").textContent !== status) $("status").textContent = status; // each change is read aloud
+  setText($("status"), state.note || statusOf(reading));
 }
 
 function statusOf({ pages, pagesDone, state: stage, tokens }) {

@@ -12,6 +12,11 @@ export function element(what, attributes = {}, ...children) {
   return made;
 }
 
+// Left alone where nothing changes: a selection stays, and nothing is read aloud again.
+export function setText(place, text) {
+  if (place.textContent !== text) place.textContent = text;
+}
+
 // One stop of the Tab key for a list of elements; arrow keys go from one to the next.
 export function roving(container, selector) {
   container.addEventListener("keydown", (event) => {

@@ -1,6 +1,6 @@
 // The right side: what was read of a page, as blocks of markdown, as raw text, and as JSON.
 
-import { $, element, roving } from "./dom.js";
+import { $, element, roving, setText } from "./dom.js";
 import { isFigure, tidied } from "./grounding.js";
 import { t } from "./i18n.js";
 import { cut } from "./pictures.js";
@@ -36,15 +36,16 @@ export class ResultView {
       this._page = page;
       this._shown = [];
       this._blocks.replaceChildren();
+      $("panel").scrollTop = 0;
     }
     const panel = $("panel");
-    const follows = panel.scrollTop > 0 && panel.scrollHeight - panel.scrollTop - panel.clientHeight < 60;
+    const atEnd = panel.scrollHeight - panel.scrollTop - panel.clientHeight < 60;
     if (this.tab === "markdown") this._showBlocks(page);
-    if (this.tab === "raw") $("raw").textContent = page.raw;
-    if (this.tab === "json") $("json").textContent = JSON.stringify(page.json, null, 2);
+    if (this.tab === "raw") setText($("raw"), page.raw);
+    if (this.tab === "json") setText($("json"), JSON.stringify(page.json, null, 2));
     $("page-error").hidden = !page.error;
     $("page-error").textContent = page.error ? t("page_failed", { number: page.number, message: page.error.message }) : "";
-    if (follows) panel.scrollTop = panel.scrollHeight;
+    if (atEnd && page.state === "reading") panel.scrollTop = panel.scrollHeight;
   }
 
   light(block) {

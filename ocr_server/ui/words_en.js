@@ -30,6 +30,7 @@ export const en = {
   other_file: "Another file",
   overlay_pdf: "Pages with boxes (.pdf; reads them again)",
   overlay_png: "Page with boxes (.png)",
+  page: "Page",
   page_failed: "Page {number} could not be read: {message}",
   page_picture: "Page {number}",
   page_state: "Page {number}: {state}",

@@ -30,6 +30,7 @@ export const zh = {
   other_file: "换一个文件",
   overlay_pdf: "带框的页面（.pdf，需重新识别）",
   overlay_png: "带框的页面（.png）",
+  page: "页面",
   page_failed: "第 {number} 页无法识别：{message}",
   page_picture: "第 {number} 页",
   page_state: "第 {number} 页：{state}",
