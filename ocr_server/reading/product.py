@@ -6,6 +6,8 @@ import asyncio
 import io
 from dataclasses import dataclass, field
 
+from PIL import Image
+
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.reading.blocks import Block, PixelBox, blocks
 from ocr_server.reading.confidence import TokenSpan, token_spans
@@ -47,7 +49,8 @@ def product_of(reading: PageReading) -> Product:
 
 async def page_picture(source: SourcePage) -> bytes:
     """The page as a JPEG, to be shown."""
-    return await asyncio.to_thread(to_jpeg, source.image)
+    # Not `source.image`: that copy would be kept for as long as the page is being read.
+    return await asyncio.to_thread(lambda: to_jpeg(Image.fromarray(source.pixels)))
 
 
 @dataclass(frozen=True)
