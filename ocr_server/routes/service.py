@@ -26,7 +26,7 @@ PROMPTS = [
 
 
 @router.head("/", include_in_schema=False, response_model=None)
-@router.get("/", response_model=ApiInformation)
+@router.get("/", response_model=ApiInformation, responses={307: {"description": "To the page, for a browser."}})
 async def api_information(request: Request, response: Response) -> ApiInformation | Response:
     """What is served here, and how to ask for it. A browser, which asks for HTML, is sent to the page at `/ui/`."""
     if prefers_html(request.headers.get("accept", "")):

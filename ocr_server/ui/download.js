@@ -3,13 +3,14 @@
 import { post } from "./api.js";
 import { element } from "./dom.js";
 import { cut, overlay } from "./pictures.js";
+import { pretty } from "./reading.js";
 
 const { fflate } = globalThis;
 const BETWEEN_PAGES = "\n\n";
 
 export const wholeMarkdown = (reading) => reading.pages.map((page) => page.markdown).join(BETWEEN_PAGES);
 export const wholeRaw = (reading) => reading.pages.map((page) => page.raw).join(BETWEEN_PAGES);
-export const wholeJson = (reading) => JSON.stringify({ pages: reading.pages.map((page) => page.json) }, null, 2);
+export const wholeJson = (reading) => pretty({ pages: reading.pages.map((page) => page.json) });
 
 export async function saveMarkdown(reading, name) {
   const files = { [`${name}.md`]: fflate.strToU8(`${wholeMarkdown(reading)}\n`) };

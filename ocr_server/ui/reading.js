@@ -26,6 +26,12 @@ export function requestOf({ model, name, type, dataUri, shown, prompt, mode, pag
   };
 }
 
+// JSON with each box on one line; within texts there are no line breaks.
+export function pretty(value) {
+  const numbers = /\[\n[-\d,\s]+\]/g;
+  return JSON.stringify(value, null, 2).replace(numbers, (list) => list.replace(/\s+/g, " ").replace("[ ", "[").replace(" ]", "]"));
+}
+
 export class Page {
   constructor(number) {
     this.number = number; // in its document, from 1

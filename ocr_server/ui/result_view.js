@@ -4,6 +4,7 @@ import { $, element, roving, setText } from "./dom.js";
 import { isFigure, tidied } from "./grounding.js";
 import { t } from "./i18n.js";
 import { cut } from "./pictures.js";
+import { pretty } from "./reading.js";
 import { rendered } from "./render.js";
 
 export const TABS = ["markdown", "raw", "json"];
@@ -42,7 +43,7 @@ export class ResultView {
     const atEnd = panel.scrollHeight - panel.scrollTop - panel.clientHeight < 60;
     if (this.tab === "markdown") this._showBlocks(page);
     if (this.tab === "raw") setText($("raw"), page.raw);
-    if (this.tab === "json") setText($("json"), JSON.stringify(page.json, null, 2));
+    if (this.tab === "json") setText($("json"), pretty(page.json));
     $("page-error").hidden = !page.error;
     $("page-error").textContent = page.error ? t("page_failed", { number: page.number, message: page.error.message }) : "";
     if (atEnd && page.state === "reading") panel.scrollTop = panel.scrollHeight;

@@ -60,6 +60,7 @@ class TestFiles:
         assert name == "papers.json"
         pages = json.loads(data)["pages"]
         assert [page["page"] for page in pages] == [1, 2, 3]
+        assert b'"model_boxes": [\n            [50, 40, 600, 180]\n' in data
         assert [block["label"] for block in pages[2]["blocks"]] == ["title", "text", "image", "table"]
 
     def test_the_overlay_is_the_page_with_its_boxes(self, tab: Tab) -> None:
