@@ -14,7 +14,7 @@ from playwright.sync_api import Page as Tab
 from config import Settings
 from ocr_server.app import create_app
 from tests.ocr_server.conftest import FakeEngine, settings
-from tests.reliability.served import served
+from tests.reliability.served import served, wait_until
 from tests.ui.browser import ANSWER, SECONDS, each_page
 
 __all__ = ["settings"]
@@ -44,6 +44,7 @@ class Site:
         self.engine = engine
 
     def reset(self) -> None:
+        wait_until(lambda: self.engine.running == 0, 20)  # what the test before has left
         self.engine.script, self.engine.reason, self.engine.forgets = each_page(ANSWER), None, False
         for kept in (self.engine.pages, self.engine.finished, self.engine.aborted):
             kept.clear()
