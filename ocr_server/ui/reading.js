@@ -1,6 +1,6 @@
 // One file being read: the request, and what has come of it, page by page.
 
-import { chunks } from "./api.js";
+import { Failure, chunks } from "./api.js";
 import { blobOf } from "./dom.js";
 import { blocksOf, isFigure, pixelBox, settled, toMarkdown } from "./grounding.js";
 
@@ -122,7 +122,7 @@ export class Reading {
       this.state = "done";
     } catch (error) {
       this.state = error.name === "AbortError" ? "stopped" : "failed";
-      this.failure = this.state === "failed" ? error : null;
+      if (this.state === "failed") this.failure = error instanceof Failure ? error : new Failure("broken", error.message);
     }
     clearInterval(clock);
     this.seconds = (performance.now() - started) / 1000;

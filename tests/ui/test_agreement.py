@@ -38,6 +38,7 @@ def modules(browser: Browser, open_site: Site) -> Any:
 def test_vision_tokens(modules: Tab) -> None:
     sizes = [(random.Random(number).randint(1, 4000), random.Random(-number).randint(1, 4000)) for number in range(300)]
     sizes += [(640, 640), (641, 640), (640, 641), (1024, 1024), (1025, 1), (1, 4000), (1280, 640), (960, 1440)]
+    sizes += [(height * 5 // 2, height) for height in range(300, 900, 10)]  # as near to 2 × 1 as to 3 × 1 tiles
     counted = modules.evaluate(
         """async (sizes) => {
             const { MODES, visionTokens, mostVisionTokens } = await import("./modes.js");

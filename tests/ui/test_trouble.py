@@ -78,6 +78,11 @@ class TestErrors:
         said(tab, "the connection broke")
         expect(tab.locator("#blocks")).to_have_text("Half")
 
+    def test_an_answer_that_is_none_is_said(self, tab: Tab) -> None:
+        tab.route("**/v1/chat/completions", lambda route: route.fulfill(body="data: <html>\n\ndata: [DONE]\n\n"))
+        give(tab, RECEIPT)
+        said(tab, "The server failed:")
+
     def test_a_page_that_fails_says_so_and_loses_no_other(self, site: Site, tab: Tab) -> None:
         broken, fine = fails(InvalidRequest("This page is too much.")), says("Fine")
         site.engine.script = lambda number, page: (broken if number == 1 else fine)(number, page)
