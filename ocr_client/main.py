@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import sys
 import tempfile
@@ -73,11 +74,7 @@ def command(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Read PDFs and pictures of documents with DeepSeek-OCR.
-
-    [bold]deepseek-ocr serve[/bold] starts a server here, [bold]deepseek-ocr read[/bold] reads files with it or with any
-    other, and [bold]deepseek-ocr doctor[/bold] says what keeps a server from starting.
-    """
+    """Read PDFs and pictures of documents with DeepSeek-OCR."""
 
 
 @app.command(
@@ -303,4 +300,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may not know every sign
     app(prog_name=COMMAND)

@@ -52,6 +52,7 @@ class Run:
         self._lines = lines
         self._seconds = patience
         self._resumable = resumable
+        self._begun = False
         self._interrupted = False
 
     async def read(self, sources: Sequence[Source], *, at_once: int) -> int:
@@ -63,7 +64,8 @@ class Run:
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, self._interrupt, task)
             code = await task
-        self._sum_up(code)
+        if self._begun:
+            self._sum_up(code)
         return code
 
     async def _read(self, sources: Sequence[Source], at_once: int) -> int:
@@ -75,6 +77,7 @@ class Run:
 
         try:
             await self._server.greet()
+            self._begun = True
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(at_once, len(sources))):
                     group.create_task(work())
@@ -86,9 +89,9 @@ class Run:
             if any(isinstance(error, BrokenPipeError) for error in errors.exceptions):
                 return SOME_FAILED  # nobody reads standard output any more, as with head
             for kind in (KeyRefused, Unreachable):
-                for error in errors.exceptions:
-                    if isinstance(error, kind):
-                        return self._end(error)
+                for found in errors.exceptions:
+                    if isinstance(found, kind):
+                        return self._end(found)
             raise
         return SOME_FAILED if self._progress.documents_failed else ALL_READ
 
@@ -156,6 +159,10 @@ class Run:
             except Trouble as trouble:
                 await tries.after(trouble)
             except Refused as refused:
+                if refused.code == "invalid_pages":  # the server's words count pages from 0
+                    raise Refused(
+                        "The document does not have all the pages that --pages names.", status=400
+                    ) from refused
                 if not _is_final(refused):
                     raise
                 if indices is None or not store.done:

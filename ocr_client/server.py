@@ -163,7 +163,8 @@ class Server:
         try:
             response = await self._client.get(f"{self.url}/models")
         except httpx.TransportError as error:
-            raise Unreachable(f"No server answers at {self.url}: {_reason(error)}.") from error
+            advice = "deepseek-ocr serve starts one here; --base-url names another."
+            raise Unreachable(f"No server answers at {self.url}: {_reason(error)}. {advice}") from error
         if response.status_code == 429 or response.status_code >= 500:
             return  # full, or not ready yet: it will be waited for
         await self._check(response)

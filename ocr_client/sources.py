@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 SUFFIXES = frozenset("pdf jpg jpeg png bmp gif webp tif tiff heic heif avif".split())
 """What is taken from folders. A file that is named is read whatever it is called."""
@@ -39,7 +38,7 @@ class Source:
         """For people and for JSON: whatever bytes the file system has."""
         return os.fsencode(self.path).decode("utf-8", "replace")
 
-    def open(self) -> BinaryIO:
+    def open(self) -> io.BufferedReader | io.BytesIO:
         return self.path.open("rb") if self.data is None else io.BytesIO(self.data)
 
     def sha256(self) -> str:

@@ -66,8 +66,7 @@ class PlayedServer:
         self.seconds = 0.0
         """That a page takes."""
         self.says: Callable[[int], str] = "page {}".format
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.start()
 
@@ -106,6 +105,12 @@ def server() -> Iterator[PlayedServer]:
     server = PlayedServer()
     yield server
     server.stop()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -155,5 +160,3 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
 def pages_of(folder: Path) -> dict[int, dict[str, Any]]:
     """The pages kept in a document's folder, by number."""
     return {int(file.stem): json.loads(file.read_bytes()) for file in (folder / "pages").glob("*.json")}
-
-

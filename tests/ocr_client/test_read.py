@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.ocr_client.conftest import PlayedServer, document, pages_of, picture, run
+from ocr_server.errors import EngineFailure
+from tests.ocr_client.conftest import PlayedServer, document, pages_of, picture, run, start
 from tests.ocr_server.intake.pdfs import encrypted
 
-FIGURE = "<|ref|>image<|/ref|><|det|>[[0, 0, 500, 500]]<|/det|>\n\n<|ref|>text<|/ref|><|det|>[[0, 500, 999, 999]]<|/det|>\nBelow it."
+FIGURE = (
+    "<|ref|>image<|/ref|><|det|>[[0, 0, 500, 500]]<|/det|>\n\n"
+    "<|ref|>text<|/ref|><|det|>[[0, 500, 999, 999]]<|/det|>\nBelow it."
+)
 
 
 @pytest.fixture
@@ -60,7 +65,6 @@ def test_all_is_well(server: PlayedServer, folder: Path) -> None:
 
 def test_the_same_file_has_the_same_place_however_it_is_named(server: PlayedServer, folder: Path) -> None:
     absolute = folder / "scans" / "2020" / "three.pdf"
-    done = run(absolute, "scans/2020", "scans/2020/*.pdf", cwd=folder) if False else None
     for names in (["scans/2020/three.pdf"], [absolute], ["scans/2020"], ["scans/2020/*.pdf", absolute]):
         done = run("read", *names, "-o", "out", "--base-url", server.url, cwd=folder)
         assert done.code == 0, done.error
@@ -114,7 +118,7 @@ def test_pages_are_chosen_and_shared_between_choices(server: PlayedServer, tmp_p
     assert file.read_text().count("page ") == 5
     refused = run(*read, "--pages", "9", cwd=tmp_path)
     assert refused.code == 1
-    assert "Page 8 does not exist" in refused.error or "does not exist" in refused.error
+    assert "does not have all the pages" in refused.error
     assert run(*read, cwd=tmp_path).code == 0, "what was wrong with the choice is not held against the document"
 
 
@@ -178,8 +182,6 @@ def test_a_page_that_fails(server: PlayedServer, tmp_path: Path) -> None:
 
     def says(number: int) -> str:
         if number == 2 and broken:
-            from ocr_server.errors import EngineFailure
-
             raise EngineFailure("The engine fell over this page.")
         return f"page {number}"
 
@@ -247,10 +249,6 @@ def test_two_documents_in_one_place(tmp_path: Path) -> None:
 
 
 def test_nobody_reads_standard_output(server: PlayedServer, tmp_path: Path) -> None:
-    import subprocess
-
-    from tests.ocr_client.conftest import start
-
     (tmp_path / "a.pdf").write_bytes(document(30))
     server.seconds = 0.05
     process = start("read", "a.pdf", "--json", "--base-url", server.url, cwd=tmp_path, stdin=subprocess.DEVNULL)
