@@ -102,6 +102,8 @@ class Server:
             thread.join()
 
     def stop(self) -> None:
+        if self._process.poll() is not None:
+            return
         family = [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 
 from bench.upstream import CHECKPOINT, torchvision_provided
+from config import Settings
 from deepseek_ocr.encoder.deep_encoder import Views
 from deepseek_ocr.model import DeepseekOCRForCausalLM
 from deepseek_ocr.modes import CropGrid
+from ocr_server.reading.environment import set_up
 
 IN_TREE = "BENCH_IN_TREE"
 CHAT_TEMPLATE = (
@@ -70,6 +72,7 @@ if os.environ.get(IN_TREE):  # also in the engine's process, which imports this 
 
 
 def main() -> None:
+    set_up(Settings())  # the same engine: as much memory, as many cores
     if "--in-tree" in sys.argv:
         sys.argv.remove("--in-tree")
         os.environ[IN_TREE] = "1"
@@ -83,7 +86,7 @@ def main() -> None:
         *("--no-enable-prefix-caching", "--mm-processor-cache-gb", "0", "--skip-mm-profiling"),
         *("--limit-mm-per-prompt", '{"image": 1}'),
         *("--logits-processors", "deepseek_ocr.no_repeat_ngram:NoRepeatNGramV1"),
-        "--no-enable-log-requests",
+        *("--trust-request-mm-kwargs", "--no-enable-log-requests"),
     ]
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
 

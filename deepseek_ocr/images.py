@@ -11,6 +11,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
@@ -36,25 +37,28 @@ class PreparedImage:
     """Embeddings that the encoder will make of it, which is its placeholders in the prompt."""
 
 
-def prepare_image(image: Image.Image, mode: ResolutionMode) -> PreparedImage:
+def prepare_image(picture: Image.Image | npt.NDArray[np.uint8], mode: ResolutionMode) -> PreparedImage:
     """Resize and cut one picture.
 
     Args:
-        image: an upright picture; modes other than RGB are converted as Pillow does it.
+        picture: upright; RGB values, [height, width, 3], or a picture of Pillow, which converts other modes to RGB.
         mode: sizes and cropping.
 
     Returns:
         The global view and, where `mode` cuts this picture, its tiles: the whole picture resized to
         the grid without keeping its aspect ratio, then cut row by row.
     """
+    if isinstance(picture, Image.Image) and picture.mode != "RGB":
+        picture = picture.convert("RGB")
     # Not np.array: its second copy takes longer than the resize. Nothing here writes to the picture.
-    picture = torch.from_numpy(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
-    grid = mode.crop_grid(image.width, image.height)
+    pixels = torch.from_numpy(np.asarray(picture))
+    height, width = pixels.shape[:2]
+    grid = mode.crop_grid(width, height)
     if mode.squashes:
-        picture = _resize(picture, width=mode.image_size, height=mode.image_size)
+        pixels = _resize(pixels, width=mode.image_size, height=mode.image_size)
     return PreparedImage(
-        global_view=_fit(picture, mode.base_size),
-        tiles=_cut(picture, grid, mode.image_size),
+        global_view=_fit(pixels, mode.base_size),
+        tiles=_cut(pixels, grid, mode.image_size),
         grid=grid,
         num_tokens=mode.vision_tokens(grid),
     )

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from transformers import BatchFeature
@@ -100,7 +101,7 @@ class Processor(BaseMultiModalProcessor[ProcessingInfo]):
         images: Any = hf_data["images"]
         mode = self.info.mode(hf_kwargs)
         prepared = [
-            image if isinstance(image, PreparedImage) else prepare_image(_as_picture(image), mode) for image in images
+            image if isinstance(image, PreparedImage) else prepare_image(_pixels(image), mode) for image in images
         ]
         return BatchFeature(
             {
@@ -135,7 +136,7 @@ class Processor(BaseMultiModalProcessor[ProcessingInfo]):
         return [PromptReplacement(modality="image", target=[token_id], replacement=placeholders)]
 
 
-def _as_picture(image: object) -> Image.Image:
+def _pixels(image: object) -> Image.Image | npt.NDArray[np.uint8]:
     """vLLM also takes pictures as arrays, [H, W, 3] or [3, H, W]."""
     if isinstance(image, Image.Image):
         return image
@@ -144,4 +145,4 @@ def _as_picture(image: object) -> Image.Image:
         array = array.transpose(1, 2, 0)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"an image array must be uint8 with three channels, not {array.dtype} {list(array.shape)}")
-    return Image.fromarray(array)
+    return array

@@ -66,6 +66,7 @@ ROWS = (
     Row("clean, print of 36 to 40 px", replace(CLEAN, min_print=36)),
     Row("clean, one or two lines", replace(CLEAN, max_lines=2)),
     Row("clean, full pages", replace(CLEAN, full=True)),
+    Row("blank pages", replace(CLEAN, blank=1)),
     Row("tiny mode, print of 46 px", replace(CLEAN, min_print=46, max_print=70, max_lines=6), mode="tiny"),
     Row("small mode, print of 38 px", replace(CLEAN, min_print=38, max_print=60, max_lines=8), mode="small"),
     Row("base mode", CLEAN, mode="base"),

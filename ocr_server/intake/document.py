@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-
-from PIL import Image
 
 from ocr_server.errors import InvalidRequest, TooLarge
 from ocr_server.intake.decode import PicturePage, check_pixels, find_pages, is_pdf
@@ -18,6 +17,7 @@ from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.page_selection import Selection, TooManyPages
 from ocr_server.intake.pdf import PdfFile, PdfRenderer
 from ocr_server.intake.pdf_errors import Kind, PdfError
+from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import WorkerLost, Workers, WorkerTimeout
 
 MIN_DPI, MAX_DPI = 36, 600
@@ -40,16 +40,6 @@ _PDF_ERRORS: dict[Kind, tuple[str, str]] = {
     "timeout": ("pdf_timeout", "The PDF took longer than the limit of {timeout:g} s."),
     "failed": ("pdf_failed", "The PDF can't be read: it takes too much memory, or breaks what reads it."),
 }
-
-
-@dataclass(frozen=True)
-class SourcePage:
-    """One page, decoded."""
-
-    image: Image.Image
-    """RGB, upright."""
-    dpi: float | None
-    """Pixels per inch that it was rendered at; None for pictures."""
 
 
 class Document(ABC):
@@ -203,12 +193,11 @@ class _Pdf(Document):
 
     async def page(self, number: int) -> SourcePage:
         try:
-            page = await self._renderer.render(
+            return await self._renderer.render(
                 self._file, self.indices[number], self._dpi, self._limits.max_image_pixels
             )
         except PdfError as error:
             raise _api_error(error, self._renderer, self._param) from error
-        return SourcePage(page.image, page.dpi)
 
     async def close(self) -> None:
         self._renderer.discard(self._file)
@@ -232,27 +221,27 @@ class _Picture(Document):
         self._workers = workers
         self._param = param
         self._name = f"picture {next(_numbers)}"
-        self._kept: Image.Image | None = None
+        self._kept: SourcePage | None = None
 
     async def keep(self) -> None:
         """Decode the only page before it is asked for. Raises as `page`."""
-        image = await self._decode(0)
-        if image.width * image.height <= KEPT_PIXELS:
-            self._kept = image
+        page = await self._decode(0)
+        if math.prod(page.size) <= KEPT_PIXELS:
+            self._kept = page
 
     async def page(self, number: int) -> SourcePage:
-        image, self._kept = self._kept, None
-        return SourcePage(await self._decode(number) if image is None else image, None)
+        page, self._kept = self._kept, None
+        return await self._decode(number) if page is None else page
 
     async def close(self) -> None:
         self._data = b""
         self._kept = None
         self._workers.forget(self._name, "picture_worker.forget")
 
-    async def _decode(self, number: int) -> Image.Image:
+    async def _decode(self, number: int) -> SourcePage:
         arguments = self._pages[number], asdict(self._limits), self._param
         try:
-            _, image = await self._workers.call(self._name, "picture_worker.decode", *arguments, data=self._data)
+            _, pixels = await self._workers.call(self._name, "picture_worker.decode", *arguments, data=self._data)
         except WorkerTimeout as error:
             raise InvalidRequest(
                 f"The picture took longer than the limit of {self._workers.timeout_s:g} s to be decoded.",
@@ -261,9 +250,9 @@ class _Picture(Document):
             ) from error
         except WorkerLost as error:
             raise self._broke() from error
-        if image is None:
+        if pixels is None:
             raise self._broke()
-        return image
+        return SourcePage(pixels, None)
 
     def _broke(self) -> InvalidRequest:
         return InvalidRequest(

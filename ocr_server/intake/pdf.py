@@ -9,9 +9,8 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from ocr_server.intake.pdf_errors import PdfError
+from ocr_server.intake.source_page import Pixels, SourcePage
 from ocr_server.intake.workers import WorkerLost, Workers, WorkerTimeout
 
 
@@ -36,14 +35,6 @@ class PdfInfo:
     """At least 1. What the file says; a page that isn't there is found out when it is rendered."""
 
 
-@dataclass(frozen=True)
-class RenderedPage:
-    image: Image.Image
-    """RGB."""
-    dpi: float
-    """Pixels per inch: as asked, or fewer where the page would have been too large."""
-
-
 class PdfRenderer:
     """Opens PDFs and renders their pages."""
 
@@ -65,7 +56,7 @@ class PdfRenderer:
         count, _ = await self._call(file, "count_pages")
         return PdfInfo(count)
 
-    async def render(self, file: PdfFile, index: int, dpi: float, max_pixels: int) -> RenderedPage:
+    async def render(self, file: PdfFile, index: int, dpi: float, max_pixels: int) -> SourcePage:
         """One page, upright, on white, with annotations and form fields.
 
         Args:
@@ -77,17 +68,17 @@ class PdfRenderer:
             PdfError: as `inspect`; giant_page; page_failed.
             Unavailable: no process can be started.
         """
-        dpi, image = await self._call(file, "render", index, dpi, max_pixels)
-        if image is None:
+        dpi, pixels = await self._call(file, "render", index, dpi, max_pixels)
+        if pixels is None:
             raise PdfError("failed")
-        return RenderedPage(image, dpi)
+        return SourcePage(pixels, dpi)
 
     def discard(self, file: PdfFile) -> None:
         """Remove a PDF that is no longer wanted, also from the processes that have it open."""
         file.close()
         self._workers.forget(file.path, "pdf_worker.forget", file.path)
 
-    async def _call(self, file: PdfFile, function: str, *arguments: Any) -> tuple[Any, Image.Image | None]:
+    async def _call(self, file: PdfFile, function: str, *arguments: Any) -> tuple[Any, Pixels | None]:
         try:
             return await self._workers.call(file.path, f"pdf_worker.{function}", file.path, file.password, *arguments)
         except WorkerTimeout as error:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from deepseek_ocr.images import PreparedImage, prepare_image
 from deepseek_ocr.modes import ResolutionMode
 from ocr_server.errors import InvalidRequest
-from ocr_server.intake.document import DEFAULT_DPI, Document, Opener, SourcePage
+from ocr_server.intake.document import DEFAULT_DPI, Document, Opener
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.page_selection import Selection
+from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.sources import load
 from ocr_server.intake.workers import Workers
 
@@ -84,7 +85,7 @@ class Intake:
 
     async def prepare(self, page: SourcePage, mode: ResolutionMode) -> PreparedImage:
         """The views of a page as the engine takes them."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, prepare_image, page.image, mode)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, prepare_image, page.pixels, mode)
 
     async def close(self) -> None:
         await self._fetcher.aclose()

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import logging
+import mmap
 import os
 import socket
 import subprocess
@@ -15,10 +16,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
 
 from ocr_server.errors import InvalidRequest, TooLarge, Unavailable
 from ocr_server.intake.pdf_errors import PdfError
+from ocr_server.intake.source_page import Pixels
 from ocr_server.intake.worker import TAKEN, store
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class Workers:
 
     async def call(
         self, document: str, function: str, *arguments: Any, data: bytes | None = None
-    ) -> tuple[Any, Image.Image | None]:
+    ) -> tuple[Any, Pixels | None]:
         """`function(*arguments)` in the process that has `document` open, else in one that runs, when it is free.
 
         Args:
@@ -88,7 +90,7 @@ class Workers:
             data: for pictures, the file.
 
         Returns:
-            What the function returns: its value, and the picture that comes with it.
+            What the function returns: its value, and the page that comes with it.
 
         Raises:
             InvalidRequest, TooLarge, PdfError: as the function does.
@@ -140,7 +142,7 @@ class _Worker:
 
     async def call(
         self, document: str, function: str, arguments: tuple[Any, ...], data: bytes | None
-    ) -> tuple[Any, Image.Image | None]:
+    ) -> tuple[Any, Pixels | None]:
         try:
             try:
                 return await self._attempt(document, function, arguments, data)
@@ -180,7 +182,7 @@ class _Worker:
 
     async def _attempt(
         self, document: str, function: str, arguments: tuple[Any, ...], data: bytes | None
-    ) -> tuple[Any, Image.Image | None]:
+    ) -> tuple[Any, Pixels | None]:
         if self._calls >= MAX_CALLS:
             self.stop()
         if self._process is None:
@@ -205,10 +207,10 @@ class _Worker:
             raise refusal
         if "failed" in answer:
             raise WorkerLost(answer["failed"])
-        image = None
+        pixels = None
         if answer["size"] is not None:
-            image = await asyncio.to_thread(_picture, self._memory, *answer["size"])
-        return answer["value"], image
+            pixels = await asyncio.to_thread(_pixels, self._memory, *answer["size"])
+        return answer["value"], pixels
 
     async def _start(self) -> None:
         """Raises Unavailable."""
@@ -264,12 +266,16 @@ def _line(value: Any) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-def _picture(memory: io.FileIO, width: int, height: int) -> Image.Image:
-    """The picture in memory, RGB. A copy: the process could change or cut what is shared. Raises ValueError."""
+def _pixels(memory: io.FileIO, width: int, height: int) -> Pixels:
+    """The page in memory. A copy: the process could change or cut what is shared. Raises ValueError."""
     size = width * height * 3
     if min(width, height) < 1 or size > os.fstat(memory.fileno()).st_size:
         raise ValueError("an impossible size")
-    image = Image.frombytes("RGB", (width, height), os.pread(memory.fileno(), size, 0))
+    copy = mmap.mmap(-1, size)
+    with contextlib.suppress(OSError):  # a kernel without them
+        copy.madvise(mmap.MADV_HUGEPAGE)  # a page of paper is thousands of the small ones, each of which costs a fault
+    if os.preadv(memory.fileno(), [copy], 0) != size:
+        raise ValueError("less than that is there")
     if size > KEPT_BYTES:
         os.ftruncate(memory.fileno(), 0)
-    return image
+    return np.frombuffer(copy, np.uint8).reshape(height, width, 3)

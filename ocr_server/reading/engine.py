@@ -22,6 +22,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from ocr_server import tracing
 from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable, invalid_parameters
+from ocr_server.reading.pace import Pace
 from ocr_server.reading.page import LogprobStep, Page, PageDelta, TokenLogprob
 from ocr_server.reading.prompt import PromptEncoder
 
@@ -81,6 +82,7 @@ class VllmEngine:
         self._processes: list[psutil.Process] = []
         self._shared_memory: set[str] = set()
         self._unavailable: str | None = "The engine has not been started."
+        self._pace = Pace()
 
     @property
     def retry_after(self) -> float:
@@ -133,11 +135,14 @@ class VllmEngine:
             trace_headers = tracing.headers() if llm.observability_config.otlp_traces_endpoint else None
             outputs = llm.generate(rendered, params, request_id=uuid.uuid4().hex, trace_headers=trace_headers)
             async with aclosing(outputs):
-                async for output in outputs:
-                    prompt_tokens = len(output.prompt_token_ids or ())
-                    for completion in output.outputs:
-                        if delta := _delta(completion, prompt_tokens, encoder):
-                            yield delta
+                with self._pace.page() as pace:
+                    async for output in outputs:
+                        prompt_tokens = len(output.prompt_token_ids or ())
+                        for completion in output.outputs:
+                            if delta := _delta(completion, prompt_tokens, encoder):
+                                yield delta
+                        if not output.finished:
+                            await pace.wait()
         except VLLMClientError as error:
             raise invalid_parameters(error, params) from error
         except EngineGenerateError as error:

@@ -11,7 +11,7 @@ from vllm.sampling_params import SamplingParams
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import ResolutionMode
 from ocr_server.errors import ApiError
-from ocr_server.intake.document import SourcePage
+from ocr_server.intake.source_page import SourcePage
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import asyncio
 import io
 from dataclasses import dataclass, field
 
-from ocr_server.intake.document import SourcePage
+from ocr_server.intake.source_page import SourcePage
 from ocr_server.reading.blocks import Block, PixelBox, blocks
 from ocr_server.reading.confidence import TokenSpan, token_spans
 from ocr_server.reading.figures import crop, figure_boxes, figure_name
@@ -59,7 +59,7 @@ class Wanted:
 
     def make(self, reading: PageReading, source: SourcePage) -> Product:
         answer = reading.text()
-        found = blocks(answer, *source.image.size)
+        found = blocks(answer, *source.size)
         most = MOST_FIGURES if self.figures else 0
         figures = [
             Figure(

@@ -11,7 +11,7 @@ from typing import Protocol
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import ResolutionMode, mode_name
 from ocr_server.errors import ApiError, Unavailable
-from ocr_server.intake.document import SourcePage
+from ocr_server.intake.source_page import SourcePage
 from ocr_server.metrics import ENGINE_SECONDS, INTAKE_SECONDS, QUEUE_SECONDS
 from ocr_server.reading.engine import Engine
 from ocr_server.reading.loops import REPETITION, LoopPolicy, attempt, next_attempt, with_detection
@@ -127,7 +127,7 @@ class Reader:
         with stage("intake", INTAKE_SECONDS, ocr_page=reading.index, ocr_mode=mode):
             if source is None:
                 source = await job.load()
-                reading.width, reading.height = source.image.size
+                reading.width, reading.height = source.size
                 reading.dpi = source.dpi
             image = await self._prepare(source, job.mode)
         reading.image_tokens = image.num_tokens

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from vllm.sampling_params import SamplingParams
 
 from deepseek_ocr.images import PreparedImage
@@ -16,13 +16,13 @@ from deepseek_ocr.modes import MODES, ResolutionMode
 from deepseek_ocr.no_repeat_ngram import Guard
 from ocr_server.admission import Admission, Ticket
 from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable
-from ocr_server.intake.document import SourcePage
+from ocr_server.intake.source_page import SourcePage
 from ocr_server.reading.loops import LoopPolicy
 from ocr_server.reading.page import Job, Page, PageDelta, PageReading
 from ocr_server.reading.reader import AHEAD, Piece, Reader
 from tests.ocr_server.conftest import FakeEngine, delta, endless, examples, prepared, until
 
-PICTURE = SourcePage(image=Image.new("RGB", (30, 20)), dpi=None)
+PICTURE = SourcePage(np.zeros((20, 30, 3), np.uint8), dpi=None)
 
 
 class Loads:

@@ -78,9 +78,9 @@ class TestFraming:
         response = await event_stream(slow(), shutdown_timeout=1)
         frames = response.body_iterator.__aiter__()
         async with asyncio.timeout(5):
-            assert await anext(frames) == {"data": "1"}
+            assert await anext(frames) == b"data: 1\n\n"
         gate.set()
-        assert [frame async for frame in frames] == [{"data": "2"}, {"data": "[DONE]"}]
+        assert [frame async for frame in frames] == [b"data: 2\n\n", b"data: [DONE]\n\n"]
 
 
 class TestErrors:

@@ -21,7 +21,8 @@ from ocr_server.intake import document
 from ocr_server.intake.document import DEFAULT_DPI, Document, Opener
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.page_selection import parse_pages
-from ocr_server.intake.pdf import PdfFile, PdfRenderer, RenderedPage
+from ocr_server.intake.pdf import PdfFile, PdfRenderer
+from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import Workers
 from tests.ocr_server.intake import pdfs
 from tests.ocr_server.intake.pdfs import filled, pdf
@@ -41,7 +42,7 @@ class Renderer(PdfRenderer):
         self.files.append(file.path)
         return await super().inspect(file)
 
-    async def render(self, file: PdfFile, index: int, dpi: float, max_pixels: int) -> RenderedPage:
+    async def render(self, file: PdfFile, index: int, dpi: float, max_pixels: int) -> SourcePage:
         self.rendered.append(index)
         return await super().render(file, index, dpi, max_pixels)
 
@@ -267,15 +268,15 @@ class TestPictures:
     async def test_it_is_let_go_when_it_is_taken(self, desk: Desk) -> None:
         opened = await desk.open(saved(*plain("red"), format="PNG"))
         page = await opened.page(0)
-        image = weakref.ref(page.image)
+        kept = weakref.ref(page)
         del page
         await asyncio.sleep(0.01)  # until the loop has forgotten it too
-        assert image() is None
+        assert kept() is None
 
     async def test_a_large_one_is_not_kept_until_then(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(document, "KEPT_PIXELS", 199)
         opened = await desk.open(saved(*plain("red"), format="PNG"))
-        assert not [each for each in gc.get_referents(opened.__dict__) if isinstance(each, Image.Image)]
+        assert not [each for each in gc.get_referents(opened.__dict__) if isinstance(each, SourcePage)]
         assert await colours(opened) == [RED]
 
     async def test_refusals(self, desk: Desk) -> None:

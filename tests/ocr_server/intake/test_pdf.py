@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from ocr_server.errors import Unavailable
-from ocr_server.intake.pdf import PdfFile, PdfRenderer, RenderedPage
+from ocr_server.intake.pdf import PdfFile, PdfRenderer
 from ocr_server.intake.pdf_errors import PdfError
+from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import Workers
 from tests.ocr_server.intake import pdfs
 from tests.ocr_server.intake.pdfs import filled, pdf
@@ -90,7 +91,7 @@ def endless() -> Iterator[PdfFile]:
         yield file
 
 
-async def page(renderer: PdfRenderer, file: PdfFile, index: int = 0) -> RenderedPage:
+async def page(renderer: PdfRenderer, file: PdfFile, index: int = 0) -> SourcePage:
     return await renderer.render(file, index, 72, MOST)
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import MODES, ResolutionMode
 from ocr_server.errors import InvalidRequest, TooLarge
-from ocr_server.intake.document import SourcePage
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.prepare import Intake, Source
+from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import Workers
 
 TINY = MODES["tiny"]

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from ocr_server.errors import InvalidRequest, TooLarge
-from ocr_server.intake.document import Opener, SourcePage
+from ocr_server.intake.document import Opener
 from ocr_server.intake.limits import IntakeLimits
+from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import KEPT_BYTES, Workers
 
 Start = Callable[..., Opener]
