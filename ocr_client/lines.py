@@ -6,6 +6,7 @@ import json
 import sys
 from typing import Any, Protocol
 
+from ocr_client.progress import plain
 from ocr_client.store import PAGE_SEPARATOR
 
 
@@ -44,7 +45,8 @@ class Markdown:
     def page(self, source: str, page: dict[str, Any], *, from_before: bool) -> None:
         if page.get("finish_reason") == "error":
             return
-        _write(self._separator + str(page.get("markdown") or ""))
+        markdown = str(page.get("markdown") or "")
+        _write(self._separator + (plain(markdown) if sys.stdout.isatty() else markdown))
         self._separator = PAGE_SEPARATOR
 
     def document(self, source: str, **facts: Any) -> None:

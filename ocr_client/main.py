@@ -200,9 +200,12 @@ def read(
 ) -> None:
     """Read PDFs and pictures into markdown.
 
-    OUT/report.pdf/ gets [bold]document.md[/bold] with its [bold]figures/[/bold], and [bold]pages/0001.json[/bold] for
-    each page. Pages are kept as they come: run the same command again after an interruption, and only what is
-    missing is read. What is done counts as long as the file and --prompt, --mode and --dpi are the same.
+    OUT/report.pdf/ gets [bold]document.md[/bold] with its [bold]figures/[/bold],
+    and [bold]pages/0001.json[/bold] for each page.
+
+    Pages are kept as they come: run the same command again after an
+    interruption, and only what is missing is read. What is done counts
+    as long as the file, --prompt, --mode and --dpi are the same.
     """
     folder = None if out is None else Path(os.path.abspath(out))
     try:

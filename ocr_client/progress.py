@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import unicodedata
 from types import TracebackType
 
 from rich.console import Console
@@ -15,8 +16,11 @@ LINE_EVERY = 30.0
 
 
 def plain(text: str) -> str:
-    """What may be shown in a terminal: names and messages could hold its control sequences."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    """What may be shown in a terminal: names, messages and pages could hold its control sequences."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(sign)[0] == "C" and sign not in "\n\t" else sign
+        for sign in text
+    )
 
 
 class _Speed(ProgressColumn):
@@ -40,8 +44,10 @@ class RunProgress:
         """Taken from an earlier run."""
         self._expected = 0
         """Pages to read of the documents whose pages have been counted."""
-        self._counted = 0
+        self._counted: set[str] = set()
         """Those documents."""
+        self._settled: set[str] = set()
+        """Those, and the ones that failed before their pages were counted."""
         self._started = self._last_line = time.monotonic()
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar = Progress(
@@ -70,10 +76,11 @@ class RunProgress:
         """Give the terminal back as it was."""
         self._bar.stop()
 
-    def counted(self, pages: int) -> None:
+    def counted(self, source: str, pages: int) -> None:
         """A document turns out to have so many pages to read."""
         self._expected += pages
-        self._counted += 1
+        self._counted.add(source)
+        self._settled.add(source)
         self._show()
 
     def before(self, pages: int) -> None:
@@ -86,7 +93,8 @@ class RunProgress:
         self._bar.advance(self._task)
         self._show()
 
-    def document(self, *, failed: bool) -> None:
+    def document(self, source: str, *, failed: bool) -> None:
+        self._settled.add(source)
         self.documents_done += 1
         self.documents_failed += failed
         self._show()
@@ -101,7 +109,7 @@ class RunProgress:
 
     def _show(self) -> None:
         total = self._estimate()
-        about = "~" if self._counted < self.documents - self.documents_failed else ""
+        about = "~" if len(self._settled) < self.documents else ""
         state = f"{self.pages}/{about}{total} pages, {self.documents_done}/{self.documents} documents"
         if self.pages_before:
             state += f", {self.pages_before} from before"
@@ -116,8 +124,8 @@ class RunProgress:
 
     def _estimate(self) -> int:
         """Pages of this run: those of documents not yet opened are taken for as many as the others have."""
-        unknown = max(0, self.documents - max(self._counted, self.documents_done))
-        return self._expected + round(unknown * (self._expected / self._counted if self._counted else 1))
+        unknown = self.documents - len(self._settled)
+        return self._expected + round(unknown * (self._expected / len(self._counted) if self._counted else 1))
 
 
 def error(message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import Sequence
@@ -33,6 +34,10 @@ class Wanted:
     selection: Selection
     overlays: bool = False
     retry_failed: bool = False
+
+
+OF_ALL = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors in writing that no other document would be spared."""
 
 
 class Run:
@@ -86,17 +91,19 @@ class Run:
         except (Unreachable, KeyRefused) as error:
             return self._end(error)
         except BaseExceptionGroup as errors:
-            if any(isinstance(error, BrokenPipeError) for error in errors.exceptions):
-                return SOME_FAILED  # nobody reads standard output any more, as with head
-            for kind in (KeyRefused, Unreachable):
-                for found in errors.exceptions:
-                    if isinstance(found, kind):
-                        return self._end(found)
+            for found in errors.exceptions:
+                if isinstance(found, Unreachable | KeyRefused | OSError):
+                    return self._end(found)
             raise
         return SOME_FAILED if self._progress.documents_failed else ALL_READ
 
-    def _end(self, error: Unreachable | KeyRefused) -> int:
-        self._progress.say(f"error: {error}")
+    def _end(self, error: Unreachable | KeyRefused | OSError) -> int:
+        """The exit code of a run that one error ends."""
+        if isinstance(error, BrokenPipeError):
+            return SOME_FAILED  # nobody reads standard output any more, as with head
+        self._progress.say(f"error: {_words(error) if isinstance(error, OSError) else error}")
+        if isinstance(error, OSError):
+            return SOME_FAILED
         return UNREACHABLE if isinstance(error, Unreachable) else USAGE
 
     async def _document(self, source: Source) -> None:
@@ -113,18 +120,18 @@ class Run:
             failed_pages = [index + 1 for index in indices if store.done[index] == "error"]
             if self._wanted.overlays:
                 await self._overlay(source, store, [index for index in indices if store.done[index] != "error"])
-        except BrokenPipeError:
-            raise
         except Refused as refused:
             error = str(refused)
         except OSError as system:
-            error = f"{system.strerror or system}" + (f": {system.filename}" if system.filename else "")
+            if system.errno in OF_ALL:
+                raise
+            error = _words(system)
         if failed_pages and error is None:
             error = f"page {ranges(failed_pages)} could not be read: {page_error(store.page(failed_pages[0] - 1))}"
         if error is not None:
             self._progress.say(f"failed: {source.name}: {error}")
         self._lines.document(source.name, output=self._output(source), failed_pages=failed_pages, error=error)
-        self._progress.document(failed=error is not None)
+        self._progress.document(source.name, failed=error is not None)
 
     async def _pages(self, source: Source, store: Store) -> list[int]:
         """Have all selected pages in the store; their indices."""
@@ -140,7 +147,7 @@ class Run:
         for index in kept:
             self._lines.page(source.name, store.page(index), from_before=True)
         if indices is not None:
-            self._progress.counted(len(indices) - len(kept))
+            self._progress.counted(source.name, len(indices) - len(kept))
         tries = _Tries(self._patience)
         while indices is None or (missing := [index for index in indices if index not in store.done]):
             progressed = False
@@ -149,7 +156,7 @@ class Run:
                 async with aclosing(self._server.pages(source, wanted.options, pages)) as events:
                     async for read in events:
                         if indices is None:
-                            indices = self._counted(store, read.total)
+                            indices = self._counted(source, store, read.total)
                         if read.index in indices:
                             progressed = True
                             tries.rewarded()
@@ -175,13 +182,13 @@ class Run:
         store.finish(indices)
         return indices
 
-    def _counted(self, store: Store, selected: int) -> list[int]:
+    def _counted(self, source: Source, store: Store, selected: int) -> list[int]:
         """The document has been opened: the selected pages."""
         page_count = self._wanted.selection.page_count(selected)
         assert page_count is not None, "only selections with an open end wait for it"
         store.counted(page_count)
         indices = self._wanted.selection.indices(page_count) or []
-        self._progress.counted(len(indices))
+        self._progress.counted(source.name, len(indices))
         return indices
 
     def _keep(self, source: Source, store: Store, read: PageRead) -> None:
@@ -257,6 +264,10 @@ def _is_final(refused: Refused) -> bool:
         code in ("invalid_pages", "too_many_pages") or code.startswith("pdf_password") or code.endswith("_timeout")
     )
     return refused.status == 400 and (refused.param or "").startswith("document") and not passing
+
+
+def _words(error: OSError) -> str:
+    return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
 
 
 def _count(number: int, what: str) -> str:

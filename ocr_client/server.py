@@ -19,6 +19,7 @@ from ocr_client.sources import Source
 
 DEFAULT_URL = "http://localhost:8000/v1"
 CONNECT_SECONDS = 10.0
+GREETING_SECONDS = 30.0
 SILENCE_SECONDS = 120.0
 """A stream without a sign of life for that long is lost: the server sends one every 15 seconds."""
 OVERLAY_SECONDS = 3600.0
@@ -161,7 +162,7 @@ class Server:
             KeyRefused: the key is wrong or missing.
         """
         try:
-            response = await self._client.get(f"{self.url}/models")
+            response = await self._client.get(f"{self.url}/models", timeout=GREETING_SECONDS)
         except httpx.TransportError as error:
             advice = "deepseek-ocr serve starts one here; --base-url names another."
             raise Unreachable(f"No server answers at {self.url}: {_reason(error)}. {advice}") from error

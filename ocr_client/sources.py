@@ -31,12 +31,14 @@ class Source:
     place: Path
     """Where its results go, below the output folder."""
     data: bytes | None = field(default=None, repr=False)
-    """Of standard input, which has no file."""
+    """Of what is no file: standard input, pipes."""
 
     @property
     def name(self) -> str:
-        """For people and for JSON: whatever bytes the file system has."""
-        return os.fsencode(self.path).decode("utf-8", "replace")
+        """For people and for JSON: the path from the current folder, if the file is below it."""
+        here = Path.cwd()
+        shown = self.path.relative_to(here) if self.path.is_relative_to(here) else self.path
+        return os.fsencode(shown).decode("utf-8", "replace")
 
     def open(self) -> io.BufferedReader | io.BytesIO:
         return self.path.open("rb") if self.data is None else io.BytesIO(self.data)
@@ -82,7 +84,8 @@ def _named(argument: str, out: Path | None) -> Iterator[Source]:
         if not found:
             raise SourceError(f"The folder {argument} has no PDFs or pictures in it.")
     elif path.exists():
-        yield Source(path, _place(path, path))
+        data = None if path.is_file() else path.read_bytes()  # a pipe, as of <(…), can be read once
+        yield Source(path, _place(path, path), data)
     elif glob.has_magic(argument):
         yield from _matching(argument, out)
     else:

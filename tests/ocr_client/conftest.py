@@ -77,7 +77,7 @@ class PlayedServer:
         config = uvicorn.Config(
             create_app(self.settings, self.engine),
             loop="asyncio",
-            log_level="error",
+            log_level="critical",
             http=protocol(receive_timeout=30, send_timeout=30),
             timeout_graceful_shutdown=0,
         )
@@ -125,9 +125,8 @@ def start(*arguments: str | Path, cwd: Path, **more: Any) -> subprocess.Popen[by
         [sys.executable, "-m", "ocr_client", *map(str, arguments)],
         cwd=cwd,
         env=environment(**variables),
-        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        **more,
+        **{"stdout": subprocess.PIPE} | more,
     )
 
 
@@ -137,7 +136,7 @@ class Done:
     def __init__(self, process: subprocess.Popen[bytes], given: bytes | None = None) -> None:
         out, error = process.communicate(given, timeout=90)
         self.code = process.returncode
-        self.out = out.decode()
+        self.out = (out or b"").decode()
         self.error = error.decode()
         assert "Traceback" not in self.error, self.error
 

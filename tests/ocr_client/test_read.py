@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ocr_server.errors import EngineFailure
-from tests.ocr_client.conftest import PlayedServer, document, pages_of, picture, run, start
+from tests.ocr_client.conftest import Done, PlayedServer, document, pages_of, picture, run, start
 from tests.ocr_server.intake.pdfs import encrypted
 
 FIGURE = (
@@ -259,3 +260,41 @@ def test_nobody_reads_standard_output(server: PlayedServer, tmp_path: Path) -> N
     assert process.wait(30) == 1
     assert b"Broken" not in process.stderr.read()
     assert server.asked[30] == 0
+
+
+def test_standard_output_is_full(server: PlayedServer, tmp_path: Path) -> None:
+    """It ends the run, which would only go on to waste pages."""
+    server.seconds = 0.1
+    for number in range(1, 20):
+        picture(tmp_path / f"{number}.png", number)
+    with Path("/dev/full").open("wb") as full:
+        process = start(
+            "read", ".", "--json", "--concurrency", "1", "--base-url", server.url, cwd=tmp_path, stdout=full
+        )
+        done = Done(process)
+    assert done.code == 1
+    assert "No space left on device" in done.error
+    assert sum(server.asked.values()) < 3
+
+
+def test_line_ends_of_other_kinds_break_no_event(server: PlayedServer, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    server.says = lambda _: "one\u2028two\x85three\x0bfour"
+    done = run("read", "a.png", "--base-url", server.url, cwd=tmp_path)
+    assert (done.code, done.out) == (0, "one\u2028two\x85three\x0bfour\n"), done.error
+
+
+def test_a_pipe_that_is_named(server: PlayedServer, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    process = start("read", "pipe", "--base-url", server.url, cwd=tmp_path)
+    (tmp_path / "pipe").write_bytes(document(2))
+    done = Done(process)
+    assert (done.code, done.out.count("page ")) == (0, 2), done.error
+
+
+def test_names_and_messages_can_not_steer_the_terminal(server: PlayedServer, tmp_path: Path) -> None:
+    (tmp_path / "[bold]\x1b[31m报告.png").write_bytes(b"no picture")
+    done = run("read", ".", "-o", "out", "--base-url", server.url, cwd=tmp_path)
+    assert done.code == 1
+    assert "\x1b" not in done.error
+    assert "[bold]\N{REPLACEMENT CHARACTER}[31m报告.png" in done.error
