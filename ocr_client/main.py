@@ -84,7 +84,7 @@ deepseek-ocr read scans/ -o texts/
 
 deepseek-ocr read report.pdf --pages 1-3,7 --overlays -o texts/
 
-deepseek-ocr read 'invoices/**/*.pdf' --prompt "Free OCR." -o texts/ --json | jq .markdown
+deepseek-ocr read 'invoices/**/*.pdf' --prompt "Free OCR." --json > pages.jsonl
 
 curl -s https://example.org/a.pdf | deepseek-ocr read - > a.md
 
@@ -188,7 +188,7 @@ def read(
             help="Documents to have read at a time; the server reads the pages of each at a time, too.",
             rich_help_panel="Server",
         ),
-    ] = 8,
+    ] = 16,
     patience: Annotated[
         float,
         typer.Option(

@@ -149,10 +149,10 @@ class Run:
         if indices is not None:
             self._progress.counted(source.name, len(indices) - len(kept))
         tries = _Tries(self._patience)
-        while indices is None or (missing := [index for index in indices if index not in store.done]):
+        while indices is None or store.missing(indices):
             progressed = False
             try:
-                pages = wanted.selection.request() if indices is None else ranges(missing)
+                pages = wanted.selection.request() if indices is None else ranges(store.missing(indices))
                 async with aclosing(self._server.pages(source, wanted.options, pages)) as events:
                     async for read in events:
                         if indices is None:
@@ -175,10 +175,10 @@ class Run:
                 if indices is None or not store.done:
                     store.failed(refused)
                     raise
-                for index in missing:  # the document could be opened before, so it is these pages
+                for index in store.missing(indices):  # the document could be opened before, so it is these pages
                     error = {"message": str(refused), "code": refused.code}
                     page = {"markdown": "", "images": [], "finish_reason": "error", "error": error}
-                    self._keep(source, store, PageRead(index, len(missing), page))
+                    self._keep(source, store, PageRead(index, 0, page))
         store.finish(indices)
         return indices
 

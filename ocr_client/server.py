@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from ocr_client import __version__
+from ocr_client.selection import MOST_PAGES
 from ocr_client.sources import Source
 
 DEFAULT_URL = "http://localhost:8000/v1"
@@ -198,8 +199,7 @@ class Server:
                             raise _stream_error(event["error"])
                         if event["object"] == "ocr.done":
                             return
-                        page = event["page"]
-                        yield PageRead(page["index"], event["total"], page)
+                        yield _page(event)
         except httpx.TransportError as error:
             refused = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
             raise Trouble(f"The server is away: {_reason(error)}.", under_way=not refused) from error
@@ -262,6 +262,14 @@ async def _events(response: httpx.Response) -> AsyncIterator[bytes]:
             elif not line and data:
                 yield b"\n".join(data)
                 data.clear()
+
+
+def _page(event: dict[str, Any]) -> PageRead:
+    """Raises ValueError, TypeError or KeyError if it is none."""
+    page, total = dict(event["page"]), int(event["total"])
+    if not 0 < total <= MOST_PAGES:
+        raise ValueError(f"no document has {total} pages")
+    return PageRead(int(page["index"]), total, page)
 
 
 def _stream_error(error: dict[str, Any]) -> Exception:

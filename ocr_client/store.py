@@ -74,7 +74,13 @@ class Store:
     def forget_failures(self) -> None:
         """Have failed pages, and a failed document, tried again."""
         self.done = {index: finish for index, finish in self.done.items() if finish != "error"}
-        self.record.error = None
+        if self.record.error is not None:
+            self.record.error = None
+            self._save()
+
+    def missing(self, indices: Sequence[int]) -> list[int]:
+        """Those of `indices` that are not done."""
+        return [index for index in indices if index not in self.done]
 
     def counted(self, page_count: int) -> None:
         """The document turns out to have so many pages."""
