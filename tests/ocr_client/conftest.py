@@ -17,11 +17,15 @@ from typing import Any
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from PIL import Image
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from config import EMBEDDED_CHECKPOINT, Settings
 from ocr_server.app import create_app
 from ocr_server.connections import protocol
+from ocr_server.errors import TooMany
 from ocr_server.reading.page import Page, PageDelta
 from tests.ocr_server.conftest import FakeEngine, delta
 from tests.ocr_server.intake.pdfs import filled, pdf
@@ -63,6 +67,7 @@ class PlayedServer:
         )
         self.asked: Counter[int] = Counter()
         self.prompts: Counter[str] = Counter()
+        self.refusals = 0
         self.seconds = 0.0
         """That a page takes."""
         self.says: Callable[[int], str] = "page {}".format
@@ -75,7 +80,7 @@ class PlayedServer:
         self.engine.forgets = True
         listener = socket.create_server(("127.0.0.1", self.port))
         config = uvicorn.Config(
-            create_app(self.settings, self.engine),
+            self._refusing(create_app(self.settings, self.engine)),
             loop="asyncio",
             log_level="critical",
             http=protocol(receive_timeout=30, send_timeout=30),
@@ -85,6 +90,19 @@ class PlayedServer:
         self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()
         wait_until(lambda: self._server.started)
+
+    def _refusing(self, app: FastAPI) -> ASGIApp:
+        """The app, which is full for the first `refusals` of its documents."""
+
+        async def full(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope.get("path") != "/v1/ocr" or not self.refusals:
+                await app(scope, receive, send)
+                return
+            self.refusals -= 1
+            error = TooMany("The server is full.", retry_after=2)
+            await JSONResponse(error.body(), error.status, error.headers)(scope, receive, send)
+
+        return full
 
     def stop(self) -> None:
         """Answers under way are broken off."""

@@ -181,18 +181,17 @@ def test_a_server_that_loads_its_model(server: PlayedServer, thirty: Path) -> No
     assert "The model is being loaded." in done.error
 
 
-def test_a_server_that_is_full(tmp_path: Path) -> None:
-    """Most requests get 429 at first; all documents are read in the end."""
-    server = PlayedServer(MAX_WAITING_PAGES=1, MAX_CONCURRENCY=1)
-    try:
-        server.seconds = 0.3
-        for number in range(1, 9):
-            picture(tmp_path / f"{number}.png", number)
-        done = run("read", "*.png", "-o", "out", "--base-url", server.url, cwd=tmp_path)
-    finally:
-        server.stop()
+def test_a_server_that_is_full(server: PlayedServer, tmp_path: Path) -> None:
+    """It is asked again when it says, and all documents are read in the end."""
+    for number in range(1, 6):
+        picture(tmp_path / f"{number}.png", number)
+    server.refusals = 8
+    started = time.monotonic()
+    done = run("read", "*.png", "-o", "out", "--base-url", server.url, cwd=tmp_path)
     assert done.code == 0, done.error
-    assert server.asked == dict.fromkeys(range(1, 9), 1)
+    assert server.refusals == 0
+    assert server.asked == dict.fromkeys(range(1, 6), 1)
+    assert time.monotonic() - started > 2 * 2
 
 
 def test_an_engine_that_fails_for_a_while(server: PlayedServer, thirty: Path) -> None:
