@@ -28,10 +28,7 @@ from ocr_server import logs
 from ocr_server.connections import notice_vanished, protocol
 from ocr_server.reading.environment import VLLM_LOG_LEVELS, set_up
 
-M_MMAP_THRESHOLD = -3
-"""malloc.h"""
-LARGE_BLOCK = 1_000_000
-"""Bytes of an allocation from which on it is one of its own."""
+TRIM_SECONDS = 10.0
 LAST_STEPS_SECONDS = 3.0
 """At a stop at once: for closing what the application holds, when the engine is gone."""
 
@@ -47,7 +44,6 @@ def main() -> int:
         print("Something else may use the port: stop it, or choose another with --port 8080.", file=sys.stderr)
         return 1
     notice_vanished(listener, settings.SEND_TIMEOUT)
-    give_memory_back()
     set_up(settings)
     return asyncio.run(serve(settings, listener))
 
@@ -66,11 +62,16 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def give_memory_back() -> None:
-    """Have memory of pictures that are done with return to the system at once. glibc would keep it for the next ones:
-    after a crowd of requests that is half a gigabyte."""
-    with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+async def give_memory_back() -> None:
+    """Return the memory of pages that are done to the system, time and again.
+
+    glibc keeps it for the next ones. That spares half of what it takes to prepare a page, most of which would be page
+    faults, but after a crowd of requests it is half a gigabyte.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    while trim is not None:  # None in another C library
+        await asyncio.sleep(TRIM_SECONDS)
+        await asyncio.to_thread(trim, 0)
 
 
 class Server(uvicorn.Server):
@@ -120,6 +121,7 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     server.stop_at_once = serving.cancel
     loading = asyncio.create_task(engine.loaded())
+    trimming = asyncio.create_task(give_memory_back())
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
     failed = False
     if serving.done() or loading.cancelled():  # told to stop before the model was there
@@ -135,6 +137,7 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
             failed = server.should_exit = True
         hopeless.cancel()
     await asyncio.wait({serving})
+    trimming.cancel()
     if serving.cancelled():
         logging.warning("stopped at once: requests in flight were cut off")
         await engine.kill()

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from deepseek_ocr.modes import CropGrid, ResolutionMode
-from nano.render import Glyph, Piece
+from nano.render import Box, Glyph, Piece
 
 PATCH = 16
 CELL = 64
@@ -107,24 +107,39 @@ def answer_labels(pieces: list[Piece], tokenizer: Tokenizer, view: ViewMap) -> t
 
     Returns:
         The answer's ids, and as many places (column, row) in the global view, out of `PLACES`: of the sign that
-        an id writes or, for what is not printed, of the next sign. Boxes, of what was already read, have none.
+        an id writes; of the corner that it gives; or, for what is neither, of the next sign.
     """
     ids: list[int] = []
     places: list[tuple[int, int]] = []
-    nowhere = (NOTHING, NOTHING)
-    following = nowhere
+    following = (NOTHING, NOTHING)
     for piece in reversed(pieces):
         signs = iter(reversed(piece.glyphs))
-        for token in reversed(tokenizer.encode(piece.text, add_special_tokens=False).ids):
+        tokens = tokenizer.encode(piece.text, add_special_tokens=False).ids
+        ids += reversed(tokens)
+        if piece.located is not None:
+            places += reversed(list(corners(tokens, piece.located, tokenizer, view)))
+            continue
+        for token in reversed(tokens):
             if piece.glyphs and tokenizer.decode([token]) != " ":
-                following = place(next(signs), view)
-            ids.append(token)
-            places.append(nowhere if "<|det|>" in piece.text else following)
+                following = centre(next(signs).box, view)
+            places.append(following)
     return ids[::-1], places[::-1]
 
 
-def place(glyph: Glyph, view: ViewMap) -> tuple[int, int]:
-    x = (glyph.box[0] + glyph.box[2]) / 2 * view.scale_x + view.shift_x
-    y = (glyph.box[1] + glyph.box[3]) / 2 * view.scale_y + view.shift_y
-    column, row = (min(PLACES - 1, max(0, int(each / view.size * PLACES))) for each in (x, y))
+def corners(tokens: list[int], box: Box, tokenizer: Tokenizer, view: ViewMap) -> Iterator[tuple[int, int]]:
+    """For each token of a box as text: the place of its first corner until that has been given, then of the second."""
+    commas = 0
+    for token in tokens:
+        yield place(*(box[:2] if commas < 2 else box[2:]), view)
+        commas += tokenizer.decode([token]) == ","
+
+
+def centre(box: Box, view: ViewMap) -> tuple[int, int]:
+    return place((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, view)
+
+
+def place(x: float, y: float, view: ViewMap) -> tuple[int, int]:
+    """A point of the page as column and row of the view."""
+    seen = (x * view.scale_x + view.shift_x, y * view.scale_y + view.shift_y)
+    column, row = (min(PLACES - 1, max(0, int(each / view.size * PLACES))) for each in seen)
     return column, row

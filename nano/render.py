@@ -56,6 +56,8 @@ class Piece:
     text: str
     glyphs: list[Glyph] = field(default_factory=list)
     """What of it is printed on the page: its signs without the spaces, or nothing."""
+    located: Box | None = None
+    """The box of which it gives the corners."""
 
 
 @dataclass
@@ -113,7 +115,8 @@ class Page:
         width, height = self.image.size
         left, top = int(box[0] / width * 999), int(box[1] / height * 999)
         right, bottom = int(box[2] / width * 999), int(box[3] / height * 999)
-        return [Piece("<|ref|>"), piece, Piece(f"<|/ref|><|det|>[[{left}, {top}, {right}, {bottom}]]<|/det|>")]
+        corners = Piece(f"<|/ref|><|det|>[[{left}, {top}, {right}, {bottom}]]<|/det|>", located=box)
+        return [Piece("<|ref|>"), piece, corners]
 
     def _markdown(self, block: Block) -> list[Piece]:
         head = self._located(Piece(block.label), block.box)

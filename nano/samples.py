@@ -91,12 +91,12 @@ STAGES = (
     Stage(
         1.0,
         (
-            Recipe(DENSE, square(512), 10, ("free", "locate"), weight=1.5),
-            Recipe(FULL_PAGE, GUNDAM, 4, weight=1.5),
+            Recipe(DENSE, square(512), 10, ("free", "locate"), weight=0.7),
+            Recipe(FULL_PAGE, GUNDAM, 4),
             Recipe(PAGE, GUNDAM, 4, ("free", "lines", "locate"), weight=4),
-            Recipe(DOCUMENT, GUNDAM, 4, ("free", "markdown"), weight=1.5),
-            Recipe(TILED, SMALL_TILES, 4, weight=0.7),
-            Recipe(A4, GUNDAM, 1, weight=0.5),
+            Recipe(DOCUMENT, GUNDAM, 4, ("free", "lines", "markdown"), weight=2),
+            Recipe(TILED, SMALL_TILES, 4, ("free", "lines"), weight=1.5),
+            Recipe(A4, GUNDAM, 1, ("free", "lines"), weight=1.5),
             Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines"), 0.3),
             Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 7, ("free", "lines"), 0.3),
             Recipe(PAGE, MODES["base"], 3, ("free", "lines"), weight=0.3),

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES, NO_TILES
-from nano.labels import CELL, NOTHING, PATCH, ViewMap, answer_labels, place, view_labels, view_maps
+from nano.labels import CELL, PATCH, ViewMap, answer_labels, centre, place, view_labels, view_maps
 from nano.render import Glyph, Task, render
 from nano.samples import DOCUMENT
 from nano.tokenizer import make
@@ -65,8 +65,21 @@ def test_the_decoder_is_told_where_each_sign_it_writes_stands(task: Task) -> Non
     _, pieces = page.pieces(task, random.Random(0))
     ids, places = answer_labels(pieces, tokenizer, view)
     assert tokenizer.decode(ids, skip_special_tokens=False) == "".join(piece.text for piece in pieces)
-    printed = [glyph for piece in pieces for glyph in piece.glyphs]
-    told = list(dict.fromkeys(place for place in places if place != (NOTHING, NOTHING)))
-    assert told == list(dict.fromkeys(place(glyph, view) for glyph in printed))
-    first = ids.index(tokenizer.encode(printed[0].char, add_special_tokens=False).ids[0])
-    assert places[first] == place(printed[0], view)
+    printed = [centre(glyph.box, view) for piece in pieces for glyph in piece.glyphs]
+    boxes = [piece.located for piece in pieces if piece.located]
+    assert set(places) <= {*printed, *(place(*box[i : i + 2], view) for box in boxes for i in (0, 2)), (-100, -100)}
+    assert places[0] == printed[0]
+
+
+def test_the_decoder_is_told_where_the_corners_lie() -> None:
+    page = render(replace(DOCUMENT, clean=True), random.Random(4))
+    tokenizer = make()
+    (view,) = view_maps(*page.image.size, MODES["base"], NO_TILES)
+    _, pieces = page.pieces("lines", random.Random(0))
+    ids, places = answer_labels(pieces, tokenizer, view)
+    box = page.lines()[0].box
+    text = [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
+    start, end = text.index("<|det|>"), text.index("<|/det|>")
+    second = [at for at in range(start, end) if text[at] == ","][1]
+    assert set(places[start : second + 1]) == {place(*box[:2], view)}
+    assert set(places[second + 1 : end + 1]) == {place(*box[2:], view)}
