@@ -123,7 +123,7 @@ def _files_below(folder: Path, out: Path | None) -> Iterator[Path]:
 
 
 def _is_document(path: Path) -> bool:
-    return path.suffix.lower().removeprefix(".") in SUFFIXES
+    return path.is_file() and path.suffix.lower().removeprefix(".") in SUFFIXES
 
 
 def _is_below(path: Path, folder: Path | None) -> bool:

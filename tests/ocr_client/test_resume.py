@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
+from ocr_client.lines import Silent
+from ocr_client.read import Run, Wanted
+from ocr_client.selection import Selection
+from ocr_client.server import ReadOptions, Server
+from ocr_client.sources import find
+from ocr_client.store import Store
 from ocr_server.errors import Unavailable
 from tests.ocr_client.conftest import Done, PlayedServer, document, pages_of, picture, run, start, wait_until
 
@@ -44,6 +54,8 @@ def assert_whole(folder: Path) -> None:
 
 
 def test_killed_in_the_middle_of_a_document(server: PlayedServer, thirty: Path) -> None:
+    assert go_on(server, thirty, "--pages", "1-3").code == 0
+    assert (thirty / "out" / "thirty.pdf" / "document.md").exists()
     process = begin(server, thirty)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -119,14 +131,41 @@ def test_an_interrupt_ends_it_in_good_order(server: PlayedServer, thirty: Path) 
     assert_whole(thirty)
 
 
-def test_two_interrupts_end_it_at_once(server: PlayedServer, thirty: Path) -> None:
-    process = begin(server, thirty, pages=1)
+def test_a_second_interrupt_ends_it_at_once(server: PlayedServer, tmp_path: Path) -> None:
+    with (tmp_path / "giant.pdf").open("wb") as giant:
+        giant.truncate(100 * 2**30)  # a minute or more to hash
+    process = start("read", "giant.pdf", "-o", "out", "--base-url", server.url, cwd=tmp_path)
+    opened = psutil.Process(process.pid).open_files
+    wait_until(lambda: any(file.path.endswith("giant.pdf") for file in opened()))
     process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2)
     process.send_signal(signal.SIGINT)
-    started = time.monotonic()
-    assert process.wait(30) == 130
-    assert time.monotonic() - started < 5
+    assert process.wait(5) == 130
     process.communicate()
+
+
+def test_a_full_disk_ends_the_run(
+    server: PlayedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others would be read for nothing."""
+    for number in range(1, 6):
+        picture(tmp_path / f"{number}.png", number)
+
+    def full(self: Store, index: int, page: dict[str, Any]) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Store, "keep", full)
+
+    async def run_here() -> int:
+        wanted = Wanted(ReadOptions(), Selection())
+        async with Server(server.url, None, connections=2) as client:
+            run = Run(client, tmp_path / "out", wanted, patience=1, lines=Silent(), resumable=True)
+            return await run.read(find([str(tmp_path)], None), at_once=1)
+
+    assert asyncio.run(run_here()) == 1
+    assert "error: No space left on device" in capsys.readouterr().err
+    assert sum(server.asked.values()) == 1
 
 
 def test_the_server_dies_and_comes_back(server: PlayedServer, thirty: Path) -> None:
