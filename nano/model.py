@@ -176,7 +176,8 @@ def packed(prefix: int, segments: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
     Returns:
         positions [B, prefix + T]: those of each question begin where the prefix ends.
-        mask [B, 1, prefix + T, prefix + T]: what each token sees, the prefix and its own question up to itself.
+        mask [B, 1, prefix + T, prefix + T]: 0 where a token (row) sees another, −inf elsewhere; it sees the prefix and
+        its own question, up to itself.
     """
     batch, length = segments.shape
     places = torch.arange(length, device=segments.device).expand(batch, -1)
@@ -186,7 +187,8 @@ def packed(prefix: int, segments: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     whose = torch.cat([torch.full_like(before, -1), segments], dim=1)
     everyones, own = (whose == -1)[:, None], whose[:, None] == whose[:, :, None]
     mask = (everyones | own).tril()
-    return torch.cat([before, prefix + places - starts], dim=1), mask[:, None]
+    hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -math.inf)
+    return torch.cat([before, prefix + places - starts], dim=1), hidden[:, None]
 
 
 def give_positions(encoder: DeepEncoder) -> None:
@@ -235,7 +237,7 @@ class Decoder(nn.Module):
 
         Args:
             positions: [B, T]; one after another if they aren't given.
-            mask: [B, 1, T, T], true where a token (row) sees another; all before it if it isn't given.
+            mask: [B, 1, T, T], added to what tokens (rows) think of others; all before it if it isn't given.
         """
         if positions is None:
             start = cache[0][0].shape[2] if cache and cache[0] else 0
@@ -294,6 +296,7 @@ class Attention(nn.Module):
             if cache:
                 k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
             cache[:] = [k, v]
+        mask = None if mask is None else mask.to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and length > 1)
         out: torch.Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, length, hidden))
         return out
@@ -312,10 +315,7 @@ class GatedMlp(nn.Module):
 
 
 class Experts(nn.Module):
-    """Softmax over all experts, the best few used and not renormalised, the shared ones always.
-
-    All experts compute all tokens, the others with weight 0: with 8 small ones that is quicker than sorting.
-    """
+    """Softmax over all experts, the best few used and not renormalised, the shared ones always."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -327,15 +327,16 @@ class Experts(nn.Module):
         self.balance = torch.ones(())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scores = F.linear(x.float(), self.gate.weight.float()).softmax(-1)
-        best = scores.topk(self.used, dim=-1)
-        weights = torch.zeros_like(scores).scatter(-1, best.indices, best.values)
-        share = (weights > 0).float().flatten(0, 1).mean(0) / self.used
-        self.balance = len(self.experts) * (share * scores.flatten(0, 1).mean(0)).sum()
-        out: torch.Tensor = self.shared_experts(x)
+        tokens = x.flatten(0, -2)
+        scores = F.linear(tokens.float(), self.gate.weight.float()).softmax(-1)
+        values, chosen = scores.topk(self.used, dim=-1)
+        share = chosen.flatten().bincount(minlength=len(self.experts)).float() / chosen.numel()
+        self.balance = len(self.experts) * (share * scores.mean(0)).sum()
+        out: torch.Tensor = self.shared_experts(tokens)
         for number, expert in enumerate(self.experts):
-            out = out + expert(x) * weights[..., number, None].to(x.dtype)
-        return out
+            rows, places = (chosen == number).nonzero(as_tuple=True)
+            out = out.index_add(0, rows, expert(tokens[rows]) * values[rows, places, None].to(x.dtype))
+        return out.view_as(x)
 
 
 def rotations(config: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:

@@ -30,8 +30,6 @@ class Recipe:
     tasks: tuple[Task, ...] = ("free",)
     """What is asked of every page: to show it to the encoder costs more than to ask again."""
     weight: float = 1.0
-    read: bool = True
-    """Whether the decoder is trained too, not the encoder alone."""
 
 
 def square(size: int) -> ResolutionMode:
@@ -62,13 +60,30 @@ class Stage:
 
     end: float
     recipes: tuple[Recipe, ...]
+    see: bool = True
+    """Whether the encoder is trained."""
+    read: bool = True
+    """Whether the decoder is trained."""
 
 
 DENSE = replace(MEDIUM, full=True)
 FULL_PAGE = replace(PAGE, full=True)
 DOCUMENT = replace(PAGE, structured=True)
+LESSONS = (
+    Recipe(DENSE, square(512), 10, ("free", "locate"), weight=0.7),
+    Recipe(FULL_PAGE, GUNDAM, 4),
+    Recipe(PAGE, GUNDAM, 4, ("free", "lines", "locate"), weight=4),
+    Recipe(DOCUMENT, GUNDAM, 4, ("free", "lines", "markdown"), weight=2),
+    Recipe(TILED, SMALL_TILES, 4, ("free", "lines"), weight=1.5),
+    Recipe(A4, GUNDAM, 1, ("free", "lines"), weight=1.5),
+    Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines"), 0.3),
+    Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 7, ("free", "lines"), 0.3),
+    Recipe(PAGE, MODES["base"], 3, ("free", "lines"), weight=0.3),
+    Recipe(PAGE, MODES["large"], 2, weight=0.2),
+)
+"""Everything that it is to know."""
 STAGES = (
-    Stage(0.175, (Recipe(SMALL, square(256), 40, read=False), Recipe(SMALL_DIRECT, square(256), 40, read=False))),
+    Stage(0.175, (Recipe(SMALL, square(256), 40), Recipe(SMALL_DIRECT, square(256), 40)), read=False),
     Stage(
         0.30,
         (
@@ -80,7 +95,7 @@ STAGES = (
         ),
     ),
     Stage(
-        0.62,
+        0.50,
         (
             Recipe(DENSE, square(512), 10, ("free", "locate"), weight=2),
             Recipe(MEDIUM, square(512), 8, ("free", "lines")),
@@ -88,21 +103,10 @@ STAGES = (
             Recipe(PAGE, GUNDAM, 4, ("free", "lines", "locate"), weight=3),
         ),
     ),
-    Stage(
-        1.0,
-        (
-            Recipe(DENSE, square(512), 10, ("free", "locate"), weight=0.7),
-            Recipe(FULL_PAGE, GUNDAM, 4),
-            Recipe(PAGE, GUNDAM, 4, ("free", "lines", "locate"), weight=4),
-            Recipe(DOCUMENT, GUNDAM, 4, ("free", "lines", "markdown"), weight=2),
-            Recipe(TILED, SMALL_TILES, 4, ("free", "lines"), weight=1.5),
-            Recipe(A4, GUNDAM, 1, ("free", "lines"), weight=1.5),
-            Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines"), 0.3),
-            Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 7, ("free", "lines"), 0.3),
-            Recipe(PAGE, MODES["base"], 3, ("free", "lines"), weight=0.3),
-            Recipe(PAGE, MODES["large"], 2, weight=0.2),
-        ),
-    ),
+    Stage(0.64, LESSONS),
+    # What is still wrong is the order of lines and their ends, the decoder's part; without the encoder's a batch takes
+    # half the time.
+    Stage(1.0, LESSONS, see=False),
 )
 
 
@@ -121,7 +125,9 @@ class Batch:
     patches: list[torch.Tensor]
     """For each view size, in the order of `view_sizes`: [views, side, side]."""
     cells: list[torch.Tensor]
-    read: bool
+    see: bool = True
+    read: bool = True
+    """As in `Stage`."""
 
     def to(self, device: torch.device) -> Batch:
         move: Callable[[torch.Tensor], torch.Tensor] = lambda each: each.to(device, non_blocking=True)  # noqa: E731
@@ -155,7 +161,7 @@ class Pages(Dataset[Batch]):
         if sheet.width == 640:  # pages of many shapes, but of one shape within a batch
             sheet = replace(sheet, height=rng.choice((320, 480, 640, 640)))
         pages = [render(sheet, rng) for _ in range(recipe.pages * self.scale)]
-        return self.batch(pages, recipe, rng)
+        return replace(self.batch(pages, recipe, rng), see=stage.see, read=stage.read)
 
     def batch(self, pages: list[Page], recipe: Recipe, rng: random.Random) -> Batch:
         self._tokenizer = self._tokenizer or make()
@@ -187,7 +193,6 @@ class Pages(Dataset[Batch]):
             places,
             [torch.stack(patches[size]) for size in sizes],
             [torch.stack(cells[size]) for size in sizes],
-            recipe.read,
         )
 
     def _row(self, page: Page, view: ViewMap, recipe: Recipe, rng: random.Random) -> tuple[torch.Tensor, ...]:

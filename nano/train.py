@@ -85,20 +85,21 @@ class Trainer(nn.Module):
         total = torch.zeros((), device=batch.tokens.device)
         named, right_cells = [], []
         by_size = views_by_size(batch.pictures)
-        for (size, views), patches, cells in zip(by_size.items(), batch.patches, batch.cells, strict=True):
-            seen = encoder.sam_model.patches(normalize(views, torch.float32))
-            features = encoder.project(encoder.sam_model.compress(seen))
-            encoded[size] = iter(features)
-            for head, given, wanted, right in (
-                (self.patch_head, seen, patches, named),
-                (self.cell_head, features, cells, right_cells),
-            ):
-                logits = head(given).float().reshape(-1, CLASSES)
-                wanted = wanted.flatten()
-                loss = F.cross_entropy(logits, wanted, reduction="none")
-                letters = wanted > 0
-                total = total + 0.5 * mean(loss[letters]) + 0.25 * mean(loss[~letters])
-                right.append(mean((logits.argmax(-1) == wanted)[letters].float()).item())
+        with torch.set_grad_enabled(batch.see and torch.is_grad_enabled()):
+            for (size, views), patches, cells in zip(by_size.items(), batch.patches, batch.cells, strict=True):
+                seen = encoder.sam_model.patches(normalize(views, torch.float32))
+                features = encoder.project(encoder.sam_model.compress(seen))
+                encoded[size] = iter(features)
+                for head, given, wanted, right in (
+                    (self.patch_head, seen, patches, named),
+                    (self.cell_head, features, cells, right_cells),
+                ):
+                    logits = head(given).float().reshape(-1, CLASSES)
+                    wanted = wanted.flatten()
+                    loss = F.cross_entropy(logits, wanted, reduction="none")
+                    letters = wanted > 0
+                    total = total + 0.5 * mean(loss[letters]) + 0.25 * mean(loss[~letters])
+                    right.append(mean((logits.argmax(-1) == wanted)[letters].float()).item())
         text = right_turns = 0.0
         if batch.read:
             images = encoder.assemble_all(batch.pictures, encoded)

