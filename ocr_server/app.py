@@ -32,6 +32,7 @@ from ocr_server.reading.engine import Engine
 from ocr_server.reading.reader import Reader
 from ocr_server.routes import chat, models, ocr, service
 from ocr_server.routes.common import Context
+from ocr_server.routes.ui import WebPage
 from ocr_server.schemas.chat import REFUSED, ChatCompletionChunk, ChatCompletionRequest
 from ocr_server.schemas.ocr import OcrPageEvent, OcrRequest
 
@@ -79,6 +80,7 @@ def create_app(settings: Settings, engine: Engine, traces: TracerProvider | None
     )
     for router in (chat.router, ocr.router, models.router, service.router):
         app.include_router(router)
+    app.mount("/ui", WebPage(), name="ui")
     _add_middleware(app, settings, traces)
     _handle_errors(app)
     _document_wire_types(app)

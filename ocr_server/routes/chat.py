@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from ocr_server.answers import ChatAnswer, Form
 from ocr_server.disconnect import unless_disconnected
 from ocr_server.errors import InvalidRequest, Unavailable
-from ocr_server.reading.product import Wanted
+from ocr_server.reading.product import Wanted, page_picture
 from ocr_server.routes.common import ERRORS, begin, context, parsed
 from ocr_server.schemas.chat import ChatCompletion, ChatCompletionRequest
 from ocr_server.stream import event_stream
@@ -46,6 +46,7 @@ async def create_chat_completion(request: Request) -> Response:
                     "A structured response_format holds for one page; this request has more.", param="response_format"
                 )
             blocks, raw = reading.options.output == "blocks", reading.options.output == "raw"
+            pictures = reading.options.include_page_images
             chat = ChatAnswer(
                 request=body,
                 numbers=[job.number for job in session.jobs],
@@ -54,13 +55,14 @@ async def create_chat_completion(request: Request) -> Response:
                     markdown=not raw,
                     table_format=reading.options.table_format or "html",
                     copies=reading.copies,
-                    reports=not raw or session.is_document or len(session.jobs) > 1,
+                    reports=not raw or pictures or session.is_document or len(session.jobs) > 1,
                     json=reading.json,
                 ),
                 fingerprint=state.fingerprint,
             )
             finish = Wanted(figures=reading.options.include_figures) if blocks else None
-            events = session.events(live=body.stream, finish=finish)
+            show = page_picture if pictures else None
+            events = session.events(live=body.stream, show=show, finish=finish)
             if body.stream:
                 return await event_stream(chat.chunks(events), shutdown_timeout=state.settings.SHUTDOWN_TIMEOUT)
             return Response((await chat.completion(events)).model_dump_json(), media_type="application/json")

@@ -21,7 +21,7 @@ from ocr_server.ocr_request import OcrReading, translate_ocr
 from ocr_server.reading.overlay import to_pdf
 from ocr_server.reading.page import PageReading
 from ocr_server.reading.product import product_of
-from ocr_server.reading.reader import PAGE_SEPARATOR, Piece
+from ocr_server.reading.reader import PAGE_SEPARATOR, Event
 from ocr_server.routes.common import ERRORS, begin, context, parsed
 from ocr_server.schemas.ocr import OcrDoneEvent, OcrPageEvent, OcrRequest, OcrResponse
 from ocr_server.stream import event_stream
@@ -89,9 +89,7 @@ async def _answer(request: Request, body: OcrRequest, reading: OcrReading) -> Re
     return Response(response.model_dump_json(), media_type="application/json")
 
 
-async def _chunks(
-    events: AsyncGenerator[Piece | PageReading], pages: OcrPages, total: int, model: str
-) -> AsyncGenerator[str]:
+async def _chunks(events: AsyncGenerator[Event], pages: OcrPages, total: int, model: str) -> AsyncGenerator[str]:
     async with aclosing(events):
         done = 0
         async for event in events:
@@ -101,7 +99,7 @@ async def _chunks(
     yield OcrDoneEvent(model=model, usage_info=pages.usage).model_dump_json()
 
 
-async def _overlay(events: AsyncGenerator[Piece | PageReading], *, of_document: bool) -> Response:
+async def _overlay(events: AsyncGenerator[Event], *, of_document: bool) -> Response:
     """The pages with their blocks drawn on them; pages that could not be had are left out."""
     drawn: list[bytes] = []
     dpi: float | None = None
