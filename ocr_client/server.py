@@ -201,8 +201,7 @@ class Server:
                             return
                         yield _page(event)
         except httpx.TransportError as error:
-            refused = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-            raise Trouble(f"The server is away: {_reason(error)}.", under_way=not refused) from error
+            raise _away(error) from error
         except (ValueError, TypeError, KeyError) as error:
             raise Trouble("The server's answer is not what this client understands.", under_way=True) from error
         raise Trouble("The server broke its answer off.", under_way=True)
@@ -222,8 +221,7 @@ class Server:
                 )
                 await self._check(response)
         except httpx.TransportError as error:
-            refused = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-            raise Trouble(f"The server is away: {_reason(error)}.", under_way=not refused) from error
+            raise _away(error) from error
         return "png" if response.content.startswith(b"\x89PNG") else "pdf", response.content
 
     async def _check(self, response: httpx.Response) -> None:
@@ -291,6 +289,11 @@ def _error_body(body: bytes) -> dict[str, Any]:
 def _seconds(text: str | None) -> float | None:
     """Of Retry-After. A date, which it may be too, is left to our own pause."""
     return float(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def _away(error: httpx.TransportError) -> Trouble:
+    refused = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+    return Trouble(f"The server is away: {_reason(error)}.", under_way=not refused)
 
 
 def _reason(error: httpx.TransportError) -> str:
