@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ocr_server.intake.pdf_errors import PdfError
-from ocr_server.intake.source_page import Pixels, SourcePage
+from ocr_server.intake.source_page import Rgb, SourcePage
 from ocr_server.intake.workers import WorkerLost, Workers, WorkerTimeout
 
 
@@ -78,7 +78,7 @@ class PdfRenderer:
         file.close()
         self._workers.forget(file.path, "pdf_worker.forget", file.path)
 
-    async def _call(self, file: PdfFile, function: str, *arguments: Any) -> tuple[Any, Pixels | None]:
+    async def _call(self, file: PdfFile, function: str, *arguments: Any) -> tuple[Any, Rgb | None]:
         try:
             return await self._workers.call(file.path, f"pdf_worker.{function}", file.path, file.password, *arguments)
         except WorkerTimeout as error:

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Pixels = npt.NDArray[np.uint8]
+Rgb = npt.NDArray[np.uint8]
 """[height, width, 3], RGB."""
 
 
 @dataclass(frozen=True, eq=False)
 class SourcePage:
-    pixels: Pixels
+    pixels: Rgb
     """Upright."""
     dpi: float | None
     """Pixels per inch that it was rendered at, which are as asked, or fewer where the page would have been too large;

@@ -20,7 +20,7 @@ import numpy as np
 
 from ocr_server.errors import InvalidRequest, TooLarge, Unavailable
 from ocr_server.intake.pdf_errors import PdfError
-from ocr_server.intake.source_page import Pixels
+from ocr_server.intake.source_page import Rgb
 from ocr_server.intake.worker import TAKEN, store
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Workers:
 
     async def call(
         self, document: str, function: str, *arguments: Any, data: bytes | None = None
-    ) -> tuple[Any, Pixels | None]:
+    ) -> tuple[Any, Rgb | None]:
         """`function(*arguments)` in the process that has `document` open, else in one that runs, when it is free.
 
         Args:
@@ -142,7 +142,7 @@ class _Worker:
 
     async def call(
         self, document: str, function: str, arguments: tuple[Any, ...], data: bytes | None
-    ) -> tuple[Any, Pixels | None]:
+    ) -> tuple[Any, Rgb | None]:
         try:
             try:
                 return await self._attempt(document, function, arguments, data)
@@ -182,7 +182,7 @@ class _Worker:
 
     async def _attempt(
         self, document: str, function: str, arguments: tuple[Any, ...], data: bytes | None
-    ) -> tuple[Any, Pixels | None]:
+    ) -> tuple[Any, Rgb | None]:
         if self._calls >= MAX_CALLS:
             self.stop()
         if self._process is None:
@@ -266,7 +266,7 @@ def _line(value: Any) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-def _pixels(memory: io.FileIO, width: int, height: int) -> Pixels:
+def _pixels(memory: io.FileIO, width: int, height: int) -> Rgb:
     """The page in memory. A copy: the process could change or cut what is shared. Raises ValueError."""
     size = width * height * 3
     if min(width, height) < 1 or size > os.fstat(memory.fileno()).st_size:
