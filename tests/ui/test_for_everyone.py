@@ -63,10 +63,10 @@ class TestPhone:
         give(tab, PAPERS)
         wait_read(tab)
         assert tab.evaluate("() => document.documentElement.scrollWidth") <= 390
-        page, result = tab.locator("#viewer").bounding_box(), tab.locator("#result").bounding_box()
-        assert page is not None
-        assert result is not None
-        assert result["y"] >= page["y"] + page["height"]
+        tab.wait_for_function(
+            "() => { const at = id => document.getElementById(id).getBoundingClientRect();"
+            " return at('result').top >= at('viewer').bottom }"
+        )
         tab.locator(".box").nth(1).tap()
         expect(tab.locator(".block").nth(1)).to_have_class("block located lit")
         expect(tab.locator(".block").nth(1)).to_be_in_viewport()
