@@ -22,6 +22,7 @@ PROMPTS = [
     "Locate <|ref|>text<|/ref|> in the image.",
 ]
 """What the model was trained to be asked."""
+BATCHES = {"files": "POST /v1/files", "batches": "POST /v1/batches"}
 
 
 @router.head("/", include_in_schema=False)
@@ -37,6 +38,7 @@ async def api_information(request: Request) -> ApiInformation:
         endpoints={
             "chat completions": "POST /v1/chat/completions",
             "documents": "POST /v1/ocr",
+            **(BATCHES if state.settings.BATCHES else {}),
             "models": "GET /v1/models",
             "health": "GET /health",
             "liveness": "GET /livez",
