@@ -1,4 +1,7 @@
-"""Where the bytes of files lie: a folder or a bucket, by fsspec's URLs. All of it blocks: call it in a thread."""
+"""Where the bytes of files lie: a folder or a bucket, by fsspec's URLs. All of it blocks: call it in a thread.
+
+Each of fsspec's systems has exceptions of its own, so that any of them means that the storage can't be used.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from ocr_server.errors import NotFound, Unavailable
+from ocr_server.errors import ApiError, NotFound, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +36,9 @@ class Storage:
                 for chunk in chunks:
                     file.write(chunk)
                 self.sync(file)
-        except OSError as error:
+        except ApiError:
+            raise
+        except Exception as error:
             raise self._unusable(error) from error
 
     def create(self, name: str) -> BinaryIO:
@@ -45,7 +50,9 @@ class Storage:
         try:
             system, path = self._place(name)
             return cast(BinaryIO, system.open(path, "wb"))
-        except OSError as error:
+        except ApiError:
+            raise
+        except Exception as error:
             raise self._unusable(error) from error
 
     def sync(self, file: BinaryIO) -> None:
@@ -64,9 +71,11 @@ class Storage:
         try:
             system, path = self._place(name)
             return cast(BinaryIO, system.open(path, "rb"))
+        except ApiError:
+            raise
         except FileNotFoundError as error:
             raise NotFound("The content of this file is gone.", code="file_gone") from error
-        except OSError as error:
+        except Exception as error:
             raise self._unusable(error) from error
 
     def chunks(self, name: str) -> Iterator[bytes]:
@@ -82,7 +91,9 @@ class Storage:
             system.rm_file(path)
         except FileNotFoundError:
             pass
-        except OSError as error:
+        except ApiError:
+            raise
+        except Exception as error:
             raise self._unusable(error) from error
 
     def _place(self, name: str) -> tuple[fsspec.AbstractFileSystem, str]:
