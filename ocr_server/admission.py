@@ -124,7 +124,7 @@ class Admission:
     def _has_slot(self, in_background: bool) -> bool:
         if self.pages_in_flight >= self._slots:
             return False
-        return not in_background or (not self._line and self.background_in_flight < self._background_slots)
+        return not in_background or self.background_in_flight < self._background_slots
 
     def _take(self, ticket: Ticket) -> None:
         self.pages_in_flight += 1
@@ -139,6 +139,7 @@ class Admission:
         self._hand_out()
 
     def _hand_out(self) -> None:
+        """Free slots go to those who wait; whoever waits in the foreground goes first."""
         for line, in_background in ((self._line, False), (self._background_line, True)):
             while line and self._has_slot(in_background):
                 ticket, turn = line.next()

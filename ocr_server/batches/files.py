@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 
 from ocr_server.batches.database import Database, batches, files
-from ocr_server.batches.pages import Page, page_of
+from ocr_server.batches.pages import Page, is_id, page_of
 from ocr_server.batches.storage import Storage
 from ocr_server.errors import InvalidRequest, NotFound, TooLarge
 
@@ -179,17 +179,11 @@ class Files:
 
 def file_of(connection: Connection, client: str, file_id: str) -> RowMapping:
     """The client's file. Raises NotFound."""
-    found = connection.execute(
-        select(files).where(
-            files.c.id == file_id,
-            files.c.client == client,
-            files.c.state == "processed",
-            files.c.expires_at > time.time(),
-        )
-    )
-    row = found.mappings().first()
+    visible = (files.c.state == "processed") & (files.c.expires_at > time.time())
+    own = select(files).where(files.c.id == file_id, files.c.client == client, visible)
+    row = connection.execute(own).mappings().first() if is_id(file_id) else None
     if row is None:
-        raise NotFound(f"There is no file {file_id!r}.", param="file_id", code="file_not_found")
+        raise NotFound(f"There is no file {file_id[:64]!r}.", param="file_id", code="file_not_found")
     return row
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Table, select
 
 from ocr_server.errors import InvalidRequest
+
+_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
 class Page(NamedTuple):
@@ -38,9 +41,14 @@ def page_of(
     order = table.c.seq.desc() if newest_first else table.c.seq.asc()
     rows = select(table).where(*known, *shown).order_by(order).limit(limit + 1)
     if after is not None:
-        place = connection.execute(select(table.c.seq).where(*known, table.c.id == after)).scalar()
-        if place is None:
+        place = is_id(after) and connection.execute(select(table.c.seq).where(*known, table.c.id == after)).scalar()
+        if not place:
             raise InvalidRequest(f"There is nothing with the id {after!r}.", param="after")
         rows = rows.where(table.c.seq < place if newest_first else table.c.seq > place)
     found = connection.execute(rows).mappings().all()
     return Page(found[:limit], len(found) > limit)
+
+
+def is_id(text: str) -> bool:
+    """Whether it could be one; not every database takes every text."""
+    return _ID.fullmatch(text) is not None

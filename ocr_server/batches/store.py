@@ -11,7 +11,7 @@ from sqlalchemy import Connection, RowMapping, delete, func, insert, select, upd
 
 from ocr_server.batches.database import Database, batches
 from ocr_server.batches.files import DAY, ENDED, file_of
-from ocr_server.batches.pages import Page, page_of
+from ocr_server.batches.pages import Page, is_id, page_of
 from ocr_server.errors import InvalidRequest, NotFound, TooMany
 
 CANCELLABLE = ("validating", "in_progress")
@@ -120,8 +120,8 @@ class Store:
 
 def batch_of(connection: Connection, client: str, batch_id: str) -> RowMapping:
     """The client's batch. Raises NotFound."""
-    found = connection.execute(select(batches).where(batches.c.id == batch_id, batches.c.client == client))
-    row = found.mappings().first()
+    own = select(batches).where(batches.c.id == batch_id, batches.c.client == client)
+    row = connection.execute(own).mappings().first() if is_id(batch_id) else None
     if row is None:
-        raise NotFound(f"There is no batch {batch_id!r}.", param="batch_id", code="batch_not_found")
+        raise NotFound(f"There is no batch {batch_id[:64]!r}.", param="batch_id", code="batch_not_found")
     return row

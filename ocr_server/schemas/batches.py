@@ -21,7 +21,7 @@ class BatchRequest(Wire):
     input_file_id: str
     """A file uploaded with the purpose `batch`: JSONL, a PDF, or a zip of pictures."""
     endpoint: Endpoint
-    completion_window: Annotated[str, Field(pattern=r"^([1-9]\d{0,2}h|[1-9]\d?d)$")]
+    completion_window: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,2}h|[1-9][0-9]?d)$")]
     """`24h`, or another number of hours or days (`72h`, `7d`)."""
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None

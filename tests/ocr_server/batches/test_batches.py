@@ -190,7 +190,9 @@ async def test_expired_it_gives_what_it_has(serve: Serve, monkeypatch: pytest.Mo
         assert done.request_counts.failed == 3
 
 
-async def test_the_engines_death_is_waited_out(serve: Serve) -> None:
+async def test_the_engines_death_is_waited_out(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ocr_server.batches.answer.MOST_WAIT_S", 0.01)
+
     async def dies_twice(number: int, page: Page) -> AsyncGenerator[PageDelta]:
         if number < 2:
             raise Unavailable("The engine is being restarted.", retry_after=0.01)

@@ -1,4 +1,4 @@
-"""Batches with another database and another storage: those that the environment names, if it does.
+"""What a database and a storage must do: SQLite and a folder, or those that the environment names.
 
 BATCHES_DATABASE_URL=postgresql+psycopg://… BATCHES_STORAGE_URL=s3://… python -m pytest …
 """
@@ -19,7 +19,6 @@ from tests.ocr_server.conftest import FakeEngine, never, until
 GIVEN = {
     name: url for name in ("DATABASE_URL", "STORAGE_URL") if (url := os.environ.get(f"BATCHES_{name}")) is not None
 }
-pytestmark = pytest.mark.skipif(not GIVEN, reason="neither BATCHES_DATABASE_URL nor BATCHES_STORAGE_URL is set")
 
 
 @pytest.fixture
