@@ -20,6 +20,7 @@ PARTS = {
     "images": "Pictures to tensors",
     "guard": "The n-gram guard",
     "servers": "Whole servers",
+    "profile": "Where the time goes",
     "pdf": "A long PDF",
     "start": "Starting",
     "encoder": "The vision encoder",

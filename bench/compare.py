@@ -51,7 +51,7 @@ class Row:
     @property
     def gain(self) -> float | None:
         """How many times better ours is: faster, or with less."""
-        if self.ratio is None:
+        if not self.ratio:
             return None
         return self.ratio if self.unit.endswith("/s") else 1 / self.ratio
 

@@ -39,6 +39,10 @@ class Server:
                 stderr=subprocess.STDOUT,
             )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def wait(self) -> None:
         """Until it reads pages. Raises RuntimeError if it ends instead."""
         until = time.monotonic() + READY_SECONDS

@@ -70,7 +70,7 @@ def write(kept: Mapping[str, Mapping[str, object]], titles: Mapping[str, str], o
         lines += ["", f"## {title}", "", f"{part['date']}; {part['machine']}; {part['versions']}.", ""]
         lines += ["| | ours | compared | ratio | reach | |", "|---|---|---|---|---|---|"]
         lines += [_line(row) for row in rows]
-        plotted += [(row.part, row.gain) for row in rows if row.gain is not None]
+        plotted += [(row.part, row.gain) for row in rows if row.reach and row.gain is not None]
     if plotted:
         lines += ["", "![How many times better ours is](results.png)"]
         _plot(plotted, out / "results.png")

@@ -17,8 +17,8 @@ from ocr_server.reading.figures import figure_name
 from ocr_server.reading.markdown import MarkdownStream
 from ocr_server.reading.page import LogprobStep, PageReading
 from ocr_server.reading.page import TokenLogprob as Token
-from ocr_server.reading.reader import Piece
-from ocr_server.reports import page_report
+from ocr_server.reading.reader import Event, Opened, Piece
+from ocr_server.reports import page_opened, page_report
 from ocr_server.schemas.chat import (
     AssistantMessage,
     ChatCompletion,
@@ -43,7 +43,7 @@ FIGURES_FOLDER = "images/"
 _TEXT = "{text}"
 """In the place of the text of a chunk."""
 
-Events = AsyncGenerator[Piece | PageReading]
+Events = AsyncGenerator[Event]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class ChatAnswer:
                 if isinstance(event, PageReading):
                     self._count(event)
                     reports += [report] if report else []
-                elif event.delta.logprobs is not None:
+                elif isinstance(event, Piece) and event.delta.logprobs is not None:
                     has_logprobs = True
                     for choice in self._choices_of(event.delta.choice):
                         steps[choice] += event.delta.logprobs
@@ -134,6 +134,11 @@ class ChatAnswer:
                     started = True
                     for index in range(self._choices):
                         yield self._chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
+                if isinstance(event, Opened):
+                    opened = page_opened(event, pages=len(self._numbers))
+                    for index in range(self._choices):
+                        yield self._chunk(ChunkChoice(index=index, delta=Delta(ocr_page=opened)))
+                    continue
                 logprobs = None
                 if isinstance(event, Piece) and event.delta.logprobs:
                     logprobs = self._logprobs(event.delta.logprobs)
@@ -154,11 +159,13 @@ class ChatAnswer:
         if self._include_usage:
             yield self._chunk(None, usage=self._usage())
 
-    def _report(self, event: Piece | PageReading) -> PageReport | None:
+    def _report(self, event: Event) -> PageReport | None:
         return page_report(event) if self._form.reports and isinstance(event, PageReading) else None
 
-    def _texts(self, event: Piece | PageReading, report: PageReport | None) -> Iterator[tuple[int, str]]:
+    def _texts(self, event: Event, report: PageReport | None) -> Iterator[tuple[int, str]]:
         """What an event adds to the text of each choice."""
+        if isinstance(event, Opened):
+            return
         if isinstance(event, Piece):
             if self._form.json is not None:
                 return

@@ -34,6 +34,7 @@ from ocr_server.reading.engine import Engine
 from ocr_server.reading.reader import Reader
 from ocr_server.routes import batches as batch_routes
 from ocr_server.routes import chat, files, models, ocr, service
+from ocr_server.routes.ui import WebPage
 from ocr_server.schemas.batches import BatchRequest
 from ocr_server.schemas.chat import ChatCompletionChunk, ChatCompletionRequest
 from ocr_server.schemas.ocr import OcrPageEvent, OcrRequest
@@ -96,6 +97,7 @@ def create_app(settings: Settings, engine: Engine, traces: TracerProvider | None
         app.state.batches = batches
         app.include_router(files.router)
         app.include_router(batch_routes.router)
+    app.mount("/ui", WebPage(), name="ui")
     _add_middleware(app, settings, traces)
     _handle_errors(app)
     _document_wire_types(app)

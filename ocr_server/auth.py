@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ocr_server.errors import Unauthorized
 from ocr_server.keys import KeyRing
+from ocr_server.negotiation import PAGE, prefers_html
 
 PROBES = frozenset({"/livez", "/readyz", "/ping", "/health"})
 """What a load balancer asks; they tell nothing but the state."""
@@ -25,7 +26,7 @@ class ApiKeys:
     """Let through what has a valid key, and say in `scope["state"]["client"]` whose it is.
 
     With no keys set, everything is let through. CORS preflights, which can't have a key, are answered before they
-    come here.
+    come here. The web page is free, as its requests are not.
     """
 
     def __init__(self, app: ASGIApp, ring: KeyRing, *, metrics_need_one: bool = True) -> None:
@@ -53,7 +54,11 @@ class ApiKeys:
     def _is_free(self, scope: Scope) -> bool:
         """By the very path that the router goes by, and nothing like it."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        return scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and path in self._free
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
+            return False
+        if path == "/":
+            return prefers_html(Headers(scope=scope).get("accept", ""))  # it is sent on to the page
+        return path in self._free or path == PAGE.rstrip("/") or path.startswith(PAGE)
 
 
 def _key(scope: Scope) -> bytes | None:

@@ -13,15 +13,15 @@ from ocr_server.intake.prepare import Opens
 from ocr_server.ocr_pages import OcrPages
 from ocr_server.ocr_request import OcrReading, translate_ocr
 from ocr_server.reading.page import PageReading
-from ocr_server.reading.product import Wanted
-from ocr_server.reading.reader import Piece
+from ocr_server.reading.product import Wanted, page_picture
+from ocr_server.reading.reader import Event
 from ocr_server.schemas.chat import ChatCompletionRequest
 from ocr_server.schemas.ocr import OcrRequest, OcrResponse
 from ocr_server.session import Account, Session
 from ocr_server.translate import Reading, translate
 from ocr_server.validation import parse_body
 
-Events = AsyncGenerator[Piece | PageReading]
+Events = AsyncGenerator[Event]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ async def begin_chat(state: Context, body: ChatCompletionRequest, caller: Caller
                 "A structured response_format holds for one page; this request has more.", param="response_format"
             )
         blocks, raw = reading.options.output == "blocks", reading.options.output == "raw"
+        pictures = reading.options.include_page_images
         answer = ChatAnswer(
             request=body,
             numbers=[job.number for job in session.jobs],
@@ -74,7 +75,7 @@ async def begin_chat(state: Context, body: ChatCompletionRequest, caller: Caller
                 markdown=not raw,
                 table_format=reading.options.table_format or "html",
                 copies=reading.copies,
-                reports=not raw or session.is_document or len(session.jobs) > 1,
+                reports=not raw or pictures or session.is_document or len(session.jobs) > 1,
                 json=reading.json,
             ),
             fingerprint=state.fingerprint,
@@ -83,7 +84,8 @@ async def begin_chat(state: Context, body: ChatCompletionRequest, caller: Caller
         await session.close()
         raise
     finish = Wanted(figures=reading.options.include_figures) if blocks else None
-    return ChatWork(session, answer, session.events(live=body.stream, finish=finish))
+    show = page_picture if pictures else None
+    return ChatWork(session, answer, session.events(live=body.stream, show=show, finish=finish))
 
 
 async def begin_ocr(state: Context, body: OcrRequest, caller: Caller) -> OcrWork:

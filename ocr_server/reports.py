@@ -9,12 +9,14 @@ from deepseek_ocr.modes import ResolutionMode, mode_name
 from ocr_server.reading.confidence import confidence
 from ocr_server.reading.page import PageReading
 from ocr_server.reading.product import Product
+from ocr_server.reading.reader import Opened
 from ocr_server.schemas.pages import (
     AttemptReport,
     BlockReport,
     FigureReport,
     PageError,
     PageFinish,
+    PageOpened,
     PageReport,
 )
 
@@ -49,6 +51,23 @@ def page_report(reading: PageReading, *, choice: int = 0) -> PageReport:
         confidence=None if whole is None else whole.average,
         blocks=None if product is None else _blocks(product),
         figures=None if product is None else _figures(product),
+    )
+
+
+def page_opened(opened: Opened, *, pages: int) -> PageOpened:
+    """Args:
+    pages: of the whole answer.
+    """
+    reading = opened.reading
+    return PageOpened(
+        index=reading.index,
+        source=reading.source,
+        page=reading.number + 1,
+        pages=pages,
+        width=reading.width,
+        height=reading.height,
+        dpi=reading.dpi,
+        image=jpeg_uri(opened.picture),
     )
 
 

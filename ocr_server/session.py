@@ -13,7 +13,7 @@ from ocr_server.admission import Admission, Ticket
 from ocr_server.intake.document import Document
 from ocr_server.intake.prepare import Opens, Source
 from ocr_server.reading.page import Job, PageReading
-from ocr_server.reading.reader import Finish, Piece, Reader
+from ocr_server.reading.reader import Event, Finish, Reader, Show
 from ocr_server.tracing import stage
 
 Account = dict[str, int]
@@ -89,10 +89,13 @@ class Session:
         """Whether any of the sources is more than a picture."""
         return any(document.is_document for document in self._documents)
 
-    async def events(self, *, live: bool = False, finish: Finish | None = None) -> AsyncGenerator[Piece | PageReading]:
+    async def events(
+        self, *, live: bool = False, show: Show | None = None, finish: Finish | None = None
+    ) -> AsyncGenerator[Event]:
         """What the reader makes of the pages; closes the session after it."""
         try:
-            async with aclosing(self._reader.read(self.jobs, self._ticket, live=live, finish=finish)) as events:
+            reading = self._reader.read(self.jobs, self._ticket, live=live, show=show, finish=finish)
+            async with aclosing(reading) as events:
                 async for event in events:
                     if isinstance(event, PageReading):
                         self._count(event)

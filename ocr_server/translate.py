@@ -145,6 +145,8 @@ def _address(part: ImagePart | FilePart, place: str) -> tuple[str, str, str]:
 
 def _check_output(request: ChatCompletionRequest, options: OcrOptions) -> None:
     """Refuse what a made-over answer can't have: logprobs are of the model's own words."""
+    if options.include_page_images and not request.stream:
+        raise InvalidRequest("include_page_images needs stream: true", param="ocr.include_page_images")
     if options.output == "raw":
         for name in ("table_format", "include_figures", "confidence"):
             if getattr(options, name):

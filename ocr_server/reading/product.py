@@ -6,6 +6,8 @@ import asyncio
 import io
 from dataclasses import dataclass, field
 
+from PIL import Image
+
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.reading.blocks import Block, PixelBox, blocks
 from ocr_server.reading.confidence import TokenSpan, token_spans
@@ -43,6 +45,12 @@ class Product:
 def product_of(reading: PageReading) -> Product:
     """What was made of it; of a page that could not be read, nothing."""
     return reading.product if isinstance(reading.product, Product) else Product()
+
+
+async def page_picture(source: SourcePage) -> bytes:
+    """The page as a JPEG, to be shown."""
+    # Not `source.image`: that copy would be kept for as long as the page is being read.
+    return await asyncio.to_thread(lambda: to_jpeg(Image.fromarray(source.pixels)))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ PAGE_SEPARATOR = "\n\n<--- Page Split --->\n\n"
 Prepare = Callable[[SourcePage, ResolutionMode], Awaitable[PreparedImage]]
 Finish = Callable[[PageReading, SourcePage], Awaitable[object]]
 """Makes what an endpoint wants beside the text, while the page's picture is still there."""
+Show = Callable[[SourcePage], Awaitable[bytes]]
+"""Makes the picture of a page that is shown before it is read."""
 
 
 class Turns(Protocol):
@@ -46,6 +48,17 @@ class Piece:
     delta: PageDelta
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A page is about to be read, and looks like this."""
+
+    reading: PageReading
+    picture: bytes
+
+
+Event = Opened | Piece | PageReading
+
+
 class Reader:
     """Reads pages with one engine."""
 
@@ -60,9 +73,16 @@ class Reader:
         self._loops = loops
 
     async def read(
-        self, jobs: Sequence[Job], ticket: Turns, *, live: bool = False, finish: Finish | None = None
-    ) -> AsyncGenerator[Piece | PageReading]:
-        """Read all pages concurrently and yield, page after page, each page's pieces and then its reading.
+        self,
+        jobs: Sequence[Job],
+        ticket: Turns,
+        *,
+        live: bool = False,
+        show: Show | None = None,
+        finish: Finish | None = None,
+    ) -> AsyncGenerator[Event]:
+        """Read all pages concurrently and yield, page after page, each page's pieces and then its reading; with `show`,
+        before them, how it looks.
 
         With `live`, the pieces of the page whose turn it is come as they are made; without, once the page is
         done. A page that loops is read again unless pieces of it are out already. Closing the generator aborts
@@ -76,7 +96,7 @@ class Reader:
             Unavailable: the engine has stopped.
             ApiError: all pages failed; the error of the first.
         """
-        work = _Work(self, jobs, ticket, finish)
+        work = _Work(self, jobs, ticket, show, finish)
         withheld: list[PageReading] = []
         first_error: ApiError | None = None
         succeeded = False
@@ -100,14 +120,14 @@ class Reader:
         finally:
             await work.stop()
 
-    async def read_page(self, slot: _Slot, job: Job, finish: Finish | None) -> None:
+    async def read_page(self, slot: _Slot, job: Job, show: Show | None, finish: Finish | None) -> None:
         """Read the page of `slot`, as often as it takes."""
         reading = slot.reading
         try:
             source: SourcePage | None = None
             trial: Job | None = job
             while trial is not None:
-                source = await self._attempt(slot, trial, source)
+                source = await self._attempt(slot, trial, source, show)
                 reading.attempts.append(attempt(trial, reading.finish_reason()))
                 trial = None
                 if self._loops == "retry" and reading.finish_reason() == REPETITION and slot.begin_again(job):
@@ -120,7 +140,7 @@ class Reader:
         except ApiError as error:
             reading.error = error
 
-    async def _attempt(self, slot: _Slot, job: Job, source: SourcePage | None) -> SourcePage:
+    async def _attempt(self, slot: _Slot, job: Job, source: SourcePage | None, show: Show | None) -> SourcePage:
         """Read the page once, and load it if it has not been; the picture that was read."""
         reading = slot.reading
         mode = mode_name(job.mode) or "custom"
@@ -129,6 +149,8 @@ class Reader:
                 source = await job.load()
                 reading.width, reading.height = source.size
                 reading.dpi = source.dpi
+                if show is not None:
+                    slot.open(await show(source))
             image = await self._prepare(source, job.mode)
         reading.image_tokens = image.num_tokens
         reading.deltas.clear()
@@ -151,11 +173,14 @@ class Reader:
 class _Work:
     """The pages of one request under way, begun in order and within bounds."""
 
-    def __init__(self, reader: Reader, jobs: Sequence[Job], ticket: Turns, finish: Finish | None) -> None:
+    def __init__(
+        self, reader: Reader, jobs: Sequence[Job], ticket: Turns, show: Show | None, finish: Finish | None
+    ) -> None:
         self.slots = [_Slot(PageReading(index, job.source, job.number)) for index, job in enumerate(jobs)]
         self._reader = reader
         self._jobs = jobs
         self._ticket = ticket
+        self._show = show
         self._finish = finish
         self._at_once = asyncio.Semaphore(reader._at_once)
         self._ahead = asyncio.Semaphore(AHEAD * reader._at_once)
@@ -194,7 +219,7 @@ class _Work:
 
     async def _one(self, slot: _Slot, job: Job) -> None:
         try:
-            await self._reader.read_page(slot, job, self._finish)
+            await self._reader.read_page(slot, job, self._show, self._finish)
             slot.end()
         except Exception as error:
             slot.end(error)
@@ -205,10 +230,15 @@ class _Slot:
 
     def __init__(self, reading: PageReading) -> None:
         self.reading = reading
+        self._opened: Opened | None = None
         self._passed_on = 0
         self._changed = asyncio.Event()
         self._done = False
         self._failure: Exception | None = None
+
+    def open(self, picture: bytes) -> None:
+        self._opened = Opened(self.reading, picture)
+        self._changed.set()
 
     def add(self, delta: PageDelta) -> None:
         self.reading.deltas.append(delta)
@@ -222,10 +252,13 @@ class _Slot:
         """Whether the page can be read anew: nobody has seen any of it, and it has one answer."""
         return self._passed_on == 0 and job.params.n == 1
 
-    async def events(self, live: bool) -> AsyncGenerator[Piece | PageReading]:
+    async def events(self, live: bool) -> AsyncGenerator[Event]:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            if self._opened is not None:
+                opened, self._opened = self._opened, None
+                yield opened
             deltas = self.reading.deltas
             while (live or self._done) and self._passed_on < len(deltas):
                 delta = deltas[self._passed_on]

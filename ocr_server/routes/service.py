@@ -8,6 +8,7 @@ from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from deepseek_ocr.modes import MODES
 from ocr_server import __version__
+from ocr_server.negotiation import PAGE, prefers_html
 from ocr_server.routes.common import context
 from ocr_server.schemas.models import ApiInformation, Health, Liveness, Readiness
 
@@ -25,10 +26,13 @@ PROMPTS = [
 BATCHES = {"files": "POST /v1/files", "batches": "POST /v1/batches"}
 
 
-@router.head("/", include_in_schema=False)
-@router.get("/")
-async def api_information(request: Request) -> ApiInformation:
-    """What is served here, and how to ask for it."""
+@router.head("/", include_in_schema=False, response_model=None)
+@router.get("/", response_model=ApiInformation, responses={307: {"description": "To the page, for a browser."}})
+async def api_information(request: Request, response: Response) -> ApiInformation | Response:
+    """What is served here, and how to ask for it. A browser, which asks for HTML, is sent to the page at `/ui/`."""
+    if prefers_html(request.headers.get("accept", "")):
+        return Response(status_code=307, headers={"location": PAGE.lstrip("/"), "vary": "accept"})
+    response.headers["vary"] = "accept"
     state = context(request)
     return ApiInformation(
         name="DeepSeek-OCR API server",
@@ -45,6 +49,7 @@ async def api_information(request: Request) -> ApiInformation:
             "readiness": "GET /readyz",
             "ping": "GET /ping",
             "metrics": "GET /metrics",
+            "web page": "GET /ui/",
             "interactive documentation": "GET /docs",
             "schema": "GET /openapi.json",
         },

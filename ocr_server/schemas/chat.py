@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from pydantic_core import PydanticCustomError
 
 from ocr_server.intake.document import MAX_DPI, MIN_DPI
-from ocr_server.schemas.pages import Answer, Maybe, OcrExtension
+from ocr_server.schemas.pages import Answer, Maybe, OcrExtension, PageOpened
 
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
@@ -146,6 +146,8 @@ class OcrOptions(ReadingOptions):
     """What stands between two pages."""
     include_figures: bool = False
     """With blocks: send the figures as data URIs."""
+    include_page_images: bool = False
+    """In a stream: send each page's picture before its text, also of a PDF, TIFF or HEIC; and a report after it."""
     confidence: bool = False
     """With blocks: say how sure the model was of each page and block."""
 
@@ -366,6 +368,8 @@ class Delta(Answer):
     content: str | None = None
     ocr: Maybe[OcrExtension] = None
     """After a page's text: what became of it."""
+    ocr_page: Maybe[PageOpened] = None
+    """Before a page's text, with `ocr.include_page_images`: how it looks."""
 
 
 class ChunkChoice(Answer):

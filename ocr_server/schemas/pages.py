@@ -82,6 +82,26 @@ class PageReport(Answer):
     figures: Maybe[list[FigureReport]] = None
 
 
+class PageOpened(Answer):
+    """In a stream, before a page's text: the page as it is about to be read."""
+
+    index: int
+    """Its place in the answer, from 0."""
+    source: int
+    """Which picture or document of the request it is from, from 0."""
+    page: int
+    """Its number in there, from 1."""
+    pages: int
+    """How many pages the answer has."""
+    width: int
+    height: int
+    """Pixels."""
+    dpi: Maybe[float] = None
+    """At which a document's page was rendered."""
+    image: str
+    """The page upright and in RGB, a JPEG as a data URI."""
+
+
 class OcrExtension(Answer):
     """The extension of OpenAI's answer: the pages."""
 

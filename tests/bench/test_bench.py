@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import report
+from bench import profile, report
 from bench.compare import Row, Series, compared
 
 ROOT = Path(__file__).parents[2]
@@ -46,3 +46,12 @@ def test_the_page_of_results(tmp_path: Path) -> None:
     assert "| reading | 2 ± 50% ms | 8 ms<br>theirs | 0.25 | ≤ 0.5 | met |" in page
     assert "## Guard" not in page
     assert (tmp_path / "results.png").stat().st_size > 1000
+
+
+def test_samples_are_counted_by_the_package_whose_code_runs() -> None:
+    lines = [
+        f"run (/usr/lib/python3.11/asyncio/base_events.py:5);send ({ROOT}/ocr_server/stream.py:9) 3",
+        "run (/usr/lib/python3.11/asyncio/base_events.py:5) 2",
+        "run (/x.py:1);write (/v/lib/python3.11/site-packages/uvicorn/protocols/http.py:7) 4",
+    ]
+    assert profile.by_package(lines) == {"ocr_server": 3, "Python: asyncio": 2, "uvicorn": 4}

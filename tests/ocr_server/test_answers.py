@@ -19,7 +19,7 @@ from ocr_server.errors import EngineFailure, InvalidRequest
 from ocr_server.reading.blocks import blocks
 from ocr_server.reading.page import LogprobStep, PageDelta, PageReading, TokenLogprob
 from ocr_server.reading.product import Product
-from ocr_server.reading.reader import Piece
+from ocr_server.reading.reader import Event, Piece
 from ocr_server.schemas.chat import ChatCompletionRequest
 from tests.ocr_server.conftest import chat, delta, examples
 
@@ -49,7 +49,7 @@ def readings(*deltas: PageDelta | tuple[int, PageDelta]) -> list[PageReading]:
     ]
 
 
-async def events_of(pages: list[PageReading]) -> AsyncGenerator[Piece | PageReading]:
+async def events_of(pages: list[PageReading]) -> AsyncGenerator[Event]:
     for reading in pages:
         for each in reading.deltas:
             yield Piece(reading.index, each)
@@ -195,7 +195,7 @@ class TestChunks:
     async def test_nothing_before_the_first_piece(self) -> None:
         """Until then an error can still have a status of its own."""
 
-        async def broken() -> AsyncGenerator[Piece | PageReading]:
+        async def broken() -> AsyncGenerator[Event]:
             raise ValueError("early")
             yield
 
@@ -221,7 +221,7 @@ class TestChunks:
     async def test_closing_it_closes_its_source(self) -> None:
         closed = []
 
-        async def source() -> AsyncGenerator[Piece | PageReading]:
+        async def source() -> AsyncGenerator[Event]:
             try:
                 while True:
                     yield Piece(0, delta("x"))

@@ -19,7 +19,7 @@ from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.reading.loops import LoopPolicy
 from ocr_server.reading.page import Job, Page, PageDelta, PageReading
-from ocr_server.reading.reader import AHEAD, Piece, Reader
+from ocr_server.reading.reader import AHEAD, Event, Piece, Reader
 from tests.ocr_server.conftest import FakeEngine, delta, endless, examples, prepared, until
 
 PICTURE = SourcePage(np.zeros((20, 30, 3), np.uint8), dpi=None)
@@ -65,15 +65,15 @@ def jobs(count: int) -> list[Job]:
     return Loads().jobs(count)
 
 
-async def all_of(events: AsyncGenerator[Piece | PageReading]) -> list[Piece | PageReading]:
+async def all_of(events: AsyncGenerator[Event]) -> list[Event]:
     return [event async for event in events]
 
 
-def pieces(events: list[Piece | PageReading]) -> list[tuple[int, str]]:
+def pieces(events: list[Event]) -> list[tuple[int, str]]:
     return [(event.page, event.delta.text) for event in events if isinstance(event, Piece)]
 
 
-def readings(events: list[Piece | PageReading]) -> list[PageReading]:
+def readings(events: list[Event]) -> list[PageReading]:
     return [event for event in events if isinstance(event, PageReading)]
 
 

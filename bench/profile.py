@@ -1,0 +1,86 @@
+"""Where the API process's time goes while many answers stream: by the package whose code runs, ours and vLLM's."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench.compare import Row, Series
+from bench.load import body
+from bench.processes import ROOT, Server, ours, running, vllms
+from bench.servers import TINY, Bodies, asked, small_pages
+
+CLIENTS = 16
+SAMPLES_PER_SECOND = 200
+LEAST_SHARE = 0.02
+"""Of either server's time; what is below is summed up."""
+REST = "the rest"
+
+
+def run(quick: bool) -> list[Row]:
+    folder = Path(tempfile.mkdtemp())
+    length = 64 if quick else 1000
+    (file,) = small_pages(1)
+    options = {"stream": True, "max_tokens": length, "ignore_eos": True}
+    with ExitStack() as stack:
+        mine = stack.enter_context(running(ours(folder / "ours.log")))
+        plain = stack.enter_context(running(vllms(folder / "vllm.log")))
+        found = [
+            microseconds(server, [body(file, **options, **more)], folder / f"{number}.txt", length)
+            for number, (server, more) in enumerate(((mine, {"model": "deepseek-ocr:tiny"}), (plain, TINY)))
+        ]
+    totals = [sum(each.values()) for each in found]
+    names = {
+        name for each, total in zip(found, totals, strict=True) for name in each if each[name] > LEAST_SHARE * total
+    }
+    for each, total in zip(found, totals, strict=True):
+        each[REST] = total - sum(each[name] for name in names)
+    return [
+        row(f"{CLIENTS} streams, a token: {name}", found[0][name], found[1][name])
+        for name in [*sorted(names, key=lambda name: -found[0][name]), REST]
+    ]
+
+
+def row(part: str, mine: float, other: float) -> Row:
+    return Row(part, "µs", Series([mine]), Series([other]), "vLLM's server, same plugin", "")
+
+
+def microseconds(server: Server, bodies: Bodies, samples: Path, length: int) -> Counter[str]:
+    """CPU time of the API process for a token, by package."""
+    asked(server, bodies, requests=CLIENTS, clients=CLIENTS)
+    command = ["py-spy", "record", "--nonblocking", "--full-filenames", "--rate", str(SAMPLES_PER_SECOND)]
+    recorder = subprocess.Popen(
+        [*command, "--pid", str(server.pid), "--format", "raw", "--output", str(samples)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    before = server.cpu_seconds()
+    asked(server, bodies, requests=CLIENTS, clients=CLIENTS)
+    spent = server.cpu_seconds() - before
+    recorder.send_signal(2)
+    recorder.wait(60)
+    seen = by_package(samples.read_text().splitlines())
+    return Counter({name: spent * count / seen.total() / (CLIENTS * length) * 1e6 for name, count in seen.items()})
+
+
+def by_package(lines: Iterable[str]) -> Counter[str]:
+    """Samples by the package of the innermost frame; lines are `frame;frame;… count`, frames `name (file:line)`."""
+    found: Counter[str] = Counter()
+    for line in lines:
+        stack, _, count = line.rpartition(" ")
+        found[package(stack.rpartition(";")[2])] += int(count)
+    return found
+
+
+def package(frame: str) -> str:
+    path = Path(frame.rpartition(" (")[2].rpartition(":")[0])
+    if "site-packages" in path.parts:
+        return path.parts[path.parts.index("site-packages") + 1].removesuffix(".py")
+    if path.is_relative_to(ROOT):
+        return path.relative_to(ROOT).parts[0].removesuffix(".py")
+    folders = [part for part in path.parts if part.startswith("python3")]
+    return f"Python: {path.parts[path.parts.index(folders[0]) + 1].removesuffix('.py')}" if folders else "Python"

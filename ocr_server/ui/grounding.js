@@ -1,0 +1,131 @@
+// The model's answer → blocks and markdown, as ocr_server/reading does it: tests hold the two together.
+
+const FIGURE = "image";
+
+const LABELS = [
+  "title", "text", "table", FIGURE, "image_caption", "sub_title", "equation", "list", "table_caption",
+  "table_footnote", "image_footnote", "formula", "header", "footer", "footnote", "page_number",
+];
+
+const LIKE_A_LABEL = /^[a-z_]{1,32}$/;
+const LONGEST = 10000;
+const SPACE = "[ \\t\\n\\r\\v\\f]*";
+const NUMBER = "-?[0-9]{1,5}(?:\\.[0-9]+)?";
+const BOX = `\\[${SPACE}${Array(4).fill(NUMBER).join(`${SPACE},${SPACE}`)}${SPACE}\\]`;
+const MARKER = new RegExp(
+  `<\\|ref\\|>((?:(?!<\\|/?(?:ref|det)\\|>)[^]){0,${LONGEST}})<\\|/ref\\|>${SPACE}` +
+    `<\\|det\\|>${SPACE}(\\[${SPACE}${BOX}(?:${SPACE},${SPACE}${BOX})*${SPACE}\\])${SPACE}<\\|/det\\|>`,
+  "g",
+);
+const COMMANDS = { "\\coloneqq": ":=", "\\eqqcolon": "=:" };
+
+// The texts and markers of an answer, in order: {text} or {ref, boxes}, with start and end in the answer.
+export function parse(answer) {
+  const events = [];
+  let end = 0;
+  const text = (until) => {
+    if (until > end) events.push({ text: answer.slice(end, until), start: end, end: until });
+  };
+  for (const match of answer.matchAll(MARKER)) {
+    text(match.index);
+    end = match.index + match[0].length;
+    const numbers = match[2].match(new RegExp(NUMBER, "g")).map(rounded);
+    const boxes = Array.from({ length: numbers.length / 4 }, (_, at) => numbers.slice(4 * at, 4 * at + 4));
+    events.push({ ref: match[1], boxes, start: match.index, end });
+  }
+  text(answer.length);
+  return events;
+}
+
+// What of a growing answer can be shown: all but a marker that has begun and not ended.
+export function settled(answer) {
+  const last = answer.lastIndexOf("<|ref|>");
+  if (last >= 0 && !/<\|\/det\|>/.test(answer.slice(last))) return answer.slice(0, last);
+  return answer.replace(/<(?:\|(?:r(?:e(?:f\|?)?)?)?)?$/, "");
+}
+
+// {label, text, modelBoxes, start, end}; boxes are 0 to 999 of the page's width and height.
+export function blocksOf(answer) {
+  const found = [];
+  const events = parse(answer);
+  events.forEach((event, at) => {
+    if (event.text !== undefined) {
+      const label = events[at - 1];
+      const text = event.text.trim();
+      if (label && isLabel(label.ref, event.text)) {
+        Object.assign(found.at(-1), { label: label.ref, text, end: event.end });
+      } else if (text) {
+        found.push({ label: "text", text, modelBoxes: [], start: event.start, end: event.end });
+      }
+      return;
+    }
+    const known = LABELS.includes(event.ref);
+    found.push({
+      label: known ? event.ref : "text",
+      text: known ? "" : event.ref.trim(),
+      modelBoxes: event.boxes,
+      start: event.start,
+      end: event.end,
+    });
+  });
+  return found;
+}
+
+// Without markers, figures as links; `figureName` gives a figure's name by its number on the page, from 1.
+export function toMarkdown(answer, figureName) {
+  let out = "";
+  let figures = 0;
+  let afterLocated = false;
+  const write = (text) => {
+    if (!text) return;
+    if (afterLocated && !/^\s/.test(text)) out += "\n"; // two texts from different places must not become one word
+    afterLocated = false;
+    out += text;
+  };
+  const events = parse(answer);
+  events.forEach((event, at) => {
+    if (event.text !== undefined) {
+      write(event.text);
+    } else if (event.ref === FIGURE) {
+      event.boxes.forEach(() => write(`![](${figureName(++figures)})\n`));
+    } else if (!LABELS.includes(event.ref) && !isLabel(event.ref, events[at + 1]?.text ?? "")) {
+      write(event.ref.trim());
+      afterLocated ||= event.ref !== "";
+    }
+  });
+  return tidied(out);
+}
+
+export function tidied(text) {
+  for (const [command, shown] of Object.entries(COMMANDS)) text = text.replaceAll(command, shown);
+  return text.trim().replace(/\n{3,}/g, "\n\n");
+}
+
+// A box in pixels of the page: left, top, right, bottom.
+export function pixelBox([x1, y1, x2, y2], width, height) {
+  const pixel = (value, side) => Math.min(Math.max(Math.trunc((value / 999) * side), 0), side);
+  const [left, right] = [pixel(x1, width), pixel(x2, width)].sort((a, b) => a - b);
+  const [top, bottom] = [pixel(y1, height), pixel(y2, height)].sort((a, b) => a - b);
+  return [left, top, right, bottom];
+}
+
+export function isFigure(block) {
+  return block.label === FIGURE;
+}
+
+// The label's hue in degrees, as on the server's overlays.
+export function hue(label) {
+  const place = LABELS.indexOf(label);
+  const number = place >= 0 ? place : LABELS.length + [...label].reduce((sum, sign) => sum + sign.codePointAt(0), 0);
+  return ((number * 0.618034) % 1) * 360;
+}
+
+function isLabel(ref, following) {
+  const text = following.trimStart();
+  return LABELS.includes(ref) || (text !== "" && !text.startsWith("<|ref|>") && LIKE_A_LABEL.test(ref));
+}
+
+function rounded(number) {
+  const value = Number(number);
+  return Math.sign(value) * Math.round(Math.abs(value)) || 0; // no -0
+}

@@ -1,0 +1,98 @@
+"""What the page works out itself, the server works out the same way."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from playwright.sync_api import Browser
+from playwright.sync_api import Page as Tab
+
+from deepseek_ocr.modes import MODES
+from ocr_server.reading.blocks import blocks
+from ocr_server.reading.figures import figure_boxes, figure_name
+from ocr_server.reading.markdown import to_markdown
+from ocr_server.routes.service import PROMPTS
+from tests.ocr_server.conftest import examples
+from tests.ocr_server.reading.answers import PAGE, WORDS, answers
+from tests.ui.conftest import Site
+
+WIDTH, HEIGHT = 1191, 1684
+ODD_SPACE = re.compile("[\x1c-\x1f\x85\ufeff]")
+"""Which of these is white space, Python and JavaScript see differently."""
+
+
+@pytest.fixture(scope="module")
+def modules(browser: Browser, open_site: Site) -> Any:
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.goto(f"{open_site.url}/ui/")
+    yield tab
+    context.close()
+
+
+def test_vision_tokens(modules: Tab) -> None:
+    sizes = [(random.Random(number).randint(1, 4000), random.Random(-number).randint(1, 4000)) for number in range(300)]
+    sizes += [(640, 640), (641, 640), (640, 641), (1024, 1024), (1025, 1), (1, 4000), (1280, 640), (960, 1440)]
+    sizes += [(height * 5 // 2, height) for height in range(300, 900, 10)]  # as near to 2 × 1 as to 3 × 1 tiles
+    counted = modules.evaluate(
+        """async (sizes) => {
+            const { MODES, visionTokens, mostVisionTokens } = await import("./modes.js");
+            return Object.keys(MODES).map((name) =>
+                [name, mostVisionTokens(name), sizes.map(([width, height]) => visionTokens(name, width, height))]);
+        }""",
+        sizes,
+    )
+    assert [name for name, _, _ in counted] == list(MODES)
+    for name, most, each in counted:
+        mode = MODES[name]
+        assert most == mode.max_vision_tokens()
+        assert each == [mode.vision_tokens(mode.crop_grid(*size)) for size in sizes], name
+
+
+def test_prompts(modules: Tab) -> None:
+    read = 'async () => Object.values((await import("./prompts.js")).PROMPTS)'
+    assert modules.evaluate(read) == PROMPTS
+
+
+class TestAnswers:
+    @given(batch=st.lists(answers.filter(lambda answer: not ODD_SPACE.search(answer)), min_size=40, max_size=40))
+    @examples(8)
+    def test_blocks_and_markdown(self, modules: Tab, batch: list[str]) -> None:
+        self.compare(modules, [PAGE, WORDS, *batch])
+
+    def test_coordinates(self, modules: Tab) -> None:
+        boxes = [
+            "[-5, 0, 99999, 999]",
+            "[1.5, 2.49, -0.5, 7.0001]",
+            "[1,2,3]",
+            "[1,2,3,4,5]",
+            "[123456, 1, 2, 3]",
+            "[1e3,1,1,1]",
+        ]
+        self.compare(modules, [f"<|ref|>text<|/ref|><|det|>[{box}]<|/det|>\nSome" for box in boxes])
+
+    def compare(self, modules: Tab, batch: list[str]) -> None:
+        found = modules.evaluate(
+            """async ([batch, width, height]) => {
+                const { blocksOf, pixelBox, toMarkdown } = await import("./grounding.js");
+                return batch.map((answer) => [
+                    toMarkdown(answer, (number) => `page-1-figure-${number}.jpeg`),
+                    blocksOf(answer).map(({ label, text, modelBoxes }) =>
+                        [label, text, modelBoxes, modelBoxes.map((box) => pixelBox(box, width, height))]),
+                ]);
+            }""",
+            [batch, WIDTH, HEIGHT],
+        )
+        for answer, (markdown, made) in zip(batch, found, strict=True):
+            here = blocks(answer, WIDTH, HEIGHT)
+            names = [figure_name(1, number + 1) for number in range(len(figure_boxes(here)))]
+            assert markdown == to_markdown(answer, figures=names), answer
+            assert made == [
+                [block.label, block.text, [list(box) for box in block.model_boxes], [list(box) for box in block.boxes]]
+                for block in here
+            ], answer
