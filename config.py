@@ -20,6 +20,7 @@ from ocr_server.keys import parse_keys
 
 ROOT = Path(__file__).resolve().parent
 EMBEDDED_CHECKPOINT = ROOT / "nano" / "checkpoint"
+DATA = ROOT / "data"
 PUBLISHED_MODEL = "deepseek-ai/DeepSeek-OCR"
 ENV_PREFIX = "DEEPSEEK_OCR_"
 
@@ -139,6 +140,32 @@ class Settings(BaseSettings):
     DECODE_MEMORY_MB: Positive = 4000
     """Memory that such a process may take, megabytes of address space."""
 
+    # Batches, and the files they need
+    BATCHES: bool = True
+    """Serve /v1/files and /v1/batches."""
+    DATABASE_URL: SecretStr = SecretStr("")
+    """Where files and batches are listed, as SQLAlchemy writes it: `postgresql+psycopg://user:password@host/name`.
+    Empty is SQLite in the folder data of this project. Servers with one database and one storage share the work."""
+    STORAGE_URL: str = ""
+    """Where files lie, as fsspec writes it: a folder, or `s3://bucket/prefix`. Empty is data/files of this project."""
+    BATCH_CONCURRENCY: Annotated[int, Field(ge=0)] = 0
+    """Most pages of batches that are read at once, while no other request waits; 0 is half of MAX_CONCURRENCY."""
+    BATCH_LEASE: Annotated[float, Field(ge=1)] = 30.0
+    """Seconds after which another server takes over the batches of one that has died."""
+    MAX_BATCH_REQUESTS: Positive = 50_000
+    """Most requests in a batch."""
+    MAX_BATCHES_OF_CLIENT: Positive = 100
+    """Most batches of an API key that have not ended."""
+    MAX_FILE_MB: Positive = 200
+    """Largest file that is uploaded for a batch, megabytes; MAX_BODIES_MB bounds it too."""
+    MAX_STORED_MB: Positive = 20_000
+    """Bytes of all stored files and of the answers of unfinished batches, megabytes. Beyond it, uploads are refused,
+    and what is left of a batch fails."""
+    MAX_STORED_MB_OF_CLIENT: Annotated[int, Field(ge=0)] = 0
+    """The same for each API key; 0 for no such bound."""
+    FILE_DAYS: Positive = 30
+    """Days after which a file is deleted, unless it says otherwise, and a batch that has ended is forgotten."""
+
     # Who may ask, and what is told
     API_KEYS: SecretStr = SecretStr("")
     """API keys, with commas between: `KEY`, `sha256:HASH` or either with a label for the log, `alice:KEY`. None, and no
@@ -157,6 +184,13 @@ class Settings(BaseSettings):
     @classmethod
     def _legal_keys(cls, value: SecretStr) -> SecretStr:
         parse_keys(value.get_secret_value())
+        return value
+
+    @field_validator("DATABASE_URL")
+    @classmethod
+    def _legal_database(cls, value: SecretStr) -> SecretStr:
+        if "://" not in (value.get_secret_value() or "sqlite://"):
+            raise ValueError("it is no URL, such as sqlite:////var/lib/ocr/batches.db")
         return value
 
     @field_validator("ALLOWED_IMAGE_HOSTS")
@@ -206,6 +240,21 @@ class Settings(BaseSettings):
     def engine_stall_timeout(self) -> float:
         """ENGINE_STALL_TIMEOUT with 0 resolved, seconds."""
         return self.ENGINE_STALL_TIMEOUT or (120.0 if has_nvidia_gpu() else 1200.0)
+
+    @property
+    def database_url(self) -> str:
+        """DATABASE_URL with its default resolved."""
+        return self.DATABASE_URL.get_secret_value() or f"sqlite:///{DATA / 'batches.db'}"
+
+    @property
+    def storage_url(self) -> str:
+        """STORAGE_URL with its default resolved."""
+        return self.STORAGE_URL or str(DATA / "files")
+
+    @property
+    def batch_concurrency(self) -> int:
+        """BATCH_CONCURRENCY with 0 resolved."""
+        return self.BATCH_CONCURRENCY or max(1, self.MAX_CONCURRENCY // 2)
 
     @property
     def allowed_image_hosts(self) -> tuple[str, ...]:

@@ -23,18 +23,22 @@ from starlette.requests import ClientDisconnect
 from ocr_server import __version__, metrics, tracing
 from ocr_server.admission import admission_for
 from ocr_server.auth import ApiKeys
+from ocr_server.batches.service import batches_for
+from ocr_server.context import Context
 from ocr_server.disconnect import CLIENT_CLOSED_REQUEST
-from ocr_server.errors import ApiError, error_body, internal_error, parameter_name
+from ocr_server.errors import ApiError, error_body, internal_error
 from ocr_server.intake.build import MEGA, intake_for
 from ocr_server.keys import KeyRing, parse_keys
 from ocr_server.middleware import BodyLimit, CutOff, Observed, RequestId, SafeHeaders
 from ocr_server.reading.engine import Engine
 from ocr_server.reading.reader import Reader
-from ocr_server.routes import chat, models, ocr, service
-from ocr_server.routes.common import Context
+from ocr_server.routes import batches as batch_routes
+from ocr_server.routes import chat, files, models, ocr, service
 from ocr_server.routes.ui import WebPage
-from ocr_server.schemas.chat import REFUSED, ChatCompletionChunk, ChatCompletionRequest
+from ocr_server.schemas.batches import BatchRequest
+from ocr_server.schemas.chat import ChatCompletionChunk, ChatCompletionRequest
 from ocr_server.schemas.ocr import OcrPageEvent, OcrRequest
+from ocr_server.validation import validation_body
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -42,6 +46,9 @@ if TYPE_CHECKING:
     from config import Settings
 
 logger = logging.getLogger(__name__)
+
+FORM_BYTES = 100_000
+"""Of an upload, beside its file."""
 
 
 def create_app(settings: Settings, engine: Engine, traces: TracerProvider | None = None) -> FastAPI:
@@ -53,23 +60,20 @@ def create_app(settings: Settings, engine: Engine, traces: TracerProvider | None
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
+        if batches is not None:
+            batches.start()
         try:
             with metrics.watching(engine, admission):
                 yield
         finally:
+            if batches is not None:
+                await batches.close()
             await intake.close()
             await engine.close()
             if traces is not None:
                 await tracing.close(traces)
 
-    app = FastAPIOffline(  # its /docs needs nothing from outside
-        title="DeepSeek-OCR API server",
-        version=__version__,
-        description="DeepSeek-OCR over OpenAI's Chat Completions API.",
-        lifespan=lifespan,
-        redoc_url=None,
-    )
-    app.state.context = Context(
+    state = Context(
         settings=settings,
         engine=engine,
         intake=intake,
@@ -78,8 +82,21 @@ def create_app(settings: Settings, engine: Engine, traces: TracerProvider | None
         fingerprint=_fingerprint(settings),
         started=int(time.time()),
     )
+    batches = batches_for(state) if settings.BATCHES else None
+    app = FastAPIOffline(  # its /docs needs nothing from outside
+        title="DeepSeek-OCR API server",
+        version=__version__,
+        description="DeepSeek-OCR over OpenAI's Chat Completions API.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.context = state
     for router in (chat.router, ocr.router, models.router, service.router):
         app.include_router(router)
+    if batches is not None:
+        app.state.batches = batches
+        app.include_router(files.router)
+        app.include_router(batch_routes.router)
     app.mount("/ui", WebPage(), name="ui")
     _add_middleware(app, settings, traces)
     _handle_errors(app)
@@ -92,6 +109,7 @@ def _add_middleware(app: FastAPI, settings: Settings, traces: TracerProvider | N
     app.add_middleware(
         BodyLimit,
         limit=settings.MAX_BODY_MB * MEGA,
+        limits={"/v1/files": settings.MAX_FILE_MB * MEGA + FORM_BYTES} if settings.BATCHES else {},
         most_held=settings.MAX_BODIES_MB * MEGA,
         timeout=settings.RECEIVE_TIMEOUT,
     )
@@ -126,7 +144,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse(_validation_body(error), status_code=400)
+        return JSONResponse(validation_body(error), status_code=400)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -150,25 +168,6 @@ def _handle_errors(app: FastAPI) -> None:
         return JSONResponse(internal_error(), status_code=500, headers=headers)
 
 
-def _validation_body(error: RequestValidationError) -> dict[str, Any]:
-    """The first thing that is wrong, said as OpenAI says it."""
-    problem = error.errors()[0]
-    location = [part for part in problem["loc"] if part != "body"]
-    param = parameter_name(location)
-    kind = problem["type"]
-    if kind == "json_invalid":
-        message = f"The body is not valid JSON: {problem['ctx']['error']}."
-    elif kind == "extra_forbidden" and len(location) == 1 and location[0] in REFUSED:
-        message = f"{param} is not supported: {REFUSED[str(location[0])]}."
-    elif kind == "extra_forbidden":
-        message = f"Unknown parameter: {param}."
-    else:
-        message = f"{param}: {problem['msg']}." if param else f"{problem['msg']}."
-        param = param or (kind if kind in ChatCompletionRequest.model_fields else None)
-    code = "unsupported_parameter" if kind == "extra_forbidden" else None
-    return error_body(message, type_="invalid_request_error", param=param, code=code)
-
-
 def _fingerprint(settings: Settings) -> str:
     versions = f"{settings.checkpoint_name} {__version__} {vllm.__version__} {torch.__version__}"
     return "fp_" + hashlib.sha256(versions.encode()).hexdigest()[:12]
@@ -186,7 +185,7 @@ def _document_wire_types(app: FastAPI) -> None:
                 operation["responses"].pop("422", None)  # FastAPI's own; here validation errors are 400
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        for model in (ChatCompletionRequest, ChatCompletionChunk, OcrRequest, OcrPageEvent):
+        for model in (ChatCompletionRequest, ChatCompletionChunk, OcrRequest, OcrPageEvent, BatchRequest):
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             definitions = {**definition.pop("$defs", {}), model.__name__: definition}
             for name, each in definitions.items():

@@ -30,6 +30,9 @@ REQUESTS = Counter("ocr_requests", "Requests answered.", ["route", "status"])
 PAGES = Counter("ocr_pages", "Pages read, or given up.", ["mode", "outcome"])
 TOKENS = Counter("ocr_tokens", "Tokens of the pages' prompts and answers; of a page read again, the last.", ["kind"])
 FETCH_FAILURES_TOTAL = Counter("ocr_fetch_failures", "URLs named by clients that could not be had.", ["cause"])
+BATCHES = Counter("ocr_batches", "Batches that have ended.", ["status"])
+BATCH_REQUESTS = Counter("ocr_batch_requests", "Requests of batches answered.", ["outcome"])
+BATCH_RETRIES = Counter("ocr_batch_retries", "Times a request of a batch was tried again.")
 LOOPS = Counter("ocr_loops", "Pages on which the model repeated itself.", ["outcome"])
 REQUEST_SECONDS = Histogram(
     "ocr_request_seconds", "From a request's first byte to its answer's last.", ["route"], buckets=_SECONDS
@@ -44,6 +47,10 @@ for _kind in ("prompt", "completion"):
     TOKENS.labels(kind=_kind)  # there from the start, so that the first ones are an increase
 for _outcome in ("recovered", "kept"):
     LOOPS.labels(outcome=_outcome)
+for _outcome in ("completed", "failed"):
+    BATCH_REQUESTS.labels(outcome=_outcome)
+for _status in ("completed", "failed", "expired", "cancelled"):
+    BATCHES.labels(status=_status)
 
 
 class Queue(Protocol):
@@ -51,6 +58,7 @@ class Queue(Protocol):
 
     pages_in_flight: int
     pages_waiting: int
+    background_in_flight: int
 
 
 def request_done(route: str, status: int, seconds: float) -> None:
@@ -101,8 +109,13 @@ class _Momentary(Collector):
         )
         yield GaugeMetricFamily(
             "ocr_pages_waiting",
-            "Pages of accepted requests that have not had their turn.",
+            "Pages of accepted requests that have not had their turn, without those of batches.",
             value=sum(queue.pages_waiting for queue in queues),
+        )
+        yield GaugeMetricFamily(
+            "ocr_batch_pages_in_flight",
+            "Of the pages in flight, those of batches.",
+            value=sum(queue.background_in_flight for queue in queues),
         )
         restarts = sum(int(getattr(engine, "restarts", 0)) for engine, _ in self.watched)
         yield CounterMetricFamily("ocr_engine_restarts", "Times the engine was started again.", value=restarts)

@@ -7,6 +7,7 @@ import json
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 
 from starlette.datastructures import MutableHeaders
@@ -166,14 +167,18 @@ class BodyLimit:
     times over, as bytes, as text and decoded.
     """
 
-    def __init__(self, app: ASGIApp, *, limit: int, most_held: int, timeout: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, limit: int, most_held: int, timeout: float, limits: Mapping[str, int] | None = None
+    ) -> None:
         """Args:
         limit: bytes of one body.
         most_held: bytes of all bodies; what would go beyond is refused with 429.
         timeout: seconds from the request's head to the body's end.
+        limits: of the bodies that are posted to certain paths, instead of `limit`.
         """
         self._app = app
         self._limit = limit
+        self._limits = limits or {}
         self._most_held = most_held
         self._timeout = timeout
         self._held = 0
@@ -184,6 +189,7 @@ class BodyLimit:
             return
         length = dict(scope["headers"]).get(b"content-length", b"")
         declared = int(length[:20]) if length.isdigit() else 0
+        limit = self._limits.get(scope["path"].removeprefix(scope.get("root_path", "")), self._limit)
         until = asyncio.get_running_loop().time() + self._timeout
         received, whole = 0, False
 
@@ -200,9 +206,9 @@ class BodyLimit:
             size = len(message.get("body", b""))
             received += size
             self._held += size
-            if max(received, declared) > self._limit:
+            if max(received, declared) > limit:
                 await _drain(receive, message)
-                raise TooLarge(f"The request body is larger than {self._limit // 1_000_000} MB.", code="body_too_large")
+                raise TooLarge(f"The request body is larger than {limit // 1_000_000} MB.", code="body_too_large")
             if self._held + max(declared - received, 0) > self._most_held:
                 await _drain(receive, message)
                 raise TooMany(

@@ -42,7 +42,7 @@ def translate_ocr(request: OcrRequest, settings: Settings) -> OcrReading:
             )
     if request.document.file_id is not None:
         raise InvalidRequest(
-            "This server keeps no files: send the document as a URL or data URI, or upload it with this request.",
+            "Files are kept for batches only: send the document as a URL or data URI, or upload it with this request.",
             param="document.file_id",
             code="unsupported_content",
         )

@@ -11,7 +11,7 @@ from vllm.sampling_params import SamplingParams
 from ocr_server import metrics
 from ocr_server.admission import Admission, Ticket
 from ocr_server.intake.document import Document
-from ocr_server.intake.prepare import Intake, Source
+from ocr_server.intake.prepare import Opens, Source
 from ocr_server.reading.page import Job, PageReading
 from ocr_server.reading.reader import Event, Finish, Reader, Show
 from ocr_server.tracing import stage
@@ -37,7 +37,7 @@ class Session:
     async def begin(
         cls,
         admission: Admission,
-        intake: Intake,
+        intake: Opens,
         reader: Reader,
         sources: Sequence[Source],
         prompt: str,
@@ -45,18 +45,20 @@ class Session:
         *,
         client: str = "anonymous",
         account: Account | None = None,
+        in_background: bool = False,
     ) -> Session:
         """Queue up, then fetch and open the sources.
 
         Args:
             client: whose turn it is, for fairness.
             account: told what the request came to, for the log.
+            in_background: whether all that is not goes first.
 
         Raises:
             TooMany: the queue is full; nothing has been fetched or decoded.
             InvalidRequest, TooLarge: a source can't be had or opened.
         """
-        ticket = admission.enter(client)
+        ticket = admission.enter(client, in_background=in_background)
         try:
             with stage("open"):
                 documents = await intake.open(sources)

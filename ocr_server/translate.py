@@ -131,7 +131,7 @@ def _address(part: ImagePart | FilePart, place: str) -> tuple[str, str, str]:
         return part.image_url.url, part.image_url.detail, f"{place}.image_url.url"
     if part.file.file_id is not None:
         raise InvalidRequest(
-            "This server keeps no files: send the file itself as file_data.",
+            "Files are kept for batches only: send the file itself as file_data.",
             param=f"{place}.file.file_id",
             code="unsupported_content",
         )

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 from deepseek_ocr.images import PreparedImage, prepare_image
 from deepseek_ocr.modes import ResolutionMode
@@ -39,6 +40,12 @@ class Source:
     pages_param: str | None = None
     dpi: float = DEFAULT_DPI
     password: str | None = None
+
+
+class Opens(Protocol):
+    """Turns sources into opened documents; the server's `Intake` is one."""
+
+    async def open(self, sources: Sequence[Source]) -> list[Document]: ...
 
 
 class Intake:
@@ -93,7 +100,10 @@ class Intake:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _open(self, source: Source) -> Document:
-        data = await load(source.url, self._fetcher, self._limits, param=source.param)
+        return await self.open_bytes(await load(source.url, self._fetcher, self._limits, param=source.param), source)
+
+    async def open_bytes(self, data: bytes, source: Source) -> Document:
+        """What `source` asks for of a file that has been loaded. Raises as `Opener.open`."""
         return await self._opener.open(
             data,
             pages=source.pages,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from deepseek_ocr.modes import MODES, ResolutionMode
+from ocr_server.context import Context
 from ocr_server.errors import NotFound
-from ocr_server.routes.common import ERRORS, Context, context
+from ocr_server.routes.common import ERRORS, context
 from ocr_server.schemas.models import Model, ModelList
 
 router = APIRouter(prefix="/v1/models", tags=["Models"])

@@ -6,7 +6,6 @@ import asyncio
 import base64
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,14 +14,14 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from ocr_server.disconnect import unless_disconnected
-from ocr_server.errors import InvalidRequest, Unavailable
-from ocr_server.ocr_pages import PICTURE_DPI, OcrPages
-from ocr_server.ocr_request import OcrReading, translate_ocr
+from ocr_server.endpoints import Events, OcrWork, begin_ocr, ocr_json
+from ocr_server.errors import InvalidRequest
+from ocr_server.ocr_pages import PICTURE_DPI
 from ocr_server.reading.overlay import to_pdf
 from ocr_server.reading.page import PageReading
 from ocr_server.reading.product import product_of
-from ocr_server.reading.reader import PAGE_SEPARATOR, Event
-from ocr_server.routes.common import ERRORS, begin, context, parsed
+from ocr_server.reading.reader import PAGE_SEPARATOR
+from ocr_server.routes.common import ERRORS, caller, context, parsed
 from ocr_server.schemas.ocr import OcrDoneEvent, OcrPageEvent, OcrRequest, OcrResponse
 from ocr_server.stream import event_stream
 
@@ -60,46 +59,39 @@ _FORM = {
 )
 async def read_document(request: Request) -> Response:
     """Read a PDF or picture: sent as a form's `file`, or named in JSON by a URL or data URI."""
-    state = context(request)
     body = await _uploaded(request) if _is_form(request) else await parsed(request, OcrRequest)
-    reading = translate_ocr(body, state.settings)
-    if reason := state.engine.unavailable():
-        raise Unavailable(reason, retry_after=state.engine.retry_after)  # before anything is fetched or decoded
-    return await unless_disconnected(request, _answer(request, body, reading))
+    return await unless_disconnected(request, _answer(request, body))
 
 
-async def _answer(request: Request, body: OcrRequest, reading: OcrReading) -> Response:
-    session = await begin(request, [reading.source], reading.prompt, reading.params)
+async def _answer(request: Request, body: OcrRequest) -> Response:
+    state = context(request)
+    work = await begin_ocr(state, body, caller(request))
+    if not body.stream and body.output == "json":
+        return Response(await ocr_json(work), media_type="application/json")
     try:
-        finish = replace(reading.wanted, of_document=session.is_document)
-        events = session.events(finish=finish)
-        pages = OcrPages(body, session.size_bytes)
         if body.stream:
-            chunks = _chunks(events, pages, len(session.jobs), reading.model)
-            return await event_stream(chunks, shutdown_timeout=context(request).settings.SHUTDOWN_TIMEOUT)
+            return await event_stream(_chunks(work), shutdown_timeout=state.settings.SHUTDOWN_TIMEOUT)
         if body.output == "overlay":
-            return await _overlay(events, of_document=session.is_document)
-        made = [pages.page(event) async for event in events if isinstance(event, PageReading)]
+            return await _overlay(work.events, of_document=work.session.is_document)
+        made = [work.pages.page(event) async for event in work.events if isinstance(event, PageReading)]
     except BaseException:
-        await session.close()
+        await work.session.close()
         raise
-    if body.output == "markdown":
-        return Response(PAGE_SEPARATOR.join(page.markdown for page in made), media_type="text/markdown")
-    response = OcrResponse(pages=made, model=reading.model, usage_info=pages.usage)
-    return Response(response.model_dump_json(), media_type="application/json")
+    return Response(PAGE_SEPARATOR.join(page.markdown for page in made), media_type="text/markdown")
 
 
-async def _chunks(events: AsyncGenerator[Event], pages: OcrPages, total: int, model: str) -> AsyncGenerator[str]:
-    async with aclosing(events):
+async def _chunks(work: OcrWork) -> AsyncGenerator[str]:
+    async with aclosing(work.events):
         done = 0
-        async for event in events:
+        async for event in work.events:
             if isinstance(event, PageReading):
                 done += 1
-                yield OcrPageEvent(done=done, total=total, page=pages.page(event)).model_dump_json()
-    yield OcrDoneEvent(model=model, usage_info=pages.usage).model_dump_json()
+                page = work.pages.page(event)
+                yield OcrPageEvent(done=done, total=len(work.session.jobs), page=page).model_dump_json()
+    yield OcrDoneEvent(model=work.model, usage_info=work.pages.usage).model_dump_json()
 
 
-async def _overlay(events: AsyncGenerator[Event], *, of_document: bool) -> Response:
+async def _overlay(events: Events, *, of_document: bool) -> Response:
     """The pages with their blocks drawn on them; pages that could not be had are left out."""
     drawn: list[bytes] = []
     dpi: float | None = None

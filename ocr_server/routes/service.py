@@ -23,6 +23,7 @@ PROMPTS = [
     "Locate <|ref|>text<|/ref|> in the image.",
 ]
 """What the model was trained to be asked."""
+BATCHES = {"files": "POST /v1/files", "batches": "POST /v1/batches"}
 
 
 @router.head("/", include_in_schema=False, response_model=None)
@@ -41,6 +42,7 @@ async def api_information(request: Request, response: Response) -> ApiInformatio
         endpoints={
             "chat completions": "POST /v1/chat/completions",
             "documents": "POST /v1/ocr",
+            **(BATCHES if state.settings.BATCHES else {}),
             "models": "GET /v1/models",
             "health": "GET /health",
             "liveness": "GET /livez",

@@ -47,7 +47,7 @@ class File(Wire):
     filename: str | None = None
     """Accepted; what the file is, its content decides."""
     file_id: str | None = None
-    """Refused: this server keeps no files."""
+    """Refused: files are kept for batches only."""
 
 
 class FilePart(Wire):

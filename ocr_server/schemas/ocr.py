@@ -27,7 +27,7 @@ class DocumentRef(Wire):
     document_name: str | None = None
     """Accepted; what the file is, its content decides."""
     file_id: str | None = None
-    """Refused: this server keeps no files."""
+    """Refused: files are kept for batches only."""
 
     @model_validator(mode="after")
     def _one(self) -> DocumentRef:

@@ -53,11 +53,12 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
+        own = {"DATABASE_URL": f"sqlite:///{log.parent}/batches.db", "STORAGE_URL": str(log.parent / "files")}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command("--host", "127.0.0.1", "--port", str(self.port), *flags),
                 cwd=ROOT,
-                env=environment(),
+                env=environment() | {f"DEEPSEEK_OCR_{name}": value for name, value in own.items()},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )

@@ -63,6 +63,7 @@ class PlayedServer:
             PREPARE_THREADS=1,
             DECODE_WORKERS=1,
             PAGES_AT_ONCE=2,
+            BATCHES=False,
             **settings,
         )
         self.asked: Counter[int] = Counter()

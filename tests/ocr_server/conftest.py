@@ -208,7 +208,14 @@ async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    return Settings(MODEL_PATH=str(EMBEDDED_CHECKPOINT), MODEL_NAME="deepseek-ocr", PREPARE_THREADS=2, ALLOW_URLS=False)
+    """Without batches, which would leave files; their tests turn them on, in folders of their own."""
+    return Settings(
+        MODEL_PATH=str(EMBEDDED_CHECKPOINT),
+        MODEL_NAME="deepseek-ocr",
+        PREPARE_THREADS=2,
+        ALLOW_URLS=False,
+        BATCHES=False,
+    )
 
 
 @pytest.fixture

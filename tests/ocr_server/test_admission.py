@@ -146,20 +146,21 @@ async def test_retry_after_follows_the_speed() -> None:
 async def test_nothing_is_lost_whoever_goes_when(seed: int) -> None:
     """Random comings, endings and cancellations: at the end all counts are zero, and never were too many at work."""
     rng = random.Random(seed)
-    admission = Admission(slots=3, most_waiting=10_000)
+    admission = Admission(slots=3, most_waiting=10_000, background_slots=2)
     tickets: list[Ticket] = []
 
     async def page(ticket: Ticket) -> None:
         await ticket.acquire()
         try:
             assert admission.pages_in_flight <= 3
+            assert admission.background_in_flight <= 2
             for _ in range(rng.randrange(4)):
                 await asyncio.sleep(0)
         finally:
             ticket.release()
 
     async def request() -> None:
-        ticket = admission.enter(rng.choice("abc"))
+        ticket = admission.enter(rng.choice("abc"), in_background=rng.random() < 0.4)
         tickets.append(ticket)
         count = rng.randrange(1, 6)
         ticket.expect(count)
@@ -175,5 +176,52 @@ async def test_nothing_is_lost_whoever_goes_when(seed: int) -> None:
 
     await asyncio.gather(*(request() for _ in range(20)))
     assert (admission.pages_in_flight, admission.pages_waiting) == (0, 0)
-    assert not admission._queue
+    assert admission.background_in_flight == 0
+    assert not admission._line
+    assert not admission._background_line
     assert not admission._of_client
+
+
+async def test_the_background_has_slots_while_nobody_else_waits() -> None:
+    admission = Admission(slots=3, most_waiting=2, background_slots=2)
+    pages = Pages(admission)
+    pages.begin("batch", admission.enter("b", in_background=True), 10)
+    await settle()
+    assert pages.order == ["batch"] * 2, "one slot is left for others"
+    assert (admission.pages_in_flight, admission.background_in_flight, admission.pages_waiting) == (2, 2, 0)
+    pages.begin("asks", admission.enter("a"), 4)
+    await settle()
+    assert pages.order[2:] == ["asks"]
+    for _ in range(3):
+        await pages.let_go()
+    assert pages.order[3:] == ["asks"] * 3, "all that wait go before the batch"
+    for _ in range(20):
+        await pages.let_go()
+    assert pages.order.count("batch") == 10
+    assert (admission.pages_in_flight, admission.background_in_flight, admission.pages_waiting) == (0, 0, 0)
+
+
+async def test_the_background_is_not_refused_and_refuses_nobody() -> None:
+    admission = Admission(slots=1, most_waiting=1, most_of_client=1, background_slots=1)
+    pages = Pages(admission)
+    for _ in range(3):
+        pages.begin("batch", admission.enter("a", in_background=True), 10)
+    await settle()
+    pages.begin("asks", admission.enter("a"), 1)
+    await pages.let_go()
+    assert pages.order == ["batch", "asks"]
+
+
+async def test_a_background_page_that_is_given_up_frees_its_slot() -> None:
+    admission = Admission(slots=1, most_waiting=10, background_slots=1)
+    pages, ticket = Pages(admission), admission.enter("b", in_background=True)
+    _, second, third = pages.begin("batch", ticket, 3)
+    await settle()
+    third.cancel()
+    await settle()
+    ticket_done = [task for _, task in pages._going if task.done() and not task.cancelled()]
+    assert len(ticket_done) == 1
+    ticket.release()
+    second.cancel()  # just as it is given the slot
+    await settle()
+    assert (admission.pages_in_flight, admission.background_in_flight) == (0, 0)

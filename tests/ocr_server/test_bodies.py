@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ocr_server.routes.common import MOST_LEVELS
+from ocr_server.validation import MOST_LEVELS
 from tests.ocr_server.conftest import CHAT, WHITE, FakeEngine, chat, error_of
 
 OCR = "/v1/ocr"

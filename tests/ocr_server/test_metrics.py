@@ -136,7 +136,7 @@ class TestRequests:
 
 class TestWatching:
     def test_what_is_under_way(self) -> None:
-        queue = SimpleNamespace(pages_in_flight=3, pages_waiting=40)
+        queue = SimpleNamespace(pages_in_flight=3, pages_waiting=40, background_in_flight=0)
         with metrics.watching(SimpleNamespace(restarts=2), queue), metrics.watching(FakeEngine(), None):
             assert value("ocr_pages_in_flight") == 3
             queue.pages_waiting = 41
@@ -208,6 +208,8 @@ class TestMonitoring:
             "ocr_tokens_total": metrics.TOKENS,
             "ocr_fetch_failures_total": metrics.FETCH_FAILURES_TOTAL,
             "ocr_loops_total": metrics.LOOPS,
+            "ocr_batches_total": metrics.BATCHES,
+            "ocr_batch_requests_total": metrics.BATCH_REQUESTS,
         }
         asked = 0
         for expression in expressions():
@@ -216,7 +218,7 @@ class TestMonitoring:
                     if label != "instance":
                         assert label in labels[name]._labelnames
                         asked += 1
-            by = re.match(r"sum by \((\w+)\) \(rate\((ocr_\w+_total)", expression)
+            by = re.match(r"sum by \((\w+)\) \((?:rate|increase)\((ocr_\w+_total)", expression)
             if by and by[1] != "instance":
                 assert by[1] in labels[by[2]]._labelnames
                 asked += 1

@@ -1,0 +1,80 @@
+"""One request of a batch, answered as its endpoint would, with the patience that a batch has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+
+from ocr_server import logs, metrics
+from ocr_server.batches.leases import Answer
+from ocr_server.batches.requests import Item
+from ocr_server.context import Context
+from ocr_server.endpoints import ENDPOINTS, Caller
+from ocr_server.errors import ApiError, TooMany, Unavailable, internal_error
+from ocr_server.validation import validation_body
+
+logger = logging.getLogger(__name__)
+
+MOST_TRIES = 5
+"""Of a request under which the engine dies, or for which nothing can be started."""
+LEAST_WAIT_S, MOST_WAIT_S = 0.5, 30.0
+ENGINE_POLL_S = 0.5
+
+
+async def answered(state: Context, endpoint: str, item: Item, client: str) -> Answer:
+    """The request's answer, or the error that it ends with. Waits for as long as there is no engine."""
+    request_id = f"req_{uuid.uuid4().hex}"
+    logs.request_id.set(request_id)
+    caller = Caller(client=client, in_background=True, opens=item.opens)
+    status, body = await _tried(state, endpoint, item.body, caller)
+    return Answer(
+        item.line,
+        status == 200,
+        _line(item.custom_id, f'{{"status_code": {status}, "request_id": "{request_id}", "body": {body}}}', "null"),
+        prompt_tokens=caller.account.get("prompt_tokens", 0),
+        completion_tokens=caller.account.get("completion_tokens", 0),
+    )
+
+
+def unanswered(item: Item, code: str, message: str) -> Answer:
+    """A request that was never answered, and why."""
+    return Answer(item.line, False, _line(item.custom_id, "null", json.dumps({"code": code, "message": message})))
+
+
+async def _tried(state: Context, endpoint: str, body: bytes, caller: Caller) -> tuple[int, str]:
+    """Status and JSON of the answer."""
+    tries = 0
+    while True:
+        while state.engine.unavailable():  # noqa: ASYNC110  # the engine has no event to wait for
+            await asyncio.sleep(ENGINE_POLL_S)
+        try:
+            return 200, await ENDPOINTS[endpoint](state, body, caller)
+        except (Unavailable, TooMany) as error:
+            tries += isinstance(error, Unavailable)
+            if tries >= MOST_TRIES:
+                return _refused(error.status, error.body())
+            wait = max(error.retry_after or LEAST_WAIT_S * 2**tries, LEAST_WAIT_S)
+            metrics.BATCH_RETRIES.inc()
+            caller.account.clear()
+            await asyncio.sleep(min(wait, MOST_WAIT_S))
+        except ApiError as error:
+            return _refused(error.status, error.body())
+        except RequestValidationError as error:
+            return _refused(400, validation_body(error))
+        except Exception:
+            logger.exception("a request of a batch failed unexpectedly")
+            return _refused(500, internal_error())
+
+
+def _refused(status: int, body: dict[str, Any]) -> tuple[int, str]:
+    return status, json.dumps(body, ensure_ascii=False)
+
+
+def _line(custom_id: str, response: str, error: str) -> str:
+    line_id, name = f"batch_req_{uuid.uuid4().hex}", json.dumps(custom_id, ensure_ascii=False)
+    return f'{{"id": "{line_id}", "custom_id": {name}, "response": {response}, "error": {error}}}'

@@ -1,0 +1,169 @@
+"""A PDF, each page of which is a request, and a zip of pictures, each of which is one."""
+
+from __future__ import annotations
+
+import asyncio
+import zipfile
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+
+from ocr_server.batches.archive import Archive, BadArchive, BadMember
+from ocr_server.batches.requests import Checked, Item, count_errors
+from ocr_server.batches.storage import Storage
+from ocr_server.errors import ApiError, InvalidRequest, NotFound, TooLarge
+from ocr_server.intake.document import Document
+from ocr_server.intake.prepare import Intake, Source
+from ocr_server.intake.source_page import SourcePage
+
+
+class PdfRequests:
+    """The PDF stays open for as long as its pages are read."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        file_id: str,
+        intake: Intake,
+        body: bytes,
+        source: Callable[[], Source],
+        *,
+        most: int,
+        largest: int,
+    ) -> None:
+        """Args:
+        body: of each request.
+        source: tells how `body` asks for its document to be opened.
+        most: requests.
+        largest: bytes of the file.
+        """
+        self._storage = storage
+        self._file_id = file_id
+        self._intake = intake
+        self._body = body
+        self._source = source
+        self._most = most
+        self._largest = largest
+        self._document: Document | None = None
+
+    async def check(self) -> Checked:
+        try:
+            document = await self._opened()
+        except (InvalidRequest, NotFound, TooLarge) as error:
+            return Checked().refused(error)
+        return count_errors(Checked(total=len(set(document.indices))), self._most)
+
+    async def items(self, done: Collection[int]) -> AsyncGenerator[Item]:
+        document = await self._opened()
+        places = {index: place for place, index in enumerate(document.indices)}
+        for index, place in places.items():
+            if index + 1 not in done:
+                yield Item(index + 1, f"page-{index + 1}", self._body, _OpensPage(document, place))
+
+    async def close(self) -> None:
+        if self._document is not None:
+            await self._document.close()
+
+    async def _opened(self) -> Document:
+        if self._document is None:
+            data = await asyncio.to_thread(self._read)
+            self._document = await self._intake.open_bytes(data, self._source())
+        return self._document
+
+    def _read(self) -> bytes:
+        with self._storage.open(self._file_id) as file:
+            return file.read(self._largest + 1)  # over it, the intake refuses it
+
+
+class _OpensPage:
+    def __init__(self, document: Document, place: int) -> None:
+        self._page = _Page(document, place)
+
+    async def open(self, sources: Sequence[Source]) -> list[Document]:
+        return [self._page]
+
+
+class _Page(Document):
+    """One page of a document that others close."""
+
+    def __init__(self, document: Document, place: int) -> None:
+        super().__init__([document.indices[place]], document.size_bytes, is_document=True)
+        self._document = document
+        self._place = place
+
+    async def page(self, number: int) -> SourcePage:
+        return await self._document.page(self._place)
+
+    async def close(self) -> None:
+        pass
+
+
+class ZipRequests:
+    """Read member by member, never unpacked."""
+
+    def __init__(
+        self, storage: Storage, file_id: str, intake: Intake, body: bytes, *, most: int, largest: int, most_bytes: int
+    ) -> None:
+        """Args:
+        most: requests.
+        largest: bytes of a member.
+        most_bytes: of all members, unpacked.
+        """
+        self._storage = storage
+        self._file_id = file_id
+        self._intake = intake
+        self._body = body
+        self._most = most
+        self._largest = largest
+        self._most_bytes = most_bytes
+        self._archive: Archive | None = None
+
+    async def check(self) -> Checked:
+        checked = Checked()
+        try:
+            archive = await self._opened()
+        except BadArchive as error:
+            checked.wrong("invalid_zip", str(error))
+            return checked
+        checked.total = len(archive.members)
+        for problem in archive.problems:
+            if checked.wrong("invalid_zip", problem):
+                break
+        return count_errors(checked, self._most)
+
+    async def items(self, done: Collection[int]) -> AsyncGenerator[Item]:
+        archive = await self._opened()
+        for line, member in enumerate(archive.members, start=1):
+            if line not in done:
+                yield Item(
+                    line, member.filename, self._body, _OpensMember(archive, member, self._intake, self._largest)
+                )
+
+    async def close(self) -> None:
+        if self._archive is not None:
+            await asyncio.to_thread(self._archive.close)
+
+    async def _opened(self) -> Archive:
+        if self._archive is None:
+            self._archive = await asyncio.to_thread(self._open)
+        return self._archive
+
+    def _open(self) -> Archive:
+        return Archive(self._storage.open(self._file_id), most_bytes=self._most_bytes)
+
+
+class _OpensMember:
+    def __init__(self, archive: Archive, member: zipfile.ZipInfo, intake: Intake, largest: int) -> None:
+        self._archive = archive
+        self._member = member
+        self._intake = intake
+        self._largest = largest
+
+    async def open(self, sources: Sequence[Source]) -> list[Document]:
+        try:
+            data = await asyncio.to_thread(self._archive.read, self._member, self._largest)
+        except BadMember as error:
+            raise InvalidRequest(str(error), param="input_file_id", code="invalid_zip") from error
+        try:
+            return [await self._intake.open_bytes(data, sources[0])]
+        except ApiError as error:
+            error.param = "input_file_id"
+            raise

@@ -1,0 +1,40 @@
+"""Files and batches, put together for an app."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ocr_server.batches.database import Database
+from ocr_server.batches.files import Files, Quota
+from ocr_server.batches.leases import Leases
+from ocr_server.batches.runner import Runner
+from ocr_server.batches.storage import Storage
+from ocr_server.batches.store import Store
+from ocr_server.context import Context
+from ocr_server.intake.build import MEGA
+
+
+@dataclass(frozen=True)
+class Batches:
+    database: Database
+    files: Files
+    store: Store
+    runner: Runner
+
+    def start(self) -> None:
+        self.runner.start()
+
+    async def close(self) -> None:
+        await self.runner.stop()
+        await self.database.close()
+
+
+def batches_for(state: Context) -> Batches:
+    """As the settings have it. Nothing is opened before it is used."""
+    settings = state.settings
+    quota = Quota(of_all=settings.MAX_STORED_MB * MEGA, of_client=settings.MAX_STORED_MB_OF_CLIENT * MEGA)
+    database = Database(settings.database_url)
+    files = Files(database, Storage(settings.storage_url), quota, days=settings.FILE_DAYS)
+    store = Store(database, most_of_client=settings.MAX_BATCHES_OF_CLIENT, days=settings.FILE_DAYS)
+    leases = Leases(database, files, quota, seconds=settings.BATCH_LEASE)
+    return Batches(database, files, store, Runner(state, leases, store, files))

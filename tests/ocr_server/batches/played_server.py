@@ -1,0 +1,46 @@
+"""A server process with batches and an engine that plays: `python played_server.py PORT FOLDER SECONDS_A_PAGE`.
+
+It writes the seed of every page that its engine reads to FOLDER/read, one a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import uvicorn
+
+from config import EMBEDDED_CHECKPOINT, Settings
+from ocr_server import logs
+from ocr_server.app import create_app
+from ocr_server.reading.page import Page, PageDelta
+from tests.ocr_server.conftest import FakeEngine, delta
+
+
+def main(port: str, folder: str, seconds: str) -> None:
+    log = (Path(folder) / "read").open("a", buffering=1)
+
+    async def reads(_: int, page: Page) -> AsyncGenerator[PageDelta]:
+        await asyncio.sleep(float(seconds))
+        print(page.params.seed, file=log)
+        yield delta(f"read {page.params.seed}", finish="stop")
+
+    engine = FakeEngine(reads)
+    engine.forgets = True
+    settings = Settings(
+        MODEL_PATH=str(EMBEDDED_CHECKPOINT),
+        PREPARE_THREADS=1,
+        DECODE_WORKERS=1,
+        DATABASE_URL=f"sqlite:///{folder}/batches.db",
+        STORAGE_URL=f"{folder}/files",
+        BATCH_LEASE=1.5,
+        BATCH_CONCURRENCY=16,
+    )
+    logs.set_up("info", "text")
+    uvicorn.run(create_app(settings, engine), host="127.0.0.1", port=int(port), log_config=None)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

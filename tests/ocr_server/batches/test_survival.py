@@ -1,0 +1,131 @@
+"""Server processes that are killed, and two that share their work."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import APIConnectionError, OpenAI
+
+from config import ROOT
+from tests.ocr_server.batches.conftest import ENDED, jsonl, request
+from tests.ocr_server.conftest import chat
+
+PLAYED = Path(__file__).parent / "played_server.py"
+REQUESTS = 1000
+IN_FLIGHT = 16
+"""As the played server has it."""
+
+
+class Process:
+    """A played server. Killed, not stopped."""
+
+    def __init__(self, folder: Path, seconds_a_page: float) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._log = (folder / f"log-{self.port}").open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, str(PLAYED), str(self.port), str(folder), str(seconds_a_page)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+        self.api = OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="EMPTY", max_retries=0, timeout=60)
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + 100
+        while True:
+            assert self.process.poll() is None, Path(self._log.name).read_text()
+            try:
+                self.api.models.list()
+                return
+            except APIConnectionError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._log.close()
+
+
+@contextmanager
+def running(folder: Path, seconds_a_page: float) -> Iterator[Process]:
+    process = Process(folder, seconds_a_page)
+    try:
+        process.wait_ready()
+        yield process
+    finally:
+        process.kill()
+
+
+def begin(api: OpenAI, count: int) -> Any:
+    lines = [request(f"r{number}", chat(seed=number)) for number in range(count)]
+    file = api.files.create(file=("requests.jsonl", jsonl(lines)), purpose="batch")
+    return api.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+
+
+def reaches(api: OpenAI, batch: Any, completed: int = REQUESTS + 1, seconds: float = 90) -> Any:
+    """The batch, when so many of its requests are completed, or it has ended."""
+    deadline = time.monotonic() + seconds
+    while (now := api.batches.retrieve(batch.id)).status not in ENDED:
+        assert time.monotonic() < deadline, now
+        if now.request_counts.completed >= completed:
+            break
+        time.sleep(0.02)
+    return now
+
+
+def texts(api: OpenAI, batch: Any) -> dict[str, str]:
+    """What was answered, by custom_id; each is there once."""
+    lines = [json.loads(line) for line in api.files.content(batch.output_file_id).text.splitlines()]
+    found = {line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in lines}
+    assert len(found) == len(lines)
+    return found
+
+
+@pytest.mark.timeout(400)
+def test_every_answer_once_though_the_server_is_killed_three_times(tmp_path: Path) -> None:
+    """And nothing is read twice but what was in flight."""
+    batch = None
+    for kill in range(4):
+        with running(tmp_path, 0.02) as server:
+            batch = begin(server.api, REQUESTS) if batch is None else batch
+            if kill < 3:
+                now = reaches(server.api, batch, completed=220 * (kill + 1))
+                assert now.status == "in_progress", "it is killed while there is work"
+                continue
+            done = reaches(server.api, batch)
+            assert (done.status, done.request_counts.completed) == ("completed", REQUESTS)
+            assert texts(server.api, done) == {f"r{number}": f"read {number}" for number in range(REQUESTS)}
+            assert [file.purpose for file in server.api.files.list()] == ["batch_output", "batch"]
+    read = Counter((tmp_path / "read").read_text().split())
+    assert len(read) == REQUESTS
+    twice = read.total() - REQUESTS
+    assert twice <= 3 * IN_FLIGHT, f"{twice} pages were read twice"
+
+
+@pytest.mark.timeout(200)
+def test_two_servers_share_their_batches_and_one_takes_over(tmp_path: Path) -> None:
+    with running(tmp_path, 0.05) as first, running(tmp_path, 0.05) as second:
+        batches = [begin(first.api, 100) for _ in range(3)]
+        reaches(second.api, batches[0], completed=5)
+        first.kill()
+        for batch in batches:
+            done = reaches(second.api, batch)
+            assert done.request_counts.completed == 100
+            assert len(texts(second.api, done)) == 100
+    read = Counter((tmp_path / "read").read_text().split())
+    assert read.total() - 300 <= IN_FLIGHT
