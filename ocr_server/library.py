@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import threading
 from collections.abc import AsyncGenerator, Iterator
-from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ocr_server.admission import admission_for
+from ocr_server.background import EventLoopThread
 from ocr_server.intake.build import intake_for
 from ocr_server.intake.prepare import Intake
 from ocr_server.ocr_request import translate_ocr
@@ -75,22 +74,18 @@ class Ocr:
         self._settings = settings
         self._engine = engine
         self._admission = admission_for(settings)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="ocr", daemon=True)
 
     def __enter__(self) -> Ocr:
         """Raises what keeps the model from loading."""
         set_up(self._settings)
-        self._thread.start()
-        self._intake, self._reader = self._run(self._open())
+        self._loop = EventLoopThread("ocr")
+        self._intake, self._reader = self._loop.run(self._open())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._run(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._loop.run(self._close())
         self._loop.close()
 
     def read(self, path: str | Path, **options: Any) -> Iterator[ReadPage]:
@@ -108,10 +103,10 @@ class Ocr:
         for file in files(path) if path.is_dir() else [path]:
             pages = self._pages(file, options)
             try:
-                while (page := self._run(anext(pages, None))) is not None:
+                while (page := self._loop.run(anext(pages, None))) is not None:
                     yield page
             finally:
-                self._run(pages.aclose())
+                self._loop.run(pages.aclose())
 
     async def _pages(self, file: Path, options: dict[str, Any]) -> AsyncGenerator[ReadPage]:
         data = base64.b64encode(await asyncio.to_thread(file.read_bytes)).decode()
@@ -140,14 +135,6 @@ class Ocr:
         await self._intake.close()
         if self._engine is not None:
             await self._engine.close()
-
-    def _run(self, work: Any) -> Any:
-        waiting: Future[Any] = asyncio.run_coroutine_threadsafe(_awaited(work), self._loop)
-        return waiting.result()
-
-
-async def _awaited(work: Any) -> Any:
-    return await work
 
 
 def files(folder: Path) -> list[Path]:
