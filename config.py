@@ -65,6 +65,8 @@ class Settings(BaseSettings):
     """Size of the KV cache without a GPU, GiB."""
     TENSOR_PARALLEL_SIZE: Positive = 1
     """GPUs that one copy of the model is spread over; this model fits on one."""
+    DATA_PARALLEL_SIZE: Positive = 1
+    """Copies of the model behind this one server, each on GPUs of its own. Several servers do the same."""
     MAX_CONCURRENCY: Positive = 100
     """Most pages that the engine reads at once; further ones wait."""
     ENFORCE_EAGER: bool = False

@@ -177,8 +177,8 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def main(
-    replicas: Annotated[int, typer.Option(min=1)] = 0,
-    load: Annotated[float, typer.Option(min=0.01, max=0.99)] = 0.0,
+    replicas: Annotated[int, typer.Option(min=0, help="0 for 1, 8 and 64.")] = 0,
+    load: Annotated[float, typer.Option(min=0, max=0.99, help="0 for 50, 70 and 90%.")] = 0.0,
     policy: str = "",
     pages: Annotated[int, typer.Option(help="Read in all, for each replica.")] = 4000,
 ) -> None:

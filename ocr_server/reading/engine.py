@@ -213,6 +213,7 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
             max_num_seqs=settings.MAX_CONCURRENCY,
             gpu_memory_utilization=settings.GPU_MEMORY_UTILIZATION,
             tensor_parallel_size=settings.TENSOR_PARALLEL_SIZE,
+            data_parallel_size=settings.DATA_PARALLEL_SIZE,
             enforce_eager=on_cpu or settings.ENFORCE_EAGER,
             limit_mm_per_prompt={"image": 1},
             # No picture is expected twice, so neither cache would earn its keep.

@@ -1,0 +1,118 @@
+"""Images, compose file and chart: sound, and about the program that is here."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from config import ENV_PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+CHART = DEPLOY / "helm" / "deepseek-ocr"
+DOCKERFILES = ["Dockerfile", "Dockerfile.cpu"]
+FILES = [
+    path for path in DEPLOY.rglob("*") if path.suffix in (".yaml", ".yml", ".cpu", ".tpl") or path.name == "Dockerfile"
+]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(DEPLOY)))
+def test_the_variables_that_are_set_are_settings(path: Path) -> None:
+    names = set(re.findall(rf"{ENV_PREFIX}([A-Z0-9_]+)", path.read_text()))
+    assert names <= set(Settings.model_fields) | {""}
+
+
+def test_the_settings_of_the_ray_deployment_are_settings() -> None:
+    application = yaml.safe_load((DEPLOY / "ray_serve.yaml").read_text())["applications"][0]
+    assert set(application["args"]["settings"]) <= set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_dockerfiles_pass_their_linter(name: str) -> None:
+    hadolint = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run([hadolint, "--no-color", DEPLOY / name], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_images_run_as_a_user_without_rights_and_tell_their_health(name: str) -> None:
+    text = (DEPLOY / name).read_text()
+    last = text[text.rindex("\nFROM ") :]
+    assert re.search(r"^USER 10001$", last, re.MULTILINE)
+    assert "HEALTHCHECK" in last
+
+
+def test_what_the_image_needs_is_not_ignored() -> None:
+    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    needed = [
+        name
+        for name in tracked
+        if name.startswith(("deepseek_ocr/", "ocr_server/", "ocr_client/", "nano/checkpoint/", "examples/"))
+        or ("/" not in name and name.endswith((".py", ".toml")))
+        or name.startswith("requirements_")
+    ]
+    assert needed
+    left_out = [name for name in needed if not any(fnmatch(name, one) or name.startswith(f"{one}/") for one in allowed)]
+    assert left_out == []
+
+
+def test_the_versions_in_the_images_are_those_that_are_locked() -> None:
+    torch = re.search(r"torch==\S+", (DEPLOY / "Dockerfile.cpu").read_text())
+    assert torch is not None
+    assert torch[0] in (ROOT / "requirements_cpu.txt").read_text()
+
+
+class TestCompose:
+    def test_what_is_mounted_is_there(self) -> None:
+        compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+        for service in compose["services"].values():
+            for volume in service.get("volumes", []):
+                source = volume.split(":")[0]
+                if source.startswith("."):
+                    assert (DEPLOY / source).exists()
+                else:
+                    assert source in compose["volumes"]
+            if "build" in service:
+                assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+
+    def test_prometheus_asks_the_server(self) -> None:
+        prometheus = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yml").read_text())
+        compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+        target = prometheus["scrape_configs"][0]["static_configs"][0]["targets"][0]
+        assert target.split(":")[0] in compose["services"]
+        assert int(target.split(":")[1]) == Settings.model_fields["PORT"].default
+
+
+class TestChart:
+    def test_the_values_fit_their_schema(self) -> None:
+        schema = json.loads((CHART / "values.schema.json").read_text())
+        values = yaml.safe_load((CHART / "values.yaml").read_text())
+        jsonschema.validate(values, schema)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(values | {"replica": 2}, schema)
+
+    def test_every_value_is_used_and_every_value_that_is_used_is_there(self) -> None:
+        values = yaml.safe_load((CHART / "values.yaml").read_text())
+        there = set()
+        for name, value in values.items():
+            deep = isinstance(value, dict) and value and name not in ("resources",)
+            there |= {f"{name}.{each}" for each in value} if deep else {name}
+        text = "".join(path.read_text() for path in (CHART / "templates").iterdir())
+        used = set(re.findall(r"\.Values\.([\w.]+)", text))
+        assert used - there <= {"nameOverride", "fullnameOverride", "resources.requests", "resources.limits"}
+        assert there - used == {"resources"}
+
+    def test_the_chart_passes_its_linter(self) -> None:
+        helm = shutil.which("helm")
+        if helm is None:
+            pytest.skip("helm is not installed")
+        done = subprocess.run([helm, "lint", "--strict", str(CHART)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
