@@ -56,12 +56,11 @@ class HeldBack:
         await self._app(scope, receive, send)
 
 
-@serve.deployment
 @serve.ingress()
 class OcrServer:
     """One replica."""
 
-    async def __init__(self, options: dict[str, Any], metrics_port: int | None) -> None:
+    async def __init__(self, options: dict[str, Any], metrics_port: int | None) -> None:  # type: ignore[misc]
         """Load the model.
 
         Args:
@@ -150,4 +149,4 @@ def serve_metrics(first_port: int) -> int | None:
 
 def build(args: dict[str, Any]) -> Application:
     """What `ray_serve.yaml` names. `args`: `settings`, as in `config.Settings`, and `metrics_port`."""
-    return OcrServer.bind(dict(args.get("settings") or {}), args.get("metrics_port", 9464))
+    return serve.deployment(OcrServer).bind(dict(args.get("settings") or {}), args.get("metrics_port", 9464))
