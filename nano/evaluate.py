@@ -53,15 +53,17 @@ class Row:
     mode: str = "gundam"
 
 
-CLEAN = replace(PAGE, clean=True)
+CLEAN = replace(PAGE, clean=True, noise=False)
+"""Print without blemish; words, numbers, prices, dates, codes."""
 ROWS = (
     Row("clean pages, seen fonts", CLEAN),
     Row("clean pages, unseen fonts", replace(CLEAN, split="eval")),
     Row("lines with boxes", CLEAN, "lines"),
-    Row("large-print A4, tiles", replace(A4, clean=True)),
+    Row("large-print A4, tiles", replace(A4, clean=True, noise=False)),
     Row("document to markdown", replace(CLEAN, structured=True), "markdown"),
     Row("locate a word", CLEAN, "locate"),
-    Row("worn pages, seen fonts", PAGE),
+    Row("worn pages, seen fonts", replace(PAGE, noise=False)),
+    Row("random signs among the words", replace(CLEAN, noise=True)),
     Row("clean, print of 24 to 27 px", replace(CLEAN, max_print=27)),
     Row("clean, print of 36 to 40 px", replace(CLEAN, min_print=36)),
     Row("clean, one or two lines", replace(CLEAN, max_lines=2)),

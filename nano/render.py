@@ -176,6 +176,8 @@ class Sheet:
     """Which fonts."""
     words: Split = "train"
     """Which words."""
+    noise: bool = True
+    """Random signs among the words."""
     clean: bool = False
     """Without noise, blur, tilt and the like."""
     structured: bool = False
@@ -324,7 +326,7 @@ class Press:
             return None
         text = first
         for _ in range(words):
-            longer = f"{text} {word(self.rng, self.sheet.words)}".strip()
+            longer = f"{text} {word(self.rng, self.sheet.words, noise=self.sheet.noise)}".strip()
             if face.getlength(longer) > right - left:
                 while cut and face.getlength(longer) > right - left:
                     longer = longer[:-1].rstrip()

@@ -29,8 +29,13 @@ SYMBOLS = "#%&()*+-/=@$'\""
 CODE = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
-def word(rng: random.Random, split: Split) -> str:
-    """One word as it may stand in a line, with its capitals and its punctuation."""
+def word(rng: random.Random, split: Split, *, noise: bool = True) -> str:
+    """One word as it may stand in a line, with its capitals and its punctuation.
+
+    Args:
+        noise: codes are random signs, some of which look alike in many fonts (l, I, |; O, 0); else they are such as
+            documents have.
+    """
     kind = rng.random()
     if kind < 0.10:
         text = rng.choice(COMMON)
@@ -39,7 +44,7 @@ def word(rng: random.Random, split: Split) -> str:
     elif kind < 0.84:
         text = number(rng)
     else:
-        text = code(rng, split)
+        text = code(rng, split) if noise else serial(rng)
     case = rng.random()
     if case < 0.18:
         text = text.capitalize()
@@ -90,6 +95,13 @@ def code(rng: random.Random, split: Split) -> str:
         text = "".join(rng.choice(signs) for _ in range(rng.randint(1, 9)))
         if len(text) < 4 or belongs(text, split):
             return text
+
+
+def serial(rng: random.Random) -> str:
+    """A code of letters and digits that can't be taken for each other."""
+    letters = "".join(rng.choice("ABCDEFGHJKLMNPRSTUVWXYZ") for _ in range(rng.randint(1, 3)))
+    digits = f"{rng.randrange(10 ** rng.randint(2, 5))}"
+    return rng.choice((f"{letters}-{digits}", f"{letters}{digits}", f"{digits}-{letters}", f"{letters}/{digits}"))
 
 
 def belongs(text: str, split: Split) -> bool:
