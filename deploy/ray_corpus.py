@@ -226,7 +226,7 @@ def understood(options: Row, settings: Any) -> OcrReading:
 
 
 def reason(error: Exception) -> str:
-    return str(getattr(error, "message", error) or type(error).__name__)
+    return str(getattr(error, "message", error)) or type(error).__name__
 
 
 def _content(url: str) -> bytes:
