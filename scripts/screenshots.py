@@ -1,0 +1,68 @@
+"""Make the pictures of docs/images from a running server.
+
+python scripts/screenshots.py --base-url http://localhost:8000
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+from playwright.sync_api import Browser, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs" / "images"
+REPORT = ROOT / "examples" / "report.png"
+WIDE = {"width": 1200, "height": 780}
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+READ = re.compile("^Read,|识别完毕")
+
+
+def shoot(browser: Browser, base_url: str, name: str, *, block: int | None = None, **context: Any) -> None:
+    """Read the report in a new window, point at a block, and keep what is seen."""
+    window = browser.new_context(**context)
+    tab = window.new_page()
+    tab.goto(f"{base_url}/ui/")
+    tab.locator("#model:not(:empty)").wait_for()
+    tab.set_input_files("#file", REPORT)
+    expect(tab.locator("#status")).to_have_text(READ, timeout=120_000)
+    if block is not None:
+        tab.locator(".block").nth(block).hover()
+    tab.wait_for_timeout(700)  # until colours have faded in
+    path = IMAGES / f"{name}.png"
+    tab.screenshot(path=path, full_page=block is None)
+    window.close()
+    smaller = Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    smaller.save(path, optimize=True)
+
+
+def overlay(base_url: str) -> None:
+    """The report with its blocks drawn on it, as the server does."""
+    with REPORT.open("rb") as file:
+        answer = httpx.post(
+            f"{base_url}/v1/ocr", files={"file": file}, data={"output": "overlay"}, timeout=120
+        ).raise_for_status()
+    (IMAGES / "overlay.png").write_bytes(answer.content)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base-url", default="http://localhost:8000")
+    base_url = parser.parse_args().base_url
+    IMAGES.mkdir(exist_ok=True)
+    overlay(base_url)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        shoot(browser, base_url, "page", block=2, viewport=WIDE)
+        shoot(browser, base_url, "page-dark", block=1, viewport=WIDE, color_scheme="dark")
+        shoot(browser, base_url, "page-zh", block=2, viewport=WIDE, locale="zh-CN")
+        shoot(browser, base_url, "phone", **PHONE)
+
+
+if __name__ == "__main__":
+    main()
