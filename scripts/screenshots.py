@@ -17,19 +17,22 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
-REPORT = ROOT / "examples" / "report.png"
+MARKET = ROOT / "examples" / "market.png"
 WIDE = {"width": 1200, "height": 780}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+LINES = 1
+"""The place of `OCR this image` among the page's prompts."""
 READ = re.compile("^Read,|识别完毕")
 
 
 def shoot(browser: Browser, base_url: str, name: str, *, block: int | None = None, **context: Any) -> None:
-    """Read the report in a new window, point at a block, and keep what is seen."""
+    """Read the lines of an example in a new window, point at a block, and keep what is seen."""
     window = browser.new_context(**context)
     tab = window.new_page()
     tab.goto(f"{base_url}/ui/")
-    tab.locator("#model:not(:empty)").wait_for()
-    tab.set_input_files("#file", REPORT)
+    tab.locator("#model:not(:empty)").wait_for(state="attached")
+    tab.locator("#prompts input").nth(LINES).check(force=True)
+    tab.set_input_files("#file", MARKET)
     expect(tab.locator("#status")).to_have_text(READ, timeout=120_000)
     if block is not None:
         tab.locator(".block").nth(block).hover()
@@ -42,10 +45,13 @@ def shoot(browser: Browser, base_url: str, name: str, *, block: int | None = Non
 
 
 def overlay(base_url: str) -> None:
-    """The report with its blocks drawn on it, as the server does."""
-    with REPORT.open("rb") as file:
+    """The example with its lines drawn on it, as the server does."""
+    with MARKET.open("rb") as file:
         answer = httpx.post(
-            f"{base_url}/v1/ocr", files={"file": file}, data={"output": "overlay"}, timeout=120
+            f"{base_url}/v1/ocr",
+            files={"file": file},
+            data={"output": "overlay", "prompt": "<|grounding|>OCR this image."},
+            timeout=120,
         ).raise_for_status()
     (IMAGES / "overlay.png").write_bytes(answer.content)
 

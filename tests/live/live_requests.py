@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "deepseek-ocr"
 PROMPT = "Free OCR."
-"""The one prompt that the embedded checkpoint was trained to be asked."""
+"""The prompt that the embedded checkpoint is surest of."""
 SEPARATOR = "\n\n<--- Page Split --->\n\n"
 PICTURES = sorted(
     path

@@ -1,0 +1,67 @@
+"""Where things stand on a page, as the embedded checkpoint says it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from live_requests import RECEIPT, ROOT, SIGN, truth
+from PIL import Image
+
+pytestmark = pytest.mark.live
+
+MARKET = ROOT / "examples" / "market.png"
+LINES = "<|grounding|>OCR this image."
+Box = tuple[int, int, int, int]
+
+
+def printed(picture: Path) -> list[Box]:
+    """The boxes of the lines, from the ink itself."""
+    ink = np.asarray(Image.open(picture).convert("L")) < 128
+    rows = np.flatnonzero(ink.any(axis=1))
+    lines = np.split(rows, np.flatnonzero(np.diff(rows) > 3) + 1)
+    found = []
+    for line in lines:
+        columns = np.flatnonzero(ink[line[0] : line[-1] + 1].any(axis=0))
+        found.append((int(columns[0]), int(line[0]), int(columns[-1]) + 1, int(line[-1]) + 1))
+    return found
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0, width) * max(0, height)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def read(http: httpx.Client, picture: Path, prompt: str) -> list[tuple[str, Box]]:
+    files = {"file": (picture.name, picture.read_bytes())}
+    answer = http.post("/v1/ocr", files=files, data={"prompt": prompt}, timeout=60).raise_for_status().json()
+    sides = "top_left_x", "top_left_y", "bottom_right_x", "bottom_right_y"
+    return [(block["content"], tuple(block[side] for side in sides)) for block in answer["pages"][0]["blocks"]]
+
+
+def test_every_line_has_its_place(http: httpx.Client) -> None:
+    found = read(http, MARKET, LINES)
+    assert [text for text, _ in found] == truth(MARKET).split("\n")
+    places = printed(MARKET)
+    assert len(places) == len(found)
+    overlaps = [overlap(box, place) for (_, box), place in zip(found, places, strict=True)]
+    assert sum(overlaps) / len(overlaps) > 0.6, overlaps
+
+
+def test_boxes_begin_where_the_lines_do(http: httpx.Client) -> None:
+    picture = Image.open(SIGN).convert("RGB")
+    here = read(http, SIGN, LINES)
+    assert [text for text, _ in here] == truth(SIGN).split("\n")
+    for (_, box), place in zip(here, printed(SIGN), strict=True):
+        assert abs(box[0] - place[0]) < picture.width * 0.03
+        assert abs(box[1] - place[1]) < picture.height * 0.06
+
+
+@pytest.mark.parametrize("picture", [RECEIPT, MARKET], ids=lambda path: path.stem)
+def test_free_text_has_no_places(http: httpx.Client, picture: Path) -> None:
+    (block,) = read(http, picture, "Free OCR.")
+    assert block[0] == truth(picture)
