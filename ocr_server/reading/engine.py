@@ -192,6 +192,7 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
         LoadError: with what to do about it.
     """
     from vllm import AsyncEngineArgs
+    from vllm.config import StructuredOutputsConfig
     from vllm.platforms import current_platform
     from vllm.tokenizers import cached_tokenizer_from_config
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -216,6 +217,8 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
             data_parallel_size=settings.DATA_PARALLEL_SIZE,
             enforce_eager=on_cpu or settings.ENFORCE_EAGER,
             limit_mm_per_prompt={"image": 1},
+            # White space that a grammar allows, a model that was not trained on JSON may write without end.
+            structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
             # No picture is expected twice, so neither cache would earn its keep.
             enable_prefix_caching=False,
             mm_processor_cache_gb=0,

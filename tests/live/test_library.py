@@ -65,6 +65,7 @@ def test_a_folder(ocr: Ocr) -> None:
     names = [(page.path.name, page.number) for page in pages]
     assert names == [
         ("letter.jpg", 1),
+        ("market.png", 1),
         *(("papers.pdf", number) for number in (1, 2, 3)),
         ("receipt.png", 1),
         ("sign.png", 1),
