@@ -26,6 +26,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "GPU_MEMORY_UTILIZATION": ("0.5", 0.5),
     "CPU_KV_CACHE_GIB": ("3", 3),
     "TENSOR_PARALLEL_SIZE": ("2", 2),
+    "DATA_PARALLEL_SIZE": ("2", 2),
     "MAX_CONCURRENCY": ("7", 7),
     "ENFORCE_EAGER": ("true", True),
     "ENGINE_STALL_TIMEOUT": ("1.5", 1.5),
