@@ -46,7 +46,7 @@ class Cluster:
         self._folder = folder
         self._port, self._dashboard, self.http, self.metrics = (free_port() for _ in range(4))
         self.url = f"http://127.0.0.1:{self.http}"
-        self._environment = environment() | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+        self.environment = environment() | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
         with (folder / "ray.log").open("wb") as log:
             flags = [
                 f"--port={self._port}",
@@ -56,7 +56,7 @@ class Cluster:
             ]
             self._head = subprocess.Popen(
                 [BIN / "ray", "start", "--head", "--block", *flags],
-                env=self._environment,
+                env=self.environment,
                 cwd=ROOT,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -84,14 +84,14 @@ class Cluster:
 
         def deployed() -> bool:
             command = [BIN / "serve", "deploy", path, "--address", dashboard]
-            return subprocess.run(command, env=self._environment, cwd=ROOT, capture_output=True).returncode == 0
+            return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True).returncode == 0
 
         wait_until("the cluster takes deployments", deployed, 120, every=2)
         wait_until("the replicas run", self._running, START_SECONDS, every=1)
 
     def _running(self) -> bool:
         command = [BIN / "serve", "status", "--address", f"http://127.0.0.1:{self._dashboard}"]
-        done = subprocess.run(command, env=self._environment, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True)
         found = yaml.safe_load(done.stdout) if done.returncode == 0 else None
         application = ((found or {}).get("applications") or {}).get("deepseek-ocr") or {}
         assert application.get("status") != "DEPLOY_FAILED", application
@@ -243,12 +243,12 @@ class TestCorpus:
             "--setting=CPU_KV_CACHE_GIB=1",
         ]
         command += [f"--address={cluster.address}"]
-        job = subprocess.Popen(command, env=environment(), cwd=ROOT)
+        job = subprocess.Popen(command, env=cluster.environment, cwd=ROOT)
         wait_until("a shard is done", lambda: len(list(out.glob("done/*.json"))) >= 2, START_SECONDS, every=0.05)
         job.kill()
         job.wait()
         first = {path.name: path.stat().st_mtime_ns for path in out.glob("pages/*.parquet")}
-        done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-4000:]
         assert "Going on" in done.stdout
         rows = {
