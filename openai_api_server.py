@@ -95,15 +95,10 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
 
     from ocr_server import tracing
     from ocr_server.app import create_app
-    from ocr_server.reading.engine import VllmEngine
-    from ocr_server.reading.supervisor import Supervisor
+    from ocr_server.reading.supervisor import supervisor_for
 
     torch.set_num_threads(1)  # many small resizes run side by side here; the engine has a process of its own
-    engine = Supervisor(
-        lambda: VllmEngine(settings),
-        stall_timeout=settings.engine_stall_timeout,
-        most_restarts=settings.ENGINE_RESTARTS,
-    )
+    engine = supervisor_for(settings)
     server = Server(
         uvicorn.Config(
             create_app(settings, engine, tracing.provider()),

@@ -115,17 +115,12 @@ class ReadsPages:
 
         from ocr_server.admission import admission_for
         from ocr_server.intake.build import intake_for
-        from ocr_server.reading.engine import VllmEngine
         from ocr_server.reading.reader import Reader
-        from ocr_server.reading.supervisor import Supervisor
+        from ocr_server.reading.supervisor import supervisor_for
 
         torch.set_num_threads(1)
         settings = self._settings
-        self._engine = Supervisor(
-            lambda: VllmEngine(settings),
-            stall_timeout=settings.engine_stall_timeout,
-            most_restarts=settings.ENGINE_RESTARTS,
-        )
+        self._engine = supervisor_for(settings)
         await self._engine.loaded()
         self._admission = admission_for(settings)
         self._reader = Reader(self._engine, intake_for(settings).prepare, at_once=1, loops=settings.LOOPS)

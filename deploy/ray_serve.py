@@ -78,15 +78,10 @@ class OcrServer:
 
         import torch
 
-        from ocr_server.reading.engine import VllmEngine
-        from ocr_server.reading.supervisor import Supervisor
+        from ocr_server.reading.supervisor import supervisor_for
 
         torch.set_num_threads(1)
-        self._engine = Supervisor(
-            lambda: VllmEngine(settings),
-            stall_timeout=settings.engine_stall_timeout,
-            most_restarts=settings.ENGINE_RESTARTS,
-        )
+        self._engine = supervisor_for(settings)
         self._hopeless = asyncio.create_task(self._engine.given_up())
         await self._engine.loaded()
         if metrics_port is not None:

@@ -8,12 +8,15 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ocr_server.errors import Unavailable
-from ocr_server.reading.engine import Engine
+from ocr_server.reading.engine import Engine, VllmEngine
 from ocr_server.reading.page import Page, PageDelta
 from ocr_server.reading.suspects import Suspects, content_key
+
+if TYPE_CHECKING:
+    from config import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -325,6 +328,15 @@ class Supervisor:
 
     def _expect_in(self, seconds: float) -> None:
         self._ready_at = _now() + seconds
+
+
+def supervisor_for(settings: Settings) -> Supervisor:
+    """Of vLLM's engine, as the settings have it."""
+    return Supervisor(
+        lambda: VllmEngine(settings),
+        stall_timeout=settings.engine_stall_timeout,
+        most_restarts=settings.ENGINE_RESTARTS,
+    )
 
 
 class _GiveUp(Exception):
