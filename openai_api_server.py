@@ -26,6 +26,7 @@ import uvicorn
 import config
 from ocr_server import logs
 from ocr_server.connections import notice_vanished, protocol
+from ocr_server.reading.engine_process import begin_imports
 from ocr_server.reading.environment import VLLM_LOG_LEVELS, set_up
 
 TRIM_SECONDS = 10.0
@@ -45,6 +46,7 @@ def main() -> int:
         return 1
     notice_vanished(listener, settings.SEND_TIMEOUT)
     set_up(settings)
+    begin_imports()
     return asyncio.run(serve(settings, listener))
 
 

@@ -121,7 +121,7 @@ class Server:
 def _is_engine(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         name = f"{process.name()} {' '.join(process.cmdline())}"
-        return "EngineCore" in name or "VLLM::" in name
+        return "VLLM::" in name or "forkserver" in name  # it, or what it is forked from
     return False
 
 

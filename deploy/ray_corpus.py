@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import fsspec
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ocr_server.ocr_request import OcrReading
 
 Row = dict[str, Any]
+"""Without None: a column of nothing else would come out of Ray as NaN. No error is an empty one."""
 
 BATCH = 16
 """Pages that a reader is given at a time."""
@@ -69,7 +70,7 @@ class OpensDocuments:
     async def _pages(self, row: Row) -> AsyncGenerator[Row]:
         from ocr_server.errors import ApiError
 
-        nothing = {"page": 0, "page_count": 0, "height": 0, "width": 0, "pixels": b"", "error": None}
+        nothing = {"page": 0, "page_count": 0, "height": 0, "width": 0, "pixels": b"", "error": ""}
         try:
             document = await self._open(row["url"])
         except (ApiError, OSError) as error:
@@ -102,10 +103,12 @@ class ReadsPages:
     def __init__(self, settings: Row, options: Row) -> None:
         from config import Settings
         from ocr_server.background import EventLoopThread
+        from ocr_server.reading.engine_process import begin_imports
         from ocr_server.reading.environment import set_up
 
         self._settings = Settings(**settings)
         set_up(self._settings)
+        begin_imports()
         self._reading = understood(options, self._settings)
         self._loop = EventLoopThread("read")
         self._loop.run(self._load())
@@ -137,13 +140,13 @@ class ReadsPages:
     async def _one(self, row: Row) -> Row:
         from ocr_server.errors import ApiError
 
-        said = CorpusPage(str(row["url"]), int(row["page"]), int(row["page_count"]), error=row["error"])
+        said = CorpusPage(str(row["url"]), int(row["page"]), int(row["page_count"]), error=row["error"] or None)
         if said.error is None:
             try:
                 said = await self._read(row, said)
             except ApiError as error:
                 said = CorpusPage(said.url, said.page, said.page_count, error=reason(error))
-        return {"shard": int(row["shard"]), "number": int(row["number"]), **vars(said)}
+        return {"shard": int(row["shard"]), "number": int(row["number"]), **vars(said), "error": said.error or ""}
 
     async def _read(self, row: Row, page: CorpusPage) -> CorpusPage:
         """Raises ApiError: the page can't be read."""
@@ -203,7 +206,7 @@ def filled(page: CorpusPage, reading: Any) -> CorpusPage:
         page.page_count,
         markdown=to_markdown(answer, figures=["" for _ in product.figures]),
         answer=answer,
-        blocks=json.dumps([vars(block) for block in product.blocks], ensure_ascii=False),
+        blocks=json.dumps([asdict(block) for block in product.blocks], ensure_ascii=False),
         width=reading.width,
         height=reading.height,
         finish_reason=reading.finish_reason() or "error",
@@ -300,6 +303,8 @@ def main(
 
     if form not in ("parquet", "markdown"):
         raise typer.BadParameter("parquet or markdown", param_hint="--format")
+    if strange := [each for each in setting or () if "=" not in each]:
+        raise typer.BadParameter(f"NAME=VALUE, not {strange[0]}", param_hint="--setting")
     settings: Row = dict(each.split("=", 1) for each in setting or ()) | ({"MODEL_PATH": model} if model else {})
     options: Row = {"dpi": dpi} | {name: value for name, value in (("prompt", prompt), ("mode", mode)) if value}
     _check(settings, options)
@@ -333,7 +338,7 @@ def collect(corpus: Corpus, documents: list[Document], dataset: Dataset, form: F
     with tqdm(unit="page", smoothing=0.05) as bar:
         for row in dataset.iter_rows():
             shard, number = row.pop("shard"), row.pop("number")
-            whole = collector.add(shard, number, CorpusPage(**row))
+            whole = collector.add(shard, number, CorpusPage(**row | {"error": row["error"] or None}))
             bar.update()
             if whole is not None:
                 corpus.keep(shard, whole, form)

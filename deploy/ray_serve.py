@@ -69,12 +69,14 @@ class OcrServer:
         """
         from config import Settings
         from ocr_server import logs
+        from ocr_server.reading.engine_process import begin_imports
         from ocr_server.reading.environment import VLLM_LOG_LEVELS, set_up
 
         self._settings = settings = for_a_cluster(Settings(**options))
         logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
         logging.getLogger("vllm").setLevel(VLLM_LOG_LEVELS[settings.LOG_LEVEL])
         set_up(settings)
+        begin_imports()
 
         import torch
 

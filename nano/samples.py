@@ -68,14 +68,16 @@ class Stage:
 
 DENSE = replace(MEDIUM, full=True)
 FULL_PAGE = replace(PAGE, full=True)
+FINE_PRINT = replace(PAGE, max_print=30)
 DOCUMENT = replace(PAGE, structured=True)
 LESSONS = (
-    Recipe(DENSE, square(512), 10, ("free", "locate"), weight=1.5),
-    Recipe(FULL_PAGE, GUNDAM, 4, ("free", "lines"), weight=3),
-    Recipe(PAGE, GUNDAM, 4, ("free", "lines", "locate"), weight=6),
+    Recipe(DENSE, square(512), 10, ("free", "locate")),
+    Recipe(FULL_PAGE, GUNDAM, 4, ("free", "lines"), weight=2.5),
+    Recipe(FINE_PRINT, GUNDAM, 4, ("free", "lines"), weight=2.5),
+    Recipe(PAGE, GUNDAM, 4, ("free", "lines", "locate"), weight=4),
     Recipe(DOCUMENT, GUNDAM, 4, ("free", "lines", "markdown"), weight=1.2),
-    Recipe(TILED, SMALL_TILES, 4, ("free", "lines"), weight=0.5),
-    Recipe(A4, GUNDAM, 1, ("free", "lines"), weight=0.5),
+    Recipe(TILED, SMALL_TILES, 4, ("free", "lines"), weight=1.5),
+    Recipe(A4, GUNDAM, 1, ("free", "lines")),
     Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines"), 0.3),
     Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 7, ("free", "lines"), 0.3),
     Recipe(PAGE, MODES["base"], 3, ("free", "lines"), weight=0.3),

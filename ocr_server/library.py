@@ -28,6 +28,7 @@ from ocr_server.intake.build import intake_for
 from ocr_server.intake.prepare import Intake
 from ocr_server.ocr_request import translate_ocr
 from ocr_server.reading.blocks import Block
+from ocr_server.reading.engine_process import begin_imports
 from ocr_server.reading.environment import set_up
 from ocr_server.reading.markdown import to_markdown
 from ocr_server.reading.page import PageReading
@@ -78,6 +79,8 @@ class Ocr:
     def __enter__(self) -> Ocr:
         """Raises what keeps the model from loading."""
         set_up(self._settings)
+        if self._engine is None:
+            begin_imports()
         self._loop = EventLoopThread("ocr")
         self._intake, self._reader = self._loop.run(self._open())
         return self

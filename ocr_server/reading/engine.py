@@ -198,6 +198,7 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from deepseek_ocr.no_repeat_ngram import guard_for
+    from ocr_server.reading.engine_process import engine_process
     from ocr_server.reading.preflight import check_architecture, check_memory, explained, gpu_memory, local_model
 
     on_cpu = current_platform.is_cpu()
@@ -228,7 +229,8 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
         check_architecture(config.model_config)
         config.model_config.logits_processors = [guard_for(config)]
         encoder = PromptEncoder(cached_tokenizer_from_config(config.model_config))
-        return AsyncLLM.from_vllm_config(config), encoder
+        with engine_process(config, fork=on_cpu and config.parallel_config.world_size == 1):
+            return AsyncLLM.from_vllm_config(config), encoder
 
 
 def engine_processes() -> list[psutil.Process]:

@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -35,10 +36,11 @@ def test_options_are_checked_before_anything_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_setting_that_is_none(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, [str(tmp_path), str(tmp_path / "out"), "--setting", "MAX_CONCURENCY=3"])
+@pytest.mark.parametrize("setting", ["MAX_CONCURENCY=3", "MAX_CONCURENCY"])
+def test_a_setting_that_is_none(tmp_path: Path, setting: str) -> None:
+    done = CliRunner().invoke(app, [str(tmp_path), str(tmp_path / "out"), "--setting", setting])
     assert done.exit_code == 2
-    assert "MAX_CONCURENCY" in done.output
+    assert setting.partition("=")[0] in done.output
 
 
 def test_an_error_without_words_has_its_name() -> None:

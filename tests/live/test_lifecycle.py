@@ -197,3 +197,12 @@ def test_what_a_stop_cuts_off_is_told(tmp_path: Path, signals: int) -> None:
         assert "Traceback" not in server.log, server.log
         assert "Exception" not in server.log, server.log
         wait_until("every process is gone", lambda: not server.orphans(), 10)
+
+
+def test_a_server_that_is_killed_leaves_no_engine(tmp_path: Path) -> None:
+    """An engine without a server would keep the memory of its GPU."""
+    with running(tmp_path / "log") as server:
+        server.wait_ready()
+        server.process.kill()
+        server.process.wait()
+        wait_until("every process is gone", lambda: not server.orphans(), 10)

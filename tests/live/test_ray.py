@@ -37,6 +37,8 @@ pytestmark = [
 full = pytest.mark.skipif(REPLICAS < 2, reason="the full form: RAY_REPLICAS=2")
 BIN = Path(sys.executable).parent
 START_SECONDS = 300.0
+SIGNS = 62
+"""Documents of the corpus that are alike."""
 
 
 class Cluster:
@@ -107,7 +109,7 @@ class Cluster:
     def stop(self) -> None:
         family = psutil.Process(self._head.pid).children(recursive=True)
         self._head.send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs([psutil.Process(self._head.pid), *family], timeout=20)
+        _, alive = psutil.wait_procs([psutil.Process(self._head.pid), *family], timeout=5)
         for process in alive:
             process.kill()
         self._head.wait(10)
@@ -227,11 +229,18 @@ class Load:
                 self.wrong.append(text)
 
 
+def written(out: Path, shards: set[str]) -> dict[str, int]:
+    """When."""
+    return {shard: (out / "pages" / f"{shard}.parquet").stat().st_mtime_ns for shard in sorted(shards)}
+
+
 class TestCorpus:
+    """A picture is a shard; readers are given 16 at a time, so these are read in several batches."""
+
     def test_killed_and_gone_on_with(self, cluster: Cluster, tmp_path: Path) -> None:
         scans, out = tmp_path / "scans", tmp_path / "out"
         scans.mkdir()
-        for number in range(3):
+        for number in range(SIGNS):
             (scans / f"sign{number}.png").write_bytes(SIGN.read_bytes())
         (scans / "broken.png").write_bytes(SIGN.read_bytes()[:500])
         (scans / "receipt.png").write_bytes(RECEIPT.read_bytes())
@@ -247,7 +256,9 @@ class TestCorpus:
         wait_until("a shard is done", lambda: len(list(out.glob("done/*.json"))) >= 2, START_SECONDS, every=0.05)
         job.kill()
         job.wait()
-        first = {path.name: path.stat().st_mtime_ns for path in out.glob("pages/*.parquet")}
+        done_first = {path.stem for path in out.glob("done/*.json")}
+        assert len(done_first) < SIGNS + 2, "it was done before it could be killed"
+        first = written(out, done_first)
         done = subprocess.run(command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-4000:]
         assert "Going on" in done.stdout
@@ -258,11 +269,10 @@ class TestCorpus:
         }
         assert {name: row["markdown"] for name, row in rows.items() if row["error"] is None} == {
             "receipt.png": truth(RECEIPT),
-            **{f"sign{number}.png": truth(SIGN) for number in range(3)},
+            **{f"sign{number}.png": truth(SIGN) for number in range(SIGNS)},
         }
         assert rows["broken.png"]["error"]
-        assert len(list(out.glob("done/*.json"))) == 5
-        kept = {path.name: path.stat().st_mtime_ns for path in out.glob("pages/*.parquet")}
-        assert {name: kept[name] for name in first} == first  # what was there is not read again
+        assert len(list(out.glob("done/*.json"))) == SIGNS + 2
+        assert written(out, done_first) == first  # what was there is not read again
         failed = [json.loads(path.read_text())["failed"] for path in out.glob("done/*.json")]
         assert sum(map(len, failed)) == 1
