@@ -20,6 +20,7 @@ PARTS = {
     "images": "Pictures to tensors",
     "guard": "The n-gram guard",
     "servers": "Whole servers",
+    "preprocessing": "Whole servers, vLLM's own preprocessing",
     "profile": "Where the time goes",
     "pdf": "A long PDF",
     "start": "Starting",

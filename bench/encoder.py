@@ -39,12 +39,12 @@ def run(quick: bool) -> list[Row]:
     for module in plain.modules():
         if isinstance(module, SamAttention):
             module.forward = MethodType(written_out, module)  # type: ignore[method-assign]
-    cases = (("tiny", 8), ("gundam", 4)) if cuda or not quick else (("tiny", 2),)
+    cases = (("tiny", 128), ("gundam", 64)) if cuda else (("tiny", 2),) if quick else (("tiny", 4), ("base", 2))
     rows = []
     with torch.inference_mode():
         for mode, count in cases:
-            pictures = views(mode, count * (16 if cuda else 1), device)
-            rows += compare(encoder, plain, mode, pictures, rounds=1 if quick else 10 if cuda else 3)
+            pictures = views(mode, count, device)
+            rows += compare(encoder, plain, mode, pictures, rounds=1 if quick else 10 if cuda else 2)
     return rows
 
 

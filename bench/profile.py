@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -52,7 +53,8 @@ def row(part: str, mine: float, other: float) -> Row:
 def microseconds(server: Server, bodies: Bodies, samples: Path, length: int) -> Counter[str]:
     """CPU time of the API process for a token, by package."""
     asked(server, bodies, requests=CLIENTS, clients=CLIENTS)
-    command = ["py-spy", "record", "--nonblocking", "--full-filenames", "--rate", str(SAMPLES_PER_SECOND)]
+    py_spy = Path(sys.executable).with_name("py-spy")
+    command = [str(py_spy), "record", "--nonblocking", "--full-filenames", "--rate", str(SAMPLES_PER_SECOND)]
     recorder = subprocess.Popen(
         [*command, "--pid", str(server.pid), "--format", "raw", "--output", str(samples)],
         stdout=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import load
-from bench.compare import Row, Series, compared, scaled
+from bench.compare import Row, Series, compared
 from bench.images import encoded, page
 from bench.load import Report, body
 from bench.processes import Server, ours, running, vllms
@@ -32,12 +32,7 @@ def run(quick: bool) -> list[Row]:
     with ExitStack() as stack:
         mine = stack.enter_context(running(ours(folder / "ours.log")))
         plain = stack.enter_context(running(vllms(folder / "vllm.log")))
-        rows = [*_throughput(mine, plain, quick), *_short(mine, plain, quick), *_streams(mine, plain, quick)]
-    with ExitStack() as stack:
-        mine = stack.enter_context(running(ours(folder / "ours.log")))
-        in_tree = stack.enter_context(running(vllms(folder / "in-tree.log", in_tree=True)))
-        rows += [*_cpu_per_page(mine, in_tree, quick), *_memory(mine, in_tree, quick)]
-    return rows
+        return [*_throughput(mine, plain, quick), *_short(mine, plain, quick), *_streams(mine, plain, quick)]
 
 
 def small_pages(count: int) -> list[bytes]:
@@ -97,7 +92,7 @@ def _throughput(mine: Server, plain: Server, quick: bool) -> list[Row]:
         runs = in_turn(
             (mine, bodies),
             (plain, bodies),
-            requests=clients if quick else max(24, 2 * clients),
+            requests=clients if quick else max(24, clients),
             clients=clients,
             rounds=1 if quick else 3,
         )
@@ -177,44 +172,3 @@ def _streams(mine: Server, plain: Server, quick: bool) -> list[Row]:
             )
         )
     return rows
-
-
-def _cpu_per_page(mine: Server, in_tree: Server, quick: bool) -> list[Row]:
-    files = [encoded(page(number), "PNG") for number in range(2 if quick else 6)]
-    bodies = [body(file, max_tokens=1) for file in files]
-    runs = in_turn(
-        (mine, bodies),
-        (in_tree, bodies),
-        requests=2 if quick else 12,
-        clients=2,
-        rounds=1 if quick else 5,
-    )
-    return [
-        compared(
-            "API process, CPU for a page: 1700×2200 PNG, base64, JSON",
-            "ms",
-            scaled(series_of(runs, cpu_per_page), 1000),
-            compared_with="vLLM's server, its own preprocessing",
-            at_most=0.5,
-            note="worker processes that decode pages count as ours",
-        )
-    ]
-
-
-def _memory(mine: Server, in_tree: Server, quick: bool) -> list[Row]:
-    """The most memory of the API process while many pages are asked for at once."""
-    clients = 4 if quick else 100
-    bodies = [body(encoded(page(number), "PNG"), max_tokens=1) for number in range(2 if quick else 6)]
-    most = []
-    for server in (mine, in_tree):
-        with server.watching_memory() as seen:
-            asked(server, bodies, requests=clients, clients=clients)
-        most.append(Series([(max(seen) - seen[0]) / 1e6]))
-    return [
-        compared(
-            f"API process, memory added by {clients} pages at a time",
-            "MB",
-            (most[0], most[1]),
-            compared_with="vLLM's server, its own preprocessing",
-        )
-    ]

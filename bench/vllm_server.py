@@ -9,7 +9,6 @@ behind it is ours in both cases, since vLLM's can't load a checkpoint of another
 from __future__ import annotations
 
 import os
-import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -67,7 +66,7 @@ def register_in_tree() -> None:
     ModelRegistry.register_model("DeepseekOCRForCausalLM", InTreePreprocessing)
 
 
-if os.environ.get(IN_TREE):  # also in the engine's process, which imports this module anew
+if os.environ.get(IN_TREE):  # also in the engine's processes, which import this module anew
     register_in_tree()
 
 
@@ -88,7 +87,9 @@ def main() -> None:
         *("--logits-processors", "deepseek_ocr.no_repeat_ngram:NoRepeatNGramV1"),
         *("--trust-request-mm-kwargs", "--no-enable-log-requests"),
     ]
-    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
+    from vllm.entrypoints.launchers.api_server.entry import main as serve
+
+    serve()
 
 
 if __name__ == "__main__":

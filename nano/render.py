@@ -185,6 +185,8 @@ class Sheet:
     full: bool = False
     """Lines from edge to edge and from top to bottom, words cut where they end: the most letters for the work of
     training on a page."""
+    alike: float = 0.0
+    """Share of the pages on which lines begin as others before them do."""
     blank: float = 0.0
     """Share of the pages on which nothing stands."""
 
@@ -216,6 +218,7 @@ class Press:
         self.right = sheet.width - rng.uniform(6, margin)
         self.y = self.top
         self.number_of_lines = 0
+        self.alike = bool(sheet.alike) and rng.random() < sheet.alike
 
     def plain(self) -> list[Block]:
         """Lines of words, ragged as they come, in one column or (on wide pages of small print) two."""
@@ -224,7 +227,7 @@ class Press:
         if self.rng.random() < self.sheet.blank:
             return []
         if self.sheet.full:
-            while line := self.line(self.left, self.right, cut=True):
+            while line := self.line(self.left, self.right, first=self.head(block.lines), cut=True):
                 block.lines.append(line)
             return [block]
         columns = [(self.left, self.right)]
@@ -236,11 +239,17 @@ class Press:
             for _ in range(math.ceil(wanted / len(columns))):
                 indent = self.rng.uniform(0, (right - left) / 3) if self.rng.random() < 0.25 else 0
                 length = (right - left - indent) * (1 if self.rng.random() < 0.6 else self.rng.random())
-                line = self.line(left + indent, left + indent + length)
+                line = self.line(left + indent, left + indent + length, first=self.head(block.lines))
                 if line is None:
                     break
                 block.lines.append(line)
         return [block]
+
+    def head(self, above: list[Line]) -> str:
+        """How a line is to begin: if this is such a page, now and then as one of those above it."""
+        if not self.alike or not above or self.rng.random() < 0.5:
+            return ""
+        return " ".join(self.rng.choice(above).text.split(" ")[: self.rng.choice((1, 1, 2))])
 
     def blocks(self) -> list[Block]:
         """A document: a title, then paragraphs, lists, tables and figures."""

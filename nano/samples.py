@@ -32,6 +32,11 @@ class Recipe:
     weight: float = 1.0
 
 
+MISREAD = 0.5
+"""Share of the answers that the decoder is shown with mistakes, as if it had made them: where it reads on has to follow
+from where it is on the page, not from the letters that it wrote last."""
+
+
 def square(size: int) -> ResolutionMode:
     """Pages of size × size exactly as they are."""
     return ResolutionMode(base_size=size, image_size=size, crop_mode=False)
@@ -40,7 +45,7 @@ def square(size: int) -> ResolutionMode:
 GUNDAM = MODES["gundam"]
 BIG_PRINT = {"min_print": 34, "max_print": 58}
 """Print in pixels of the model's view, where pages are not resized."""
-PAGE = Sheet(blank=0.02)
+PAGE = Sheet(blank=0.02, alike=0.25)
 """What the model is for; the default mode shows it 1.6 times as large."""
 SMALL = Sheet(width=160, height=160, max_lines=5, full=True)
 """A sixteenth of it, seen at the same scale in a view of 256 pixels."""
@@ -210,8 +215,16 @@ class Pages(Dataset[Batch]):
             asked = self._tokenizer.encode("\n" + prompt, add_special_tokens=False).ids
             given, where = answer_labels(pieces, self._tokenizer, view)
             silent = len(asked) - 1
-            tokens += [*asked, *given, EOS]
+            shown = self._misread(given, rng) if task == "free" and rng.random() < MISREAD else given
+            tokens += [*asked, *shown, EOS]
             segments += [number] * (len(asked) + len(given) + 1)
             targets += [*[NOTHING] * silent, *given, EOS, NOTHING]
             places += [*[(NOTHING, NOTHING)] * silent, *where, *[(NOTHING, NOTHING)] * 2]
         return torch.tensor(tokens), torch.tensor(segments), torch.tensor(targets), torch.tensor(places)
+
+    def _misread(self, given: list[int], rng: random.Random) -> list[int]:
+        """With signs of the same answer in the places of one in ten."""
+        assert self._tokenizer is not None
+        newline = self._tokenizer.token_to_id("Ċ")
+        signs = [each for each in given if each != newline]
+        return [rng.choice(signs) if each != newline and rng.random() < 0.1 else each for each in given]
