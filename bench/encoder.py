@@ -39,7 +39,7 @@ def run(quick: bool) -> list[Row]:
     for module in plain.modules():
         if isinstance(module, SamAttention):
             module.forward = MethodType(written_out, module)  # type: ignore[method-assign]
-    cases = (("tiny", 128), ("gundam", 64)) if cuda else (("tiny", 2),) if quick else (("tiny", 4), ("base", 2))
+    cases = (("tiny", 128), ("gundam", 64)) if cuda else (("tiny", 2),) if quick else (("tiny", 4), ("small", 2))
     rows = []
     with torch.inference_mode():
         for mode, count in cases:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from ocr_server.reading.pace import LONGEST_WAIT, Pace
+from ocr_server.reading.pace import LONGEST_WAIT, PIECES_PER_SECOND, Pace
 
 SECONDS = 0.5
 EVERY = 0.005
@@ -40,7 +40,7 @@ async def test_with_many_pages_tokens_come_together(others: int) -> None:
         for _ in range(others):
             stack.enter_context(pace.page())
         given = await fetches(pace)
-    assert len(given) <= SECONDS / min((others + 1) / 1000, LONGEST_WAIT) + 3
+    assert len(given) <= SECONDS / min((others + 1) / PIECES_PER_SECOND, LONGEST_WAIT) + 3
     assert sum(given) >= SECONDS / EVERY
     assert pace.interval == 0, "nobody is left"
 
