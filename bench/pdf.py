@@ -64,11 +64,11 @@ def run(quick: bool) -> list[Row]:
 
 
 def make_pdf(path: Path, pages: int) -> None:
-    """Scanned letter pages of 120 dpi, which take turns."""
+    """Scanned letter pages of 113 dpi, which take turns."""
     scans = []
     for number in range(4):
         file = io.BytesIO()
-        page(number).convert("L").resize((1020, 1320)).save(file, "JPEG", quality=20)
+        page(number).convert("L").resize((960, 1240)).save(file, "JPEG", quality=20)
         scans.append(file.getvalue())
     with pypdfium2.PdfDocument.new() as document:
         for number in range(pages):
