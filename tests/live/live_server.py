@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.processes import lives, started
+
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 150.0
 """Enough for a machine that is busy with something else."""
@@ -91,12 +93,12 @@ class Server:
     def family(self) -> set[psutil.Process]:
         """Every process that the server was seen to have started, direct or not."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            self._family.update(psutil.Process(self.process.pid).children(recursive=True))
+            self._family.update(started(by=psutil.Process(self.process.pid)))
         return self._family
 
     def orphans(self) -> list[psutil.Process]:
         """Those of them that still run."""
-        return [child for child in self._family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        return [child for child in self._family if lives(child)]
 
     def stop(self) -> None:
         self.family()

@@ -7,6 +7,7 @@ import io
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from live_server import Server
 from mistralai.client import Mistral
 from openai import BadRequestError, OpenAI
 from PIL import Image
+
+from tests.processes import started
 
 pytestmark = pytest.mark.live
 
@@ -213,11 +216,10 @@ class TestMemory:
 def memory(server: Server) -> float:
     """Of the server and its PDF processes, bytes; the engine has its own."""
     process = psutil.Process(server.process.pid)
-    family = [process, *(child for child in process.children(recursive=True) if "EngineCore" not in child.name())]
+    engines = {engine.pid for engine in started("EngineCore", by=process)}
     total = 0.0
-    for one in family:
-        try:
-            total += one.memory_full_info().uss
-        except psutil.NoSuchProcess:
-            continue
+    for one in (process, *started(by=process)):
+        if one.pid not in engines:
+            with suppress(psutil.NoSuchProcess):
+                total += one.memory_full_info().uss
     return total

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from live_server import ROOT, environment, free_port, wait_until
 from openai import OpenAI
 
 from config import EMBEDDED_CHECKPOINT
+from tests.processes import started
 
 REPLICAS = int(os.environ.get("RAY_REPLICAS", "1"))
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
@@ -96,18 +98,15 @@ class Cluster:
         return application.get("status") == "RUNNING"
 
     def replicas(self) -> list[psutil.Process]:
-        return [
-            process
-            for process in psutil.Process(self._head.pid).children(recursive=True)
-            if "ServeReplica:deepseek-ocr:OcrServer" in " ".join(process.cmdline())
-        ]
+        return list(started("ServeReplica:deepseek-ocr:OcrServer", by=psutil.Process(self._head.pid)))
 
     def stop(self) -> None:
-        family = psutil.Process(self._head.pid).children(recursive=True)
+        family = list(started(by=psutil.Process(self._head.pid)))
         self._head.send_signal(signal.SIGTERM)
         _, alive = psutil.wait_procs([psutil.Process(self._head.pid), *family], timeout=5)
         for process in alive:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._head.wait(10)
 
 

@@ -18,6 +18,8 @@ from live_requests import PICTURES, RECEIPT, SIGN, call, request, text_of, truth
 from live_server import START_SECONDS, Server, running, wait_until
 from openai import OpenAI
 
+from tests.processes import started
+
 pytestmark = [pytest.mark.live, pytest.mark.timeout(6 * START_SECONDS)]
 
 KILLS = int(os.environ.get("RECOVERY_KILLS", "3"))
@@ -32,15 +34,8 @@ def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def engine_of(server: Server) -> psutil.Process:
-    (engine,) = [each for each in psutil.Process(server.process.pid).children(recursive=True) if is_engine(each)]
+    (engine,) = started("EngineCore", by=psutil.Process(server.process.pid))
     return engine
-
-
-def is_engine(process: psutil.Process) -> bool:
-    try:
-        return "EngineCor" in process.name()  # names have 15 characters
-    except psutil.NoSuchProcess:
-        return False
 
 
 class Client:
@@ -138,7 +133,7 @@ def _status(server: Server) -> int | None:
 
 
 def _has_engine(server: Server) -> bool:
-    return any(map(is_engine, server.family()))
+    return any(started("EngineCore", by=psutil.Process(server.process.pid)))
 
 
 def _ended(server: Server, seconds: float) -> int:

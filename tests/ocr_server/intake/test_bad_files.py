@@ -7,8 +7,8 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
-import psutil
 import pytest
 
 from ocr_server.errors import ApiError, InvalidRequest, TooLarge
@@ -16,6 +16,7 @@ from ocr_server.intake.document import Opener
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.workers import Workers
 from tests.ocr_server.intake.bad_files import KINDS, Bad, good_files
+from tests.processes import started
 
 TIMEOUT_S = 5.0
 MEMORY = 1_500_000_000
@@ -46,8 +47,11 @@ async def read(opener: Opener, data: bytes) -> list[tuple[int, int]]:
 def peaks() -> list[int]:
     """Of the processes that decode, the most memory each has held: bytes."""
     found = []
-    for child in psutil.Process().children():
-        with open(f"/proc/{child.pid}/status", encoding="ascii") as status:
+    for child in started():
+        with (
+            suppress(FileNotFoundError, ProcessLookupError),
+            open(f"/proc/{child.pid}/status", encoding="ascii") as status,
+        ):
             found += [int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM")]
     return found
 

@@ -25,6 +25,7 @@ from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import Workers
 from tests.ocr_server.intake import pdfs
 from tests.ocr_server.intake.pdfs import filled, pdf
+from tests.processes import started
 
 ROOT = Path(__file__).resolve().parents[3]
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -34,9 +35,8 @@ WORKER = "ocr_server.intake.worker"
 
 
 def running() -> set[int]:
-    """The processes that this one has started and that live: ids."""
-    children = psutil.Process().children()
-    return {child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE and WORKER in child.cmdline()}
+    """The ids of the processes that work for this one and live."""
+    return {child.pid for child in started(WORKER)}
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
