@@ -25,7 +25,7 @@ import uvicorn
 
 import config
 from ocr_server import logs
-from ocr_server.connections import notice_vanished, protocol
+from ocr_server.connections import protocol, set_options
 from ocr_server.reading.engine_process import begin_imports
 from ocr_server.reading.environment import VLLM_LOG_LEVELS, set_up
 
@@ -44,7 +44,7 @@ def main() -> int:
         print(f"error: can't listen on {settings.HOST}:{settings.PORT}: {error.strerror}.", file=sys.stderr)
         print("Something else may use the port: stop it, or choose another with --port 8080.", file=sys.stderr)
         return 1
-    notice_vanished(listener, settings.SEND_TIMEOUT)
+    set_options(listener, settings.SEND_TIMEOUT)
     set_up(settings)
     begin_imports()
     return asyncio.run(serve(settings, listener))

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from ocr_server.connections import notice_vanished, protocol
+from ocr_server.connections import protocol, set_options
 
 
 @contextmanager
 def served(app: FastAPI, *, receive_timeout: float = 30, send_timeout: float = 30) -> Iterator[tuple[str, int]]:
     """Host and port. Connections have the limits of the real server's."""
     listener = socket.create_server(("127.0.0.1", 0))
-    notice_vanished(listener, send_timeout)
+    set_options(listener, send_timeout)
     config = uvicorn.Config(
         app,
         loop="asyncio",

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from config import Settings
 from ocr_server.app import create_app
+from ocr_server.connections import set_options
 from ocr_server.reading.page import Page, PageDelta
 from tests.ocr_server.conftest import CHAT, FakeEngine, chat, delta, never
 from tests.reliability.served import post, served, wait_until
@@ -124,6 +125,15 @@ class TestRequests:
 
 
 class TestAnswers:
+    def test_what_is_written_is_sent_at_once(self) -> None:
+        """Without waiting for the client to acknowledge what came before it, which clients put off by 40 ms."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            set_options(listener, send_timeout=30)
+            with Client(listener.getsockname()):
+                connection, _ = listener.accept()
+                with connection:
+                    assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
     def test_a_reader_that_does_not_read(self, app: FastAPI, engine: FakeEngine) -> None:
         """Its page is given up, and what it has not taken does not pile up meanwhile."""
         engine.script = floods
