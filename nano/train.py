@@ -14,11 +14,9 @@ where on the page it reads on (nano/labels.py).
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -34,6 +32,7 @@ from tqdm import tqdm
 
 from deepseek_ocr.encoder.deep_encoder import views_by_size
 from deepseek_ocr.images import normalize
+from deepseek_ocr.memory import keep_memory
 from nano import tokenizer
 from nano.labels import CLASSES, NOTHING, PER_CELL, PLACES
 from nano.model import CONFIG, NanoOcr
@@ -53,8 +52,6 @@ HOLD = 0.15
 LINE_STARTS = torch.tensor([tokenizer.make().token_to_id(token) for token in ("Ċ", "<|ref|>", "<td>")])
 """The tokens after which a line begins; the first is the newline."""
 LINE_ENDS = torch.tensor([LINE_STARTS[0], tokenizer.EOS])
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 
 @dataclass
@@ -220,15 +217,6 @@ def main() -> None:
         save(options.out, trainer, steppers, number + 1, seconds, pages)
     export(trainer.model, options.out / "checkpoint")
     print(f"{pages} pages in {seconds / 60:.0f} minutes on {device}; {options.out / 'checkpoint'}")
-
-
-def keep_memory() -> None:
-    """Have freed memory stay with the process: to give back and take anew the tensors of every step cost up to
-    three quarters of the time, in a virtual machine where page faults are slow."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def quick_error(model: NanoOcr, device: torch.device, pages: int = 8) -> float:

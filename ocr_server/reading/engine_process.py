@@ -22,6 +22,8 @@ from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
+from deepseek_ocr.memory import keep_memory
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -100,6 +102,7 @@ def _run(target: Callable[..., Any], environment: dict[str, str], cpus: list[int
     if cpus and sys.platform == "linux":
         os.sched_setaffinity(0, cpus)
         torch.set_num_threads(len(cpus))
+        keep_memory()
     target(**given)
 
 
