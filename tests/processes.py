@@ -8,16 +8,22 @@ from contextlib import suppress
 import psutil
 
 
-def started(command: str = "", *, by: psutil.Process | None = None) -> Iterator[psutil.Process]:
+def children(command: str = "") -> Iterator[psutil.Process]:
+    """Those that this process has started itself, that live and have `command` in their command line.
+
+    Not their children: a server that runs beside has the same kinds of processes.
+    """
+    return _found(psutil.Process(), command, recursive=False)
+
+
+def descendants(of: int, command: str = "") -> Iterator[psutil.Process]:
     """Those of all generations that live and have `command` in their command line.
 
     Args:
-        by: whose they are; this process's if it isn't given.
+        of: whose they are, its id.
     """
     with suppress(psutil.NoSuchProcess):
-        for child in (by or psutil.Process()).children(recursive=True):
-            if lives(child) and command in command_line(child):
-                yield child
+        yield from _found(psutil.Process(of), command, recursive=True)
 
 
 def lives(process: psutil.Process) -> bool:
@@ -33,3 +39,9 @@ def command_line(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return ""
+
+
+def _found(parent: psutil.Process, command: str, *, recursive: bool) -> Iterator[psutil.Process]:
+    for child in parent.children(recursive=recursive):
+        if lives(child) and command in command_line(child):
+            yield child

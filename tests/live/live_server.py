@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.processes import lives, started
+from tests.processes import descendants, lives
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 150.0
@@ -92,8 +92,7 @@ class Server:
 
     def family(self) -> set[psutil.Process]:
         """Every process that the server was seen to have started, direct or not."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            self._family.update(started(by=psutil.Process(self.process.pid)))
+        self._family.update(descendants(self.process.pid))
         return self._family
 
     def orphans(self) -> list[psutil.Process]:

@@ -12,6 +12,8 @@ from tests.reliability.conformance import check
 pytestmark = pytest.mark.live
 
 SECONDS = 60
+BATCHES_S = 120
+"""The batches that it creates end for themselves: what they may take."""
 
 
 def test_no_answer_but_those_of_the_schema(engine_idle: Server) -> None:
@@ -21,3 +23,4 @@ def test_no_answer_but_those_of_the_schema(engine_idle: Server) -> None:
     generated = re.search(r"(\d+) generated", done.stdout)
     assert generated is not None, done.stdout
     assert int(generated[1]) > 300
+    engine_idle.wait_idle(BATCHES_S)

@@ -21,7 +21,7 @@ from mistralai.client import Mistral
 from openai import BadRequestError, OpenAI
 from PIL import Image
 
-from tests.processes import started
+from tests.processes import descendants
 
 pytestmark = pytest.mark.live
 
@@ -216,9 +216,9 @@ class TestMemory:
 def memory(server: Server) -> float:
     """Of the server and its PDF processes, bytes; the engine has its own."""
     process = psutil.Process(server.process.pid)
-    engines = {engine.pid for engine in started("EngineCore", by=process)}
+    engines = {engine.pid for engine in descendants(process.pid, "EngineCore")}
     total = 0.0
-    for one in (process, *started(by=process)):
+    for one in (process, *descendants(process.pid)):
         if one.pid not in engines:
             with suppress(psutil.NoSuchProcess):
                 total += one.memory_full_info().uss

@@ -28,7 +28,7 @@ from live_server import ROOT, environment, free_port, wait_until
 from openai import OpenAI
 
 from config import EMBEDDED_CHECKPOINT
-from tests.processes import started
+from tests.processes import descendants
 
 REPLICAS = int(os.environ.get("RAY_REPLICAS", "1"))
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
@@ -98,10 +98,10 @@ class Cluster:
         return application.get("status") == "RUNNING"
 
     def replicas(self) -> list[psutil.Process]:
-        return list(started("ServeReplica:deepseek-ocr:OcrServer", by=psutil.Process(self._head.pid)))
+        return list(descendants(self._head.pid, "ServeReplica:deepseek-ocr:OcrServer"))
 
     def stop(self) -> None:
-        family = list(started(by=psutil.Process(self._head.pid)))
+        family = list(descendants(self._head.pid))
         self._head.send_signal(signal.SIGTERM)
         _, alive = psutil.wait_procs([psutil.Process(self._head.pid), *family], timeout=5)
         for process in alive:

@@ -18,7 +18,7 @@ from live_requests import PICTURES, RECEIPT, SIGN, call, request, text_of, truth
 from live_server import START_SECONDS, Server, running, wait_until
 from openai import OpenAI
 
-from tests.processes import started
+from tests.processes import descendants
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(6 * START_SECONDS)]
 
@@ -34,7 +34,7 @@ def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def engine_of(server: Server) -> psutil.Process:
-    (engine,) = started("EngineCore", by=psutil.Process(server.process.pid))
+    (engine,) = descendants(server.process.pid, "EngineCore")
     return engine
 
 
@@ -133,7 +133,7 @@ def _status(server: Server) -> int | None:
 
 
 def _has_engine(server: Server) -> bool:
-    return any(started("EngineCore", by=psutil.Process(server.process.pid)))
+    return any(descendants(server.process.pid, "EngineCore"))
 
 
 def _ended(server: Server, seconds: float) -> int:

@@ -16,7 +16,7 @@ from ocr_server.intake.document import Opener
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.workers import Workers
 from tests.ocr_server.intake.bad_files import KINDS, Bad, good_files
-from tests.processes import started
+from tests.processes import children
 
 TIMEOUT_S = 5.0
 MEMORY = 1_500_000_000
@@ -47,7 +47,7 @@ async def read(opener: Opener, data: bytes) -> list[tuple[int, int]]:
 def peaks() -> list[int]:
     """Of the processes that decode, the most memory each has held: bytes."""
     found = []
-    for child in started():
+    for child in children():
         with (
             suppress(FileNotFoundError, ProcessLookupError),
             open(f"/proc/{child.pid}/status", encoding="ascii") as status,

@@ -25,7 +25,7 @@ from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import Workers
 from tests.ocr_server.intake import pdfs
 from tests.ocr_server.intake.pdfs import filled, pdf
-from tests.processes import started
+from tests.processes import children
 
 ROOT = Path(__file__).resolve().parents[3]
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -35,8 +35,8 @@ WORKER = "ocr_server.intake.worker"
 
 
 def running() -> set[int]:
-    """The ids of the processes that work for this one and live."""
-    return {child.pid for child in started(WORKER)}
+    """The processes that this one has started and that live: ids."""
+    return {child.pid for child in children(WORKER)}
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:

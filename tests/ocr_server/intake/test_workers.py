@@ -20,7 +20,7 @@ from ocr_server.intake.document import Opener
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import KEPT_BYTES, Workers
-from tests.processes import started
+from tests.processes import children
 
 Start = Callable[..., Opener]
 RED = (255, 0, 0)
@@ -51,7 +51,7 @@ async def start(limits: IntakeLimits) -> AsyncIterator[Start]:
 
 
 def processes() -> list[psutil.Process]:
-    return list(started("ocr_server.intake.worker"))
+    return list(children("ocr_server.intake.worker"))
 
 
 def shared_bytes(process: psutil.Process) -> list[int]:
