@@ -102,6 +102,33 @@ def in_rows(found: list[tuple[float, float, int]]) -> list[tuple[float, float, i
     return [item for line in lines for item in sorted(line, key=lambda each: each[1])]
 
 
+def token_places(views: list[ViewMap], grid: CropGrid) -> Labels:
+    """Where on the page each vision token lies, in the decoder's order (`DeepEncoder.assemble`).
+
+    Args:
+        views: those of `view_maps`.
+        grid: how the tiles lie.
+
+    Returns:
+        [tokens, 2]: column and row of its square's middle in the global view, out of `PLACES`; `NOTHING` for what is
+        no square.
+    """
+    whole, *tiles = views
+    grids = [_squares(whole, whole)]
+    if tiles:
+        rows = [tiles[first : first + grid.wide] for first in range(0, grid.tiles, grid.wide)]
+        grids.insert(0, np.concatenate([np.concatenate([_squares(tile, whole) for tile in row], 1) for row in rows]))
+    lines = [np.pad(each, ((0, 0), (0, 1), (0, 0)), constant_values=NOTHING).reshape(-1, 2) for each in grids]
+    return np.concatenate([*lines, np.full((1, 2), NOTHING)])
+
+
+def _squares(view: ViewMap, whole: ViewMap) -> Labels:
+    """[rows, columns, 2]: the places of a view's tokens."""
+    middles = np.arange(CELL / 2, view.size, CELL)
+    columns, rows = (middles - view.shift_x) / view.scale_x, (middles - view.shift_y) / view.scale_y
+    return np.array([[place(x, y, whole) for x in columns] for y in rows])
+
+
 def answer_labels(pieces: list[Piece], tokenizer: Tokenizer, view: ViewMap) -> tuple[list[int], list[tuple[int, int]]]:
     """What the decoder has to say, and where on the page it has to look for it.
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from deepseek_ocr.encoder.deep_encoder import Views
 from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES, ResolutionMode
-from nano.labels import NOTHING, ViewMap, answer_labels, view_labels, view_maps
+from nano.labels import NOTHING, ViewMap, answer_labels, token_places, view_labels, view_maps
 from nano.render import Page, Sheet, Task, render
 from nano.tokenizer import EOS, PAD, make
 
@@ -53,7 +53,7 @@ SMALL_DIRECT = Sheet(width=256, height=256, full=True, **BIG_PRINT)
 """The same as tiles show print: as it is."""
 MEDIUM = Sheet(width=320, height=320, max_lines=8)
 """A quarter of a page, for a view of 512 pixels."""
-TILED = Sheet(width=640, height=900, max_lines=18, **BIG_PRINT)
+TILED = Sheet(width=640, height=900, max_lines=18, min_print=34, max_print=70)
 A4 = Sheet(width=1240, height=1754, min_print=34, max_print=50, max_lines=40)
 SMALL_TILES = ResolutionMode(base_size=512, image_size=320)
 """Gundam's layout at half of its sizes, for cheap lessons in it."""
@@ -77,12 +77,12 @@ FINE_PRINT = replace(PAGE, max_print=30)
 DOCUMENT = replace(PAGE, structured=True)
 LESSONS = (
     Recipe(DENSE, square(512), 10, ("free", "locate")),
-    Recipe(FULL_PAGE, GUNDAM, 4, ("free", "lines"), weight=2.5),
-    Recipe(FINE_PRINT, GUNDAM, 4, ("free", "lines"), weight=2.5),
+    Recipe(FULL_PAGE, GUNDAM, 4, ("free", "lines"), weight=2),
+    Recipe(FINE_PRINT, GUNDAM, 4, ("free", "lines"), weight=4),
     Recipe(PAGE, GUNDAM, 4, ("free", "lines", "locate"), weight=4),
     Recipe(DOCUMENT, GUNDAM, 4, ("free", "lines", "markdown"), weight=1.2),
-    Recipe(TILED, SMALL_TILES, 4, ("free", "lines"), weight=1.5),
-    Recipe(A4, GUNDAM, 1, ("free", "lines"), weight=0.7),
+    Recipe(TILED, SMALL_TILES, 4, ("free", "lines"), weight=3.5),
+    Recipe(A4, GUNDAM, 1, ("free", "lines"), weight=1.5),
     Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines"), 0.3),
     Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 7, ("free", "lines"), 0.3),
     Recipe(PAGE, MODES["base"], 3, ("free", "lines"), weight=0.3),
@@ -130,6 +130,8 @@ class Batch:
     """[B, T]: what must come after each of `tokens`, −100 where nothing is asked."""
     places: torch.Tensor
     """[B, T, 2]: column and row of the page at which to read that, −100 where nothing is asked."""
+    token_places: torch.Tensor
+    """[B, vision tokens, 2]: column and row of the page at which each of them lies, −100 for what is no square."""
     patches: list[torch.Tensor]
     """For each view size, in the order of `view_sizes`: [views, side, side]."""
     cells: list[torch.Tensor]
@@ -146,6 +148,7 @@ class Batch:
             segments=move(self.segments),
             targets=move(self.targets),
             places=move(self.places),
+            token_places=move(self.token_places),
             patches=[move(each) for each in self.patches],
             cells=[move(each) for each in self.cells],
         )
@@ -167,13 +170,13 @@ class Pages(Dataset[Batch]):
         recipe = rng.choices(stage.recipes, [each.weight for each in stage.recipes])[0]
         sheet = recipe.sheet
         if sheet.width == 640:  # pages of many shapes, but of one shape within a batch
-            sheet = replace(sheet, height=rng.choice((320, 480, 640, 640)))
+            sheet = replace(sheet, height=rng.choice((320, 480, 640, sheet.height)))
         pages = [render(sheet, rng) for _ in range(recipe.pages * self.scale)]
         return replace(self.batch(pages, recipe, rng), see=stage.see, read=stage.read)
 
     def batch(self, pages: list[Page], recipe: Recipe, rng: random.Random) -> Batch:
         self._tokenizer = self._tokenizer or make()
-        pictures, global_views = [], []
+        pictures, global_views, lying = [], [], []
         patches: dict[int, list[torch.Tensor]] = {}
         cells: dict[int, list[torch.Tensor]] = {}
         for page in pages:
@@ -182,6 +185,7 @@ class Pages(Dataset[Batch]):
             glyphs = page.glyphs()
             views = list(view_maps(*page.image.size, recipe.mode, prepared.grid))
             global_views.append(views[0])
+            lying.append(torch.from_numpy(token_places(views, prepared.grid)))
             for view in views:
                 in_patches, in_cells = view_labels(glyphs, view)
                 patches.setdefault(view.size, []).append(torch.from_numpy(in_patches))
@@ -199,6 +203,7 @@ class Pages(Dataset[Batch]):
             segments,
             targets,
             places,
+            torch.stack(lying),
             [torch.stack(patches[size]) for size in sizes],
             [torch.stack(cells[size]) for size in sizes],
         )

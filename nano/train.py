@@ -46,6 +46,8 @@ TURN = 6.0
 END = 3.0
 """The weight of what says whether a line follows, the newline and the end alike: with more for the end alone answers
 ended early, without it last lines came twice."""
+LIE = 0.2
+"""The weight of where the vision tokens lie."""
 HOLD = 0.15
 """The share of the run after which it begins to fall."""
 
@@ -116,6 +118,10 @@ class Trainer(nn.Module):
                 where = self.place_head(nearly).float().view(-1, PLACES, 2)
                 missed = F.cross_entropy(where, batch.places[asked][placed], reduction="none").mean(-1)
                 total = total + (missed * weights[placed]).sum() / weights[placed].sum()
+            squares = batch.token_places[..., 0] != NOTHING
+            lying = self.model.decoder.nearly[:, 1 : -batch.tokens.shape[1]][squares]
+            where = self.place_head(lying).float().view(-1, PLACES, 2)
+            total = total + LIE * F.cross_entropy(where, batch.token_places[squares])
         return Losses(total, text, mean_of(named), mean_of(right_cells), right_turns)
 
 

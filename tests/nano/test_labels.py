@@ -7,11 +7,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES, NO_TILES
-from nano.labels import CELL, PATCH, ViewMap, answer_labels, centre, place, view_labels, view_maps
+from nano.labels import (
+    CELL,
+    NOTHING,
+    PATCH,
+    PLACES,
+    ViewMap,
+    answer_labels,
+    centre,
+    place,
+    token_places,
+    view_labels,
+    view_maps,
+)
+from nano.model import NanoOcr
 from nano.render import Glyph, Task, render
 from nano.samples import DOCUMENT
 from nano.tokenizer import make
@@ -83,3 +97,29 @@ def test_the_decoder_is_told_where_the_corners_lie() -> None:
     second = [at for at in range(start, end) if text[at] == ","][1]
     assert set(places[start : second + 1]) == {place(*box[:2], view)}
     assert set(places[second + 1 : end + 1]) == {place(*box[2:], view)}
+
+
+@pytest.mark.parametrize("size", [(640, 480), (640, 900), (1000, 400)])
+def test_vision_tokens_are_told_where_they_lie_in_the_order_of_the_encoder(size: tuple[int, int]) -> None:
+    mode, encoder = MODES["gundam"], NanoOcr().encoder
+    x, y = 0.31 * size[0], 0.62 * size[1]
+    grid = mode.crop_grid(*size)
+    views = list(view_maps(*size, mode, grid))
+    shown = []
+    for view in views:
+        side = view.size // CELL
+        column, row = int((x * view.scale_x + view.shift_x) // CELL), int((y * view.scale_y + view.shift_y) // CELL)
+        tokens = torch.zeros(side, side, encoder.image_newline.numel())
+        if 0 <= column < side and 0 <= row < side:
+            tokens[row, column] = 1
+        shown.append(tokens.flatten(0, 1))
+    embedded = encoder.assemble(shown[0], shown[1:] or None, grid)
+
+    places = token_places(views, grid)
+    assert len(places) == len(embedded) == mode.vision_tokens(grid)
+    spots = places[(embedded == 1).all(dim=1).numpy()]
+    assert len(spots) == 1 + bool(grid.tiles)
+    assert np.abs(spots - place(x, y, views[0])).max() <= PLACES * CELL / views[0].size / 2
+    assert np.array_equal(
+        places[:, 0] == NOTHING, (embedded != 0).all(dim=1).numpy() & ~(embedded == 1).all(dim=1).numpy()
+    )
