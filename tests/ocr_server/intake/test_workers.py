@@ -111,6 +111,12 @@ async def test_they_know_no_secrets_and_load_no_model_code(start: Start, monkeyp
     assert "vllm" not in loaded
 
 
+async def test_the_engine_and_the_server_go_before_them(start: Start) -> None:
+    await read(start(), saved())
+    (process,) = processes()
+    assert process.nice() > psutil.Process().nice()
+
+
 async def test_the_memory_of_a_large_page_is_given_back(start: Start) -> None:
     opener = start()
     assert (await read(opener, LARGE)).image.size == (6000, 6000)
