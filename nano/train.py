@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -48,6 +49,9 @@ END = 3.0
 ended early, without it last lines came twice."""
 LIE = 0.2
 """The weight of where the vision tokens lie."""
+KEEP = 0.998
+"""What is written is a moving average of the weights; a batch leaves so much of it. Single states now and then skipped a
+line that the states before and after them read."""
 HOLD = 0.15
 """The share of the run after which it begins to fall."""
 
@@ -173,7 +177,8 @@ def main() -> None:
     trainer = Trainer().to(device)
     steppers = optimizers(trainer)
     full = [group["lr"] for stepper in steppers for group in stepper.param_groups]
-    first, seconds, pages = load(options.out, trainer, steppers, device)
+    average = AveragedModel(trainer.model, multi_avg_fn=get_ema_multi_avg_fn(KEEP))
+    first, seconds, pages = load(options.out, trainer, average, steppers, device)
     if first >= options.batches:
         print("This run is finished.")
         return
@@ -202,6 +207,7 @@ def main() -> None:
         for stepper in steppers:
             stepper.step()
             stepper.zero_grad(set_to_none=True)
+        average.update_parameters(trainer.model)
         pages += len(batch.pictures)
         recent.append((losses.text, losses.patches, losses.cells, losses.turns))
         now = time.monotonic()
@@ -212,16 +218,16 @@ def main() -> None:
         out_of_time = options.minutes is not None and now - started > options.minutes * 60
         ends = out_of_time or bool(stopped)
         if now - saved > options.save_every * 60 or ends:
-            save(options.out, trainer, steppers, number + 1, seconds + now - started, pages)
+            save(options.out, trainer, average, steppers, number + 1, seconds + now - started, pages)
             saved = now
-            error = f", error {quick_error(trainer.model, device):.3f}" if batch.read else ""
+            error = f", error {quick_error(average.module, device):.3f}" if batch.read else ""
             bar.write(f"batch {number + 1}: {pages} pages{error}")
         if ends:
             break
     seconds += time.monotonic() - started
     if not ends:
-        save(options.out, trainer, steppers, number + 1, seconds, pages)
-    export(trainer.model, options.out / "checkpoint")
+        save(options.out, trainer, average, steppers, number + 1, seconds, pages)
+    export(average.module, options.out / "checkpoint")
     print(f"{pages} pages in {seconds / 60:.0f} minutes on {device}; {options.out / 'checkpoint'}")
 
 
@@ -240,11 +246,18 @@ def quick_error(model: NanoOcr, device: torch.device, pages: int = 8) -> float:
 
 
 def save(
-    folder: Path, trainer: Trainer, steppers: list[torch.optim.Optimizer], batch: int, seconds: float, pages: int
+    folder: Path,
+    trainer: Trainer,
+    average: AveragedModel,
+    steppers: list[torch.optim.Optimizer],
+    batch: int,
+    seconds: float,
+    pages: int,
 ) -> None:
     """Write the state of the run; a kill in the middle leaves the one before."""
     state = {
         "trainer": trainer.state_dict(),
+        "average": average.state_dict(),
         "steppers": [stepper.state_dict() for stepper in steppers],
         "batch": batch,
         "seconds": seconds,
@@ -256,7 +269,11 @@ def save(
 
 
 def load(
-    folder: Path, trainer: Trainer, steppers: list[torch.optim.Optimizer], device: torch.device
+    folder: Path,
+    trainer: Trainer,
+    average: AveragedModel,
+    steppers: list[torch.optim.Optimizer],
+    device: torch.device,
 ) -> tuple[int, float, int]:
     """Go on with the run in `folder`, if there is one: batch, seconds and pages so far."""
     path = folder / "run.pt"
@@ -264,6 +281,7 @@ def load(
         return 0, 0.0, 0
     state = torch.load(path, map_location=device, weights_only=True)
     trainer.load_state_dict(state["trainer"])
+    average.load_state_dict(state["average"])
     for stepper, each in zip(steppers, state["steppers"], strict=True):
         stepper.load_state_dict(each)
     return state["batch"], state["seconds"], state["pages"]
