@@ -50,8 +50,8 @@ ended early, without it last lines came twice."""
 LIE = 0.2
 """The weight of where the vision tokens lie."""
 KEEP = 0.998
-"""What is written is a moving average of the weights; a batch leaves so much of it. Single states now and then skipped a
-line that the states before and after them read."""
+"""What is written is a moving average of the weights; a batch leaves so much of it. Single states now and then skipped
+a line that the states before and after them read."""
 HOLD = 0.15
 """The share of the run after which it begins to fall."""
 
