@@ -258,7 +258,9 @@ def _spawn(channel: int, memory: int, memory_bytes: int) -> subprocess.Popen[byt
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         env={name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _ENVIRONMENT,
-        start_new_session=True,  # Ctrl-C is for the server
+        # Ctrl-C is for the server. A session would keep it away, too, but Linux gives each session as much of the
+        # processors as the next (sched_autogroup): as much as the server and the engine together.
+        process_group=0,
     )
 
 

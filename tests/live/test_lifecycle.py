@@ -159,7 +159,8 @@ def test_sigterm_lets_requests_finish_and_leaves_nothing(own: Server) -> None:
 @pytest.mark.parametrize("signals", [1, 2])
 def test_what_a_stop_cuts_off_is_told(tmp_path: Path, signals: int) -> None:
     """After SHUTDOWN_TIMEOUT, or at a second signal: the client learns that it can try again, the log is quiet."""
-    with running(tmp_path / "log", "--shutdown-timeout", "2" if signals == 1 else "60") as server:
+    flags = ["--loops", "off", "--shutdown-timeout", "2" if signals == 1 else "60"]
+    with running(tmp_path / "log", *flags) as server:
         server.wait_ready()
         endless: dict[str, Any] = {"ignore_eos": True, "max_tokens": 6000, "ocr": {"ngram_size": 0, "mode": "tiny"}}
         answers: dict[bool, httpx.Response] = {}
