@@ -30,9 +30,6 @@ from ocr_server.errors import ApiError
 from ocr_server.intake.pdf_errors import PdfError
 
 TAKEN = "taken"
-NICENESS = 5
-"""Added to the server's: where processors are short, pages that are being read go before pages that come in. With 5 a
-process gets a third of what one of the server's gets beside it, so that even then no page waits long."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -64,7 +61,6 @@ def main(channel: int, memory: int, memory_bytes: int) -> None:
 
 def limit(memory_bytes: int) -> None:
     """Bound what this process may take, and how long it lives: as long as the thread that started it."""
-    os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (memory_bytes, memory_bytes))  # files in memory count there
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the document
