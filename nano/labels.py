@@ -115,17 +115,16 @@ def token_places(views: list[ViewMap], grid: CropGrid) -> Labels:
     """
     whole, *tiles = views
     grids = [_squares(whole, whole)]
-    if tiles:
-        rows = [tiles[first : first + grid.wide] for first in range(0, grid.tiles, grid.wide)]
-        grids.insert(0, np.concatenate([np.concatenate([_squares(tile, whole) for tile in row], 1) for row in rows]))
+    if tiles:  # one grid: that of the first tile, gone on with
+        grids.insert(0, _squares(tiles[0], whole, grid.wide, grid.tall))
     lines = [np.pad(each, ((0, 0), (0, 1), (0, 0)), constant_values=NOTHING).reshape(-1, 2) for each in grids]
     return np.concatenate([*lines, np.full((1, 2), NOTHING)])
 
 
-def _squares(view: ViewMap, whole: ViewMap) -> Labels:
-    """[rows, columns, 2]: the places of a view's tokens."""
-    middles = np.arange(CELL / 2, view.size, CELL)
-    columns, rows = (middles - view.shift_x) / view.scale_x, (middles - view.shift_y) / view.scale_y
+def _squares(view: ViewMap, whole: ViewMap, wide: int = 1, tall: int = 1) -> Labels:
+    """[rows, columns, 2]: the places of the tokens of `wide` × `tall` views, of which `view` is the first."""
+    columns = (np.arange(CELL / 2, wide * view.size, CELL) - view.shift_x) / view.scale_x
+    rows = (np.arange(CELL / 2, tall * view.size, CELL) - view.shift_y) / view.scale_y
     return np.array([[place(x, y, whole) for x in columns] for y in rows])
 
 

@@ -119,14 +119,17 @@ class Trainer(nn.Module):
             placed = batch.places[asked][:, 0] != NOTHING
             if placed.any():
                 nearly = self.model.decoder.nearly[:, -batch.tokens.shape[1] :][asked][placed]
-                where = self.place_head(nearly).float().view(-1, PLACES, 2)
-                missed = F.cross_entropy(where, batch.places[asked][placed], reduction="none").mean(-1)
+                missed = self._misplaced(nearly, batch.places[asked][placed])
                 total = total + (missed * weights[placed]).sum() / weights[placed].sum()
             squares = batch.token_places[..., 0] != NOTHING
             lying = self.model.decoder.nearly[:, 1 : -batch.tokens.shape[1]][squares]
-            where = self.place_head(lying).float().view(-1, PLACES, 2)
-            total = total + LIE * F.cross_entropy(where, batch.token_places[squares])
+            total = total + LIE * self._misplaced(lying, batch.token_places[squares]).mean()
         return Losses(total, text, mean_of(named), mean_of(right_cells), right_turns)
+
+    def _misplaced(self, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """[N, hidden] that should name [N, 2] places: the loss of each, [N]."""
+        where = self.place_head(hidden).float().view(-1, PLACES, 2)
+        return F.cross_entropy(where, places, reduction="none").mean(-1)
 
 
 def mean_of(values: list[float]) -> float:
