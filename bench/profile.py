@@ -1,4 +1,7 @@
-"""Where the API process's time goes while many answers stream: by the package whose code runs, ours and vLLM's."""
+"""Where the API process's time goes while many answers stream: by the package whose code runs, ours and vLLM's.
+
+Only what holds the interpreter's lock is seen: the kernel's part, sending above all, is not.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,9 @@ SAMPLES_PER_SECOND = 200
 LEAST_SHARE = 0.02
 """Of either server's time; what is below is summed up."""
 REST = "the rest"
+SHARED = "vLLM's handler of the engine's outputs"
+"""What both servers have in common: the tasks that take tokens from the engine and hand them to those who wait."""
+SHARED_FRAMES = ("output_handler (", "process_outputs_socket (")
 
 
 def run(quick: bool) -> list[Row]:
@@ -54,7 +60,7 @@ def microseconds(server: Server, bodies: Bodies, samples: Path, length: int) -> 
     """CPU time of the API process for a token, by package."""
     asked(server, bodies, requests=CLIENTS, clients=CLIENTS)
     py_spy = Path(sys.executable).with_name("py-spy")
-    command = [str(py_spy), "record", "--nonblocking", "--full-filenames", "--rate", str(SAMPLES_PER_SECOND)]
+    command = [str(py_spy), "record", "--nonblocking", "--gil", "--full-filenames", "--rate", str(SAMPLES_PER_SECOND)]
     recorder = subprocess.Popen(
         [*command, "--pid", str(server.pid), "--format", "raw", "--output", str(samples)],
         stdout=subprocess.DEVNULL,
@@ -74,7 +80,8 @@ def by_package(lines: Iterable[str]) -> Counter[str]:
     found: Counter[str] = Counter()
     for line in lines:
         stack, _, count = line.rpartition(" ")
-        found[package(stack.rpartition(";")[2])] += int(count)
+        shared = any(frame in stack for frame in SHARED_FRAMES)
+        found[SHARED if shared else package(stack.rpartition(";")[2])] += int(count)
     return found
 
 

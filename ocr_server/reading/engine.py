@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import re
 import threading
@@ -182,6 +183,7 @@ class VllmEngine:
             raise
         self._processes = engine_processes()
         self._shared_memory = shared_memory(self._processes)
+        freeze_heap()
         self._unavailable = None
 
 
@@ -231,6 +233,14 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
         encoder = PromptEncoder(cached_tokenizer_from_config(config.model_config))
         with engine_process(config, fork=on_cpu and config.parallel_config.world_size == 1):
             return AsyncLLM.from_vllm_config(config), encoder
+
+
+def freeze_heap() -> None:
+    """Keep the garbage collector from what has been loaded by now: to look through it all takes it a quarter of a
+    second, in which no token is passed on."""
+    gc.unfreeze()  # what is left of an engine that died
+    gc.collect()
+    gc.freeze()
 
 
 def engine_processes() -> list[psutil.Process]:

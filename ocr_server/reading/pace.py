@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-PIECES_PER_SECOND = 400
+PIECES_PER_SECOND = 250
 """Of all pages together, about."""
 LONGEST_WAIT = 0.1
 """Seconds; a reader does not notice them."""

@@ -53,5 +53,6 @@ def test_samples_are_counted_by_the_package_whose_code_runs() -> None:
         f"run (/usr/lib/python3.11/asyncio/base_events.py:5);send ({ROOT}/ocr_server/stream.py:9) 3",
         "run (/usr/lib/python3.11/asyncio/base_events.py:5) 2",
         "run (/x.py:1);write (/v/lib/python3.11/site-packages/uvicorn/protocols/http.py:7) 4",
+        "AsyncLLM.output_handler (/v/lib/python3.11/site-packages/vllm/v1/llm.py:7);put (/x/y.py:1) 5",
     ]
-    assert profile.by_package(lines) == {"ocr_server": 3, "Python: asyncio": 2, "uvicorn": 4}
+    assert profile.by_package(lines) == {"ocr_server": 3, "Python: asyncio": 2, "uvicorn": 4, profile.SHARED: 5}
