@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from deepseek_ocr.encoder.deep_encoder import Views
 from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES, ResolutionMode
+from nano.fonts import ADVICE, missing
 from nano.model import NanoOcr
 from nano.render import Page, Sheet, Task, render
 from nano.samples import A4, PAGE
@@ -210,6 +211,8 @@ def main() -> None:
     parser.add_argument("--base-url", help="ask a running server instead of loading the checkpoint")
     parser.add_argument("--pages", type=int, default=50, help="pages for each row (default: %(default)s)")
     options = parser.parse_args()
+    if absent := missing():
+        parser.error(f"no font of {', '.join(absent)} on this machine, so the figures would be others: {ADVICE}")
     read = through_the_server(options.base_url) if options.base_url else through_the_code(options.checkpoint)
     for row in ROWS:
         figures = measure(row, read, options.pages, at_once=32 if options.base_url else 1)

@@ -4,7 +4,8 @@
         fonts-lato fonts-ebgaramond fonts-linuxlibertine fonts-crosextra-carlito fonts-crosextra-caladea \
         fonts-inconsolata fonts-hack fonts-cantarell fonts-cabin fonts-tuffy fonts-quicksand fonts-b612
 
-A family is for training or for evaluation, never for both. What is missing on a machine is left out.
+A family is for training or for evaluation, never for both. Pages can be made where some are missing; a checkpoint that
+is trained there forgets what those look like.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from PIL import ImageFont
 
-from nano.words import Split
+from nano.words import SPLITS, Split
 
 FOLDERS = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), Path.home() / ".local/share/fonts")
 
@@ -57,6 +58,7 @@ UNFIT = (
     " _DR _I _RI _RBI _RZI"  # Linux Libertine's display, initials and italics
 ).split()
 """Only upright faces of usual weight and width are used."""
+ADVICE = "install the packages that nano/fonts.py names"
 
 
 @cache
@@ -66,6 +68,13 @@ def fonts(split: Split) -> tuple[Path, ...]:
     Raises:
         RuntimeError: there are none.
     """
+    found = _found(split)
+    if not found:
+        raise RuntimeError(f"no font for {split}: {ADVICE}")
+    return found
+
+
+def _found(split: Split) -> tuple[Path, ...]:
     prefixes = tuple(family.prefix for family in FAMILIES if family.split == split)
     found: dict[str, Path] = {}
     for folder in FOLDERS:
@@ -75,9 +84,13 @@ def fonts(split: Split) -> tuple[Path, ...]:
                 continue
             if not any(unfit in name for unfit in UNFIT):
                 found.setdefault(name, path)
-    if not found:
-        raise RuntimeError(f"no font for {split}: install the packages that nano/fonts.py names")
     return tuple(found[name] for name in sorted(found))
+
+
+def missing() -> list[str]:
+    """The families of which this machine has no file."""
+    there = [path.stem for split in SPLITS for path in _found(split)]
+    return [family.prefix for family in FAMILIES if not any(name.startswith(family.prefix) for name in there)]
 
 
 @cache

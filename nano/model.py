@@ -335,7 +335,7 @@ class Experts(nn.Module):
         out: torch.Tensor = self.shared_experts(tokens)
         for number, expert in enumerate(self.experts):
             rows, places = (chosen == number).nonzero(as_tuple=True)
-            out = out.index_add(0, rows, expert(tokens[rows]) * values[rows, places, None].to(x.dtype))
+            out = out.index_add(0, rows, expert(tokens[rows]) * values[rows, places, None].to(out.dtype))
         return out.view_as(x)
 
 

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -35,6 +36,7 @@ from deepseek_ocr.encoder.deep_encoder import views_by_size
 from deepseek_ocr.images import normalize
 from deepseek_ocr.memory import keep_memory
 from nano import tokenizer
+from nano.fonts import ADVICE, missing
 from nano.labels import CLASSES, NOTHING, PER_CELL, PLACES
 from nano.model import CONFIG, NanoOcr
 from nano.muon import Muon
@@ -158,6 +160,64 @@ def rate(number: int, batches: int) -> float:
     return min(1.0, (number + 1) / WARM_UP) * (1 if done < HOLD else max(0.02, 1 - (done - HOLD) / (1 - HOLD)))
 
 
+class Run:
+    """A run, with all that it takes to go on with it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.trainer = Trainer().to(device)
+        self.average = AveragedModel(self.trainer.model, multi_avg_fn=get_ema_multi_avg_fn(KEEP))
+        self.steppers = optimizers(self.trainer)
+        self._full = [group["lr"] for group in self._groups()]
+        self.batches, self.pages, self.seconds = 0, 0, 0.0
+        """So far."""
+
+    def step(self, batch: Batch, share: float) -> Losses:
+        """Learn from a batch, at that share of the full learning rate."""
+        for group, lr in zip(self._groups(), self._full, strict=True):
+            group["lr"] = lr * share
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            losses: Losses = self.trainer(batch.to(self.device))
+        losses.total.backward()
+        nn.utils.clip_grad_norm_(self.trainer.parameters(), 1.0)
+        for stepper in self.steppers:
+            stepper.step()
+            stepper.zero_grad(set_to_none=True)
+        self.average.update_parameters(self.trainer.model)
+        self.batches += 1
+        self.pages += len(batch.pictures)
+        return losses
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for stepper in self.steppers for group in stepper.param_groups]
+
+    def save(self, folder: Path) -> None:
+        """Write the state; a kill in the middle leaves the one before."""
+        state = {
+            "trainer": self.trainer.state_dict(),
+            "average": self.average.state_dict(),
+            "steppers": [stepper.state_dict() for stepper in self.steppers],
+            "batch": self.batches,
+            "seconds": self.seconds,
+            "pages": self.pages,
+        }
+        unfinished = folder / "run.pt.part"
+        torch.save(state, unfinished)
+        os.replace(unfinished, folder / "run.pt")
+
+    def load(self, folder: Path) -> None:
+        """Go on with the run in `folder`, if there is one."""
+        path = folder / "run.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.trainer.load_state_dict(state["trainer"])
+        self.average.load_state_dict(state["average"])
+        for stepper, each in zip(self.steppers, state["steppers"], strict=True):
+            stepper.load_state_dict(each)
+        self.batches, self.pages, self.seconds = state["batch"], state["pages"], state["seconds"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the run and the finished checkpoint")
@@ -167,8 +227,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that render pages")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=5, help="minutes between checkpoints")
+    parser.add_argument("--few-fonts", action="store_true", help="go on although fonts are missing on this machine")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    if not options.few_fonts and (absent := missing()):
+        parser.error(f"no font of {', '.join(absent)} on this machine: {ADVICE}, or train without them (--few-fonts)")
     options.out.mkdir(parents=True, exist_ok=True)
     keep_memory()
     stopped: list[int] = []
@@ -177,61 +240,43 @@ def main() -> None:
 
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
-    trainer = Trainer().to(device)
-    steppers = optimizers(trainer)
-    full = [group["lr"] for stepper in steppers for group in stepper.param_groups]
-    average = AveragedModel(trainer.model, multi_avg_fn=get_ema_multi_avg_fn(KEEP))
-    first, seconds, pages = load(options.out, trainer, average, steppers, device)
-    if first >= options.batches:
+    run = Run(device)
+    run.load(options.out)
+    if run.batches >= options.batches:
         print("This run is finished.")
         return
 
-    dataset = Pages(options.batches, options.seed, options.scale)
     loader = DataLoader(
-        Subset(dataset, range(first, options.batches)),
+        Subset(Pages(options.batches, options.seed, options.scale), range(run.batches, options.batches)),
         batch_size=None,
         num_workers=options.workers,
         prefetch_factor=4 if options.workers else None,
         pin_memory=device.type == "cuda",
     )
-    started = saved = time.monotonic()
-    bar = tqdm(loader, initial=first, total=options.batches, unit="batch", smoothing=0.05)
+    started = saved = last = time.monotonic()
+    bar = tqdm(loader, initial=run.batches, total=options.batches, unit="batch", smoothing=0.05)
     recent: deque[tuple[float, float, float, float]] = deque(maxlen=50)
-    number, ends = first, False
-    for number, batch in enumerate(bar, start=first):
-        share = rate(number, options.batches)
-        groups = [group for stepper in steppers for group in stepper.param_groups]
-        for group, lr in zip(groups, full, strict=True):
-            group["lr"] = lr * share
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            losses = trainer(batch.to(device))
-        losses.total.backward()
-        nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
-        for stepper in steppers:
-            stepper.step()
-            stepper.zero_grad(set_to_none=True)
-        average.update_parameters(trainer.model)
-        pages += len(batch.pictures)
+    for batch in bar:
+        losses = run.step(batch, rate(run.batches, options.batches))
         recent.append((losses.text, losses.patches, losses.cells, losses.turns))
         now = time.monotonic()
-        if number % 10 == 0:
+        run.seconds += now - last
+        last = now
+        if run.batches % 10 == 0:
             text, patches, cells, turns = (mean_of(list(each)) for each in zip(*recent, strict=True))
-            speed = f"{pages / (seconds + now - started):.1f} pages/s"
+            speed = f"{run.pages / run.seconds:.1f} pages/s"
             bar.set_postfix_str(f"{speed} text {text:.3f} patches {patches:.3f} cells {cells:.3f} turns {turns:.3f}")
         out_of_time = options.minutes is not None and now - started > options.minutes * 60
-        ends = out_of_time or bool(stopped)
+        ends = out_of_time or bool(stopped) or run.batches == options.batches
         if now - saved > options.save_every * 60 or ends:
-            save(options.out, trainer, average, steppers, number + 1, seconds + now - started, pages)
+            run.save(options.out)
             saved = now
-            error = f", error {quick_error(average.module, device):.3f}" if batch.read else ""
-            bar.write(f"batch {number + 1}: {pages} pages{error}")
+            error = f", error {quick_error(run.average.module, device):.3f}" if batch.read else ""
+            bar.write(f"batch {run.batches}: {run.pages} pages{error}")
         if ends:
             break
-    seconds += time.monotonic() - started
-    if not ends:
-        save(options.out, trainer, average, steppers, number + 1, seconds, pages)
-    export(average.module, options.out / "checkpoint")
-    print(f"{pages} pages in {seconds / 60:.0f} minutes on {device}; {options.out / 'checkpoint'}")
+    export(run.average.module, options.out / "checkpoint")
+    print(f"{run.pages} pages in {run.seconds / 60:.0f} minutes on {device}; {options.out / 'checkpoint'}")
 
 
 def quick_error(model: NanoOcr, device: torch.device, pages: int = 8) -> float:
@@ -246,48 +291,6 @@ def quick_error(model: NanoOcr, device: torch.device, pages: int = 8) -> float:
         error += character_error(said, truth) / pages
     model.train()
     return error
-
-
-def save(
-    folder: Path,
-    trainer: Trainer,
-    average: AveragedModel,
-    steppers: list[torch.optim.Optimizer],
-    batch: int,
-    seconds: float,
-    pages: int,
-) -> None:
-    """Write the state of the run; a kill in the middle leaves the one before."""
-    state = {
-        "trainer": trainer.state_dict(),
-        "average": average.state_dict(),
-        "steppers": [stepper.state_dict() for stepper in steppers],
-        "batch": batch,
-        "seconds": seconds,
-        "pages": pages,
-    }
-    unfinished = folder / "run.pt.part"
-    torch.save(state, unfinished)
-    os.replace(unfinished, folder / "run.pt")
-
-
-def load(
-    folder: Path,
-    trainer: Trainer,
-    average: AveragedModel,
-    steppers: list[torch.optim.Optimizer],
-    device: torch.device,
-) -> tuple[int, float, int]:
-    """Go on with the run in `folder`, if there is one: batch, seconds and pages so far."""
-    path = folder / "run.pt"
-    if not path.exists():
-        return 0, 0.0, 0
-    state = torch.load(path, map_location=device, weights_only=True)
-    trainer.load_state_dict(state["trainer"])
-    average.load_state_dict(state["average"])
-    for stepper, each in zip(steppers, state["steppers"], strict=True):
-        stepper.load_state_dict(each)
-    return state["batch"], state["seconds"], state["pages"]
 
 
 def export(model: NanoOcr, folder: Path) -> None:

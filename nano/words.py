@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import Literal
+from typing import Literal, get_args
 
 Split = Literal["train", "eval"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 ONSETS = (
     "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p ph pl pr qu r s sc sh sk sl sm sn sp st str sw t th thr tr "

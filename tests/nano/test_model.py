@@ -51,6 +51,18 @@ def test_several_questions_in_a_row_are_answered_as_if_each_were_alone(model: Na
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
+def test_in_half_precision_as_on_a_gpu_it_says_about_the_same(model: NanoOcr) -> None:
+    view = torch.randint(0, 255, (128, 128, 3), dtype=torch.uint8)
+    tokens = torch.randint(0, 300, (1, 9))
+    with torch.no_grad():
+        images = model.embed([Views(view, torch.empty(0, 0, 0, 3, dtype=torch.uint8), NO_TILES)])
+        exact = model(images, tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(images, tokens)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.1, atol=0.1)
+
+
 def test_the_tokenizer_keeps_every_text(tmp_path: Path) -> None:
     save(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)

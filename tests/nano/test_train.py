@@ -7,19 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
 
 from deepseek_ocr.layout import published_layout
 from nano.samples import Pages
+from nano.train import main
 
 ROOT = Path(__file__).parents[2]
 
 
 def train(out: Path) -> str:
     """One batch of a long run."""
-    command = [sys.executable, "-m", "nano.train", "--out", str(out), "--batches", "5000", "--minutes", "1e-6"]
-    result = subprocess.run([*command, "--workers", "0"], cwd=ROOT, capture_output=True, text=True, timeout=150)
+    command = [sys.executable, "-m", "nano.train", "--few-fonts", "--out", str(out)]
+    command += ["--batches", "5000", "--minutes", "1e-6", "--workers", "0"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -35,6 +38,19 @@ def test_a_run_goes_on_and_writes_a_checkpoint(tmp_path: Path) -> None:
     with safe_open(tmp_path / "checkpoint" / "model.safetensors", "pt") as weights:
         written = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     assert written == published_layout(config)
+
+
+def test_without_a_font_it_does_not_go_on_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "Lato-Regular.ttf").touch()
+    monkeypatch.setattr("nano.fonts.FOLDERS", (tmp_path,))
+    monkeypatch.setattr("sys.argv", ["nano.train", "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert "no font of DejaVuSans, " in said
+    assert "Lato" not in said
 
 
 def test_a_batch_follows_from_its_number_alone() -> None:
