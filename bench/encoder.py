@@ -17,6 +17,7 @@ from deepseek_ocr.encoder.deep_encoder import Views
 from deepseek_ocr.encoder.positions import relative_positions
 from deepseek_ocr.encoder.sam import Attention as SamAttention
 from deepseek_ocr.images import prepare_image
+from deepseek_ocr.memory import keep_memory
 from deepseek_ocr.modes import MODES
 from nano.render import Sheet, render
 
@@ -28,6 +29,7 @@ BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
 def run(quick: bool) -> list[Row]:
     cuda = torch.cuda.is_available()
     device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
+    keep_memory()  # as the engine's process does
     torch.manual_seed(0)
     with torch.device(device):
         encoder = DeepEncoder(PUBLISHED).to(dtype).eval()
