@@ -76,7 +76,10 @@ def microseconds(server: Server, bodies: Bodies, samples: Path, length: int) -> 
 
 
 def by_package(lines: Iterable[str]) -> Counter[str]:
-    """Samples by the package of the innermost frame; lines are `frame;frame;… count`, frames `name (file:line)`."""
+    """Samples by the package of the innermost frame, or as `SHARED`.
+
+    Lines are `frame;frame;… count`, frames `name (file:line)`.
+    """
     found: Counter[str] = Counter()
     for line in lines:
         stack, _, count = line.rpartition(" ")
