@@ -109,15 +109,15 @@ class NanoOcr(nn.Module):
         return self.encoder.embed(pictures)
 
     def forward(
-        self, images: list[torch.Tensor], tokens: torch.Tensor, segments: torch.Tensor | None = None
+        self, images: list[torch.Tensor], tokens: torch.Tensor, questions: Sequence[int] | None = None
     ) -> torch.Tensor:
         """Logits of the positions of `tokens` after the picture.
 
         Args:
             images: B × [vision tokens, hidden], all of one length.
             tokens: [B, T] ids that follow the picture.
-            segments: [B, T] to which of several questions each of them belongs, which stand one after another. Each
-                is read as if it came right after the picture and the others weren't there. None for one question.
+            questions: how many of the T are of each of several questions, which stand one after another. Each is read
+                as if it came right after the picture and the others weren't there. None for one question.
 
         Returns:
             [B, T, vocabulary]: after each of `tokens`, what comes next.
@@ -126,10 +126,7 @@ class NanoOcr(nn.Module):
         embedded = torch.cat(
             [self.decoder.embed_tokens(first), torch.stack(images), self.decoder.embed_tokens(tokens)], dim=1
         )
-        positions = mask = None
-        if segments is not None:
-            positions, mask = packed(embedded.shape[1] - tokens.shape[1], segments)
-        hidden = self.decoder(embedded, positions, mask)[:, -tokens.shape[1] :]
+        hidden = self.decoder(embedded, questions or (tokens.shape[1],))[:, -tokens.shape[1] :]
         logits: torch.Tensor = self.decoder.lm_head(hidden)
         return logits
 
@@ -171,26 +168,6 @@ class NanoOcr(nn.Module):
         return {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in named.items()}
 
 
-def packed(prefix: int, segments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Several questions in one row, each about the same `prefix` tokens.
-
-    Returns:
-        positions [B, prefix + T]: those of each question begin where the prefix ends.
-        mask [B, 1, prefix + T, prefix + T]: 0 where a token (row) sees another, −inf elsewhere; it sees the prefix and
-        its own question, up to itself.
-    """
-    batch, length = segments.shape
-    places = torch.arange(length, device=segments.device).expand(batch, -1)
-    begins = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
-    starts = torch.where(begins, places, 0).cummax(dim=1).values
-    before = torch.arange(prefix, device=segments.device).expand(batch, -1)
-    whose = torch.cat([torch.full_like(before, -1), segments], dim=1)
-    everyones, own = (whose == -1)[:, None], whose[:, None] == whose[:, :, None]
-    mask = (everyones | own).tril()
-    hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -math.inf)
-    return torch.cat([before, prefix + places - starts], dim=1), hidden[:, None]
-
-
 def give_positions(encoder: DeepEncoder) -> None:
     """2-D waves in SAM's and CLIP's tables, random relative positions: from zeros SAM can't tell neighbours apart,
     and the decoder does not learn which line comes after which."""
@@ -229,23 +206,22 @@ class Decoder(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        positions: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
+        questions: Sequence[int] = (),
         cache: list[list[torch.Tensor]] | None = None,
     ) -> torch.Tensor:
         """[B, T, hidden] → the same after all layers; with `cache`, T follows what the cache holds.
 
         Args:
-            positions: [B, T]; one after another if they aren't given.
-            mask: [B, 1, T, T], added to what tokens (rows) think of others; all before it if it isn't given.
+            questions: how many of the last of T are of each question. A token sees what comes before all of them and,
+                of its own, what comes before itself.
         """
-        if positions is None:
-            start = cache[0][0].shape[2] if cache and cache[0] else 0
-            positions = torch.arange(start, start + x.shape[1], device=x.device)[None]
-        turns = rotations(self.config, positions)
+        start = cache[0][0].shape[2] if cache and cache[0] else 0
+        common = x.shape[1] - sum(questions)
+        places = [*range(common), *(common + place for length in questions for place in range(length))]
+        turns = rotations(self.config, start + torch.tensor(places, device=x.device))
         for number, layer in enumerate(self.layers):
             self.nearly = x
-            x = layer(x, turns, mask, None if cache is None else cache[number])
+            x = layer(x, turns, questions, None if cache is None else cache[number])
         out: torch.Tensor = self.norm(x)
         return out
 
@@ -266,9 +242,9 @@ class Layer(nn.Module):
         self.mlp = GatedMlp(hidden, config["intermediate_size"]) if dense else Experts(config)
 
     def forward(
-        self, x: torch.Tensor, turns: torch.Tensor, mask: torch.Tensor | None, cache: list[torch.Tensor] | None
+        self, x: torch.Tensor, turns: torch.Tensor, questions: Sequence[int], cache: list[torch.Tensor] | None
     ) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), turns, mask, cache)
+        x = x + self.self_attn(self.input_layernorm(x), turns, questions, cache)
         x = x + self.mlp(self.post_attention_layernorm(x))
         return x
 
@@ -284,7 +260,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(hidden, hidden, bias=False)
 
     def forward(
-        self, x: torch.Tensor, turns: torch.Tensor, mask: torch.Tensor | None, cache: list[torch.Tensor] | None
+        self, x: torch.Tensor, turns: torch.Tensor, questions: Sequence[int], cache: list[torch.Tensor] | None
     ) -> torch.Tensor:
         batch, length, hidden = x.shape
         q, k, v = (
@@ -296,10 +272,26 @@ class Attention(nn.Module):
             if cache:
                 k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
             cache[:] = [k, v]
-        mask = None if mask is None else mask.to(q.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and length > 1)
+        y = attend(q, k, v, questions) if length > 1 else F.scaled_dot_product_attention(q, k, v)
         out: torch.Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, length, hidden))
         return out
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, questions: Sequence[int]) -> torch.Tensor:
+    """Causal attention, [B, heads, T, size] each, in which no question sees another.
+
+    One call for each question, of what comes before all of them and itself: for what comes before it is repeated, but
+    half of every square is left out, and most of one with a mask would be hidden.
+    """
+    common = q.shape[2] - sum(questions)
+    parts = []
+    before, *each = zip(*(one.split([common, *questions], dim=2) for one in (q, k, v)), strict=True)
+    for number, own in enumerate(each):
+        y = F.scaled_dot_product_attention(
+            *(torch.cat(both, dim=2) for both in zip(before, own, strict=True)), is_causal=True
+        )
+        parts.append(y if number == 0 else y[:, :, common:])
+    return torch.cat(parts, dim=2) if parts else F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 class GatedMlp(nn.Module):
@@ -315,7 +307,11 @@ class GatedMlp(nn.Module):
 
 
 class Experts(nn.Module):
-    """Softmax over all experts, the best few used and not renormalised, the shared ones always."""
+    """Softmax over all experts, the best few used and not renormalised, the shared ones always.
+
+    All experts are asked about every token, and those not used weigh nothing: as narrow as they are, that takes less
+    time than to sort the tokens, and shapes stay the same from batch to batch.
+    """
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -332,18 +328,20 @@ class Experts(nn.Module):
         values, chosen = scores.topk(self.used, dim=-1)
         share = chosen.flatten().bincount(minlength=len(self.experts)).float() / chosen.numel()
         self.balance = len(self.experts) * (share * scores.mean(0)).sum()
-        out: torch.Tensor = self.shared_experts(tokens)
-        for number, expert in enumerate(self.experts):
-            rows, places = (chosen == number).nonzero(as_tuple=True)
-            out = out.index_add(0, rows, expert(tokens[rows]) * values[rows, places, None].to(out.dtype))
-        return out.view_as(x)
+        weights = torch.zeros_like(scores).scatter(1, chosen, values)
+        weights = weights.repeat_interleave(self.experts[0].gate_proj.out_features, dim=1)
+        gate = F.linear(tokens, torch.cat([expert.gate_proj.weight for expert in self.experts]))
+        up = F.linear(tokens, torch.cat([expert.up_proj.weight for expert in self.experts]))
+        inner = F.silu(gate) * up * weights.to(up.dtype)
+        down = torch.cat([expert.down_proj.weight for expert in self.experts], dim=1)
+        return (self.shared_experts(tokens) + F.linear(inner, down)).view_as(x)
 
 
 def rotations(config: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
-    """[2, B, 1, T, head size]: cosines and sines of positions [B, T]."""
+    """[2, T, head size]: cosines and sines of positions [T]."""
     size = config["hidden_size"] // config["num_attention_heads"]
     rates = config["rope_theta"] ** (-torch.arange(0, size, 2, device=positions.device).float() / size)
-    angles = positions.float()[:, None, :, None] * rates
+    angles = positions.float()[:, None] * rates
     angles = torch.cat([angles, angles], dim=-1)
     return torch.stack([angles.cos(), angles.sin()])
 

@@ -3,7 +3,7 @@
 The method of Keller Jordan's "Muon: An optimizer for hidden layers in neural networks" (2024). torch has one,
 but it takes each matrix alone and computes in bf16, which a CPU without bf16 instructions emulates at a
 quarter of its speed: it took half of a training step. This one takes matrices of one shape together, in
-bf16 on a GPU and in fp32 elsewhere.
+bf16 where the device multiplies it (GPUs, CPUs with AMX) and in fp32 elsewhere.
 """
 
 from __future__ import annotations
@@ -55,9 +55,14 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(x: torch.Tensor) -> torch.Tensor:
     """[B, m, n], m ≤ n → nearly orthogonal matrices of the same directions (Newton and Schulz)."""
     dtype = x.dtype
-    x = x.bfloat16() if x.is_cuda else x.float()
+    x = x.to(torch.bfloat16 if multiplies_bf16(x.device) else torch.float32)
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
     for _ in range(ITERATIONS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=B, alpha=C), x, beta=A)
     return x.to(dtype)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bf16 matrices: GPUs, and CPUs with AMX."""
+    return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))

@@ -39,7 +39,7 @@ from nano import tokenizer
 from nano.fonts import ADVICE, missing
 from nano.labels import CLASSES, NOTHING, PER_CELL, PLACES
 from nano.model import CONFIG, NanoOcr
-from nano.muon import Muon
+from nano.muon import Muon, multiplies_bf16
 from nano.samples import GUNDAM, Batch, Pages
 
 WARM_UP = 100
@@ -90,25 +90,24 @@ class Trainer(nn.Module):
         total = torch.zeros((), device=batch.tokens.device)
         named, right_cells = [], []
         by_size = views_by_size(batch.pictures)
-        with torch.set_grad_enabled(batch.see and torch.is_grad_enabled()):
-            for (size, views), patches, cells in zip(by_size.items(), batch.patches, batch.cells, strict=True):
-                seen = encoder.sam_model.patches(normalize(views, torch.float32))
-                features = encoder.project(encoder.sam_model.compress(seen))
-                encoded[size] = iter(features)
-                for head, given, wanted, right in (
-                    (self.patch_head, seen, patches, named),
-                    (self.cell_head, features, cells, right_cells),
-                ):
-                    logits = head(given).float().reshape(-1, CLASSES)
-                    wanted = wanted.flatten()
-                    loss = F.cross_entropy(logits, wanted, reduction="none")
-                    letters = wanted > 0
-                    total = total + 0.5 * mean(loss[letters]) + 0.25 * mean(loss[~letters])
-                    right.append(mean((logits.argmax(-1) == wanted)[letters].float()).item())
+        for (size, views), patches, cells in zip(by_size.items(), batch.patches, batch.cells, strict=True):
+            seen = encoder.sam_model.patches(normalize(views, torch.float32))
+            features = encoder.project(encoder.sam_model.compress(seen))
+            encoded[size] = iter(features)
+            for head, given, wanted, right in (
+                (self.patch_head, seen, patches, named),
+                (self.cell_head, features, cells, right_cells),
+            ):
+                logits = head(given).float().reshape(-1, CLASSES)
+                wanted = wanted.flatten()
+                loss = F.cross_entropy(logits, wanted, reduction="none")
+                letters = wanted > 0
+                total = total + 0.5 * mean(loss[letters]) + 0.25 * mean(loss[~letters])
+                right.append(mean((logits.argmax(-1) == wanted)[letters].float()).item())
         text = right_turns = 0.0
         if batch.read:
             images = encoder.assemble_all(batch.pictures, encoded)
-            logits = self.model(images, batch.tokens, batch.segments).float()
+            logits = self.model(images, batch.tokens, batch.questions).float()
             asked = batch.targets != NOTHING
             turns = torch.isin(batch.tokens, LINE_STARTS.to(batch.tokens.device))
             ends = torch.isin(batch.targets, LINE_ENDS.to(batch.tokens.device))[asked]
@@ -118,20 +117,20 @@ class Trainer(nn.Module):
             weights = torch.where(turns, TURN, torch.where(ends, END, 1.0))
             total = total + (spoken * weights).sum() / weights.sum() + 0.01 * self.model.decoder.balance()
             right_turns = mean((logits.argmax(-1) == targets)[turns].float()).item()
+            where = self.place_head(self.model.decoder.nearly).float().unflatten(-1, (PLACES, 2))
             placed = batch.places[asked][:, 0] != NOTHING
             if placed.any():
-                nearly = self.model.decoder.nearly[:, -batch.tokens.shape[1] :][asked][placed]
-                missed = self._misplaced(nearly, batch.places[asked][placed])
+                missed = misplaced(where[:, -batch.tokens.shape[1] :][asked][placed], batch.places[asked][placed])
                 total = total + (missed * weights[placed]).sum() / weights[placed].sum()
             squares = batch.token_places[..., 0] != NOTHING
-            lying = self.model.decoder.nearly[:, 1 : -batch.tokens.shape[1]][squares]
-            total = total + LIE * self._misplaced(lying, batch.token_places[squares]).mean()
+            lying = where[:, 1 : -batch.tokens.shape[1]][squares]
+            total = total + LIE * misplaced(lying, batch.token_places[squares]).mean()
         return Losses(total, text, mean_of(named), mean_of(right_cells), right_turns)
 
-    def _misplaced(self, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """[N, hidden] that should name [N, 2] places: the loss of each, [N]."""
-        where = self.place_head(hidden).float().view(-1, PLACES, 2)
-        return F.cross_entropy(where, places, reduction="none").mean(-1)
+
+def misplaced(where: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The loss [N] of what is said of columns and rows, [N, PLACES, 2] logits, where it should be [N, 2] places."""
+    return F.cross_entropy(where, places, reduction="none").mean(-1)
 
 
 def mean_of(values: list[float]) -> float:
@@ -176,7 +175,7 @@ class Run:
         """Learn from a batch, at that share of the full learning rate."""
         for group, lr in zip(self._groups(), self._full, strict=True):
             group["lr"] = lr * share
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=multiplies_bf16(self.device)):
             losses: Losses = self.trainer(batch.to(self.device))
         losses.total.backward()
         nn.utils.clip_grad_norm_(self.trainer.parameters(), 1.0)
@@ -234,6 +233,8 @@ def main() -> None:
         parser.error(f"no font of {', '.join(absent)} on this machine: {ADVICE}, or train without them (--few-fonts)")
     options.out.mkdir(parents=True, exist_ok=True)
     keep_memory()
+    # oneDNN keeps what it has compiled for each shape of a product; with its own default memory grew by 7 MB a batch.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopped.append(number))
@@ -258,22 +259,23 @@ def main() -> None:
     recent: deque[tuple[float, float, float, float]] = deque(maxlen=50)
     for batch in bar:
         losses = run.step(batch, rate(run.batches, options.batches))
-        recent.append((losses.text, losses.patches, losses.cells, losses.turns))
+        if batch.read:
+            recent.append((losses.text, losses.patches, losses.cells, losses.turns))
         now = time.monotonic()
         run.seconds += now - last
         last = now
-        if run.batches % 10 == 0:
+        if run.batches % 10 == 0 and recent:
             text, patches, cells, turns = (mean_of(list(each)) for each in zip(*recent, strict=True))
             speed = f"{run.pages / run.seconds:.1f} pages/s"
             bar.set_postfix_str(f"{speed} text {text:.3f} patches {patches:.3f} cells {cells:.3f} turns {turns:.3f}")
         out_of_time = options.minutes is not None and now - started > options.minutes * 60
-        ends = out_of_time or bool(stopped) or run.batches == options.batches
-        if now - saved > options.save_every * 60 or ends:
+        stops = out_of_time or bool(stopped)
+        if now - saved > options.save_every * 60 or stops or run.batches == options.batches:
             run.save(options.out)
             saved = now
             error = f", error {quick_error(run.average.module, device):.3f}" if batch.read else ""
             bar.write(f"batch {run.batches}: {run.pages} pages{error}")
-        if ends:
+        if stops:
             break
     export(run.average.module, options.out / "checkpoint")
     print(f"{run.pages} pages in {run.seconds / 60:.0f} minutes on {device}; {options.out / 'checkpoint'}")

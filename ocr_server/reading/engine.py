@@ -75,8 +75,12 @@ class Engine(Protocol):
 class VllmEngine:
     """vLLM's async engine with our model, loaded in the background."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, serves: bool = False) -> None:
+        """Args:
+        serves: the process exists to serve the engine, so that what the garbage collector does in it may be changed.
+        """
         self._settings = settings
+        self._serves = serves
         self._llm: AsyncLLM | None = None
         self._encoder: PromptEncoder | None = None
         self._loading: asyncio.Future[None] | None = None
@@ -183,7 +187,8 @@ class VllmEngine:
             raise
         self._processes = engine_processes()
         self._shared_memory = shared_memory(self._processes)
-        freeze_heap()
+        if self._serves:
+            freeze_heap()
         self._unavailable = None
 
 

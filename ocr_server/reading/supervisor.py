@@ -331,9 +331,9 @@ class Supervisor:
 
 
 def supervisor_for(settings: Settings) -> Supervisor:
-    """Of vLLM's engine, as the settings have it."""
+    """Of vLLM's engine, as the settings have it, in a process that serves it."""
     return Supervisor(
-        lambda: VllmEngine(settings),
+        lambda: VllmEngine(settings, serves=True),
         stall_timeout=settings.engine_stall_timeout,
         most_restarts=settings.ENGINE_RESTARTS,
     )

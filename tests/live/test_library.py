@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
@@ -74,6 +75,11 @@ def test_a_folder(ocr: Ocr) -> None:
         if page.path.suffix != ".pdf":
             assert page.markdown == page.path.with_suffix(".txt").read_text(encoding="utf-8").strip()
         assert (page.finish_reason, page.error) == ("stop", None)
+
+
+def test_a_programs_own_heap_is_left_to_its_garbage_collector(ocr: Ocr) -> None:
+    list(ocr.read(EXAMPLES / "sign.png", prompt="Free OCR."))
+    assert gc.get_freeze_count() == 0
 
 
 def test_what_is_wrong_is_raised(ocr: Ocr, tmp_path: Path) -> None:

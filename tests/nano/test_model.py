@@ -43,10 +43,9 @@ def test_reading_step_by_step_gives_what_one_pass_gives(model: NanoOcr) -> None:
 def test_several_questions_in_a_row_are_answered_as_if_each_were_alone(model: NanoOcr) -> None:
     view = torch.randint(0, 255, (128, 128, 3), dtype=torch.uint8)
     questions = [torch.randint(0, 300, (length,)) for length in (5, 9, 3)]
-    segments = torch.cat([torch.full((len(each),), number) for number, each in enumerate(questions)])
     with torch.no_grad():
         images = model.embed([Views(view, torch.empty(0, 0, 0, 3, dtype=torch.uint8), NO_TILES)])
-        together = model(images, torch.cat(questions)[None], segments[None])
+        together = model(images, torch.cat(questions)[None], [5, 9, 3])
         alone = torch.cat([model(images, each[None]) for each in questions], dim=1)
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
