@@ -62,6 +62,11 @@ MEDIUM = Sheet(width=320, height=320, max_lines=8)
 """A quarter of a page, for a view of 512 pixels."""
 TILED = Sheet(width=640, height=900, max_lines=18, min_print=34, max_print=70)
 A4 = Sheet(width=1240, height=1754, min_print=34, max_print=50, max_lines=40)
+SHAPES = {
+    640: tuple((640, height) for height in (200, 240, 280, 320, 360, 400, 480, 560, 640)),
+    A4.width: ((1240, 1754), (1754, 1240), (1240, 620), (620, 1240), (1240, 1240)),
+}
+"""By the width of sheets: pages of other shapes in their place, one in a batch."""
 SMALL_TILES = ResolutionMode(base_size=512, image_size=320)
 """Gundam's layout at half of its sizes, for cheap lessons in it."""
 
@@ -170,8 +175,8 @@ class Pages(Dataset[Batch]):
         stage = next(stage for stage in STAGES if number < stage.end * self.batches or stage is STAGES[-1])
         recipe = rng.choices(stage.recipes, [each.weight for each in stage.recipes])[0]
         sheet = recipe.sheet
-        if sheet.width == 640:  # pages of many shapes, but of one shape within a batch
-            sheet = replace(sheet, height=rng.choice((320, 480, 640, sheet.height)))
+        width, height = rng.choice((*SHAPES.get(sheet.width, ()), (sheet.width, sheet.height)))
+        sheet = replace(sheet, width=width, height=height)
         pages = [render(sheet, rng) for _ in range(recipe.pages * self.scale)]
         return replace(self.batch(pages, recipe, rng), read=stage.read and recipe.read)
 
