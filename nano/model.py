@@ -108,16 +108,14 @@ class NanoOcr(nn.Module):
     def embed(self, pictures: Sequence[Views]) -> list[torch.Tensor]:
         return self.encoder.embed(pictures)
 
-    def forward(
-        self, images: list[torch.Tensor], tokens: torch.Tensor, questions: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def forward(self, images: list[torch.Tensor], tokens: torch.Tensor, questions: Sequence[int] = ()) -> torch.Tensor:
         """Logits of the positions of `tokens` after the picture.
 
         Args:
             images: B × [vision tokens, hidden], all of one length.
             tokens: [B, T] ids that follow the picture.
             questions: how many of the T are of each of several questions, which stand one after another. Each is read
-                as if it came right after the picture and the others weren't there. None for one question.
+                as if it came right after the picture and the others weren't there. Empty for one question.
 
         Returns:
             [B, T, vocabulary]: after each of `tokens`, what comes next.
@@ -126,7 +124,7 @@ class NanoOcr(nn.Module):
         embedded = torch.cat(
             [self.decoder.embed_tokens(first), torch.stack(images), self.decoder.embed_tokens(tokens)], dim=1
         )
-        hidden = self.decoder(embedded, questions or (tokens.shape[1],))[:, -tokens.shape[1] :]
+        hidden = self.decoder(embedded, questions)[:, -tokens.shape[1] :]
         logits: torch.Tensor = self.decoder.lm_head(hidden)
         return logits
 
@@ -280,9 +278,10 @@ class Attention(nn.Module):
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, questions: Sequence[int]) -> torch.Tensor:
     """Causal attention, [B, heads, T, size] each, in which no question sees another.
 
-    One call for each question, of what comes before all of them and itself: for what comes before it is repeated, but
-    half of every square is left out, and most of one with a mask would be hidden.
+    Each is attended to in a call of its own, together with what comes before all of them: that part is done again each
+    time, but of one square with a mask most would be hidden, and half of each of these is left out.
     """
+    questions = questions or (q.shape[2],)
     common = q.shape[2] - sum(questions)
     parts = []
     before, *each = zip(*(one.split([common, *questions], dim=2) for one in (q, k, v)), strict=True)
@@ -291,7 +290,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, questions: Sequenc
             *(torch.cat(both, dim=2) for both in zip(before, own, strict=True)), is_causal=True
         )
         parts.append(y if number == 0 else y[:, :, common:])
-    return torch.cat(parts, dim=2) if parts else F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return torch.cat(parts, dim=2)
 
 
 class GatedMlp(nn.Module):
