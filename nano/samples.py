@@ -196,23 +196,17 @@ class Pages(Dataset[Batch]):
                 in_patches, in_cells = view_labels(glyphs, view)
                 patches.setdefault(view.size, []).append(torch.from_numpy(in_patches))
                 cells.setdefault(view.size, []).append(torch.from_numpy(in_cells))
-        asked = [
-            [self._question(page, view, task, rng) for page, view in zip(pages, global_views, strict=True)]
-            for task in recipe.tasks
-        ]
-        padded = [
-            [
-                aligned(each, padding)
-                for each, padding in zip(zip(*rows, strict=True), (PAD, NOTHING, NOTHING), strict=True)
-            ]
-            for rows in asked
-        ]
-        tokens, targets, places = (torch.cat(each, dim=1) for each in zip(*padded, strict=True))
+        questions = []
+        for task in recipe.tasks:
+            rows = [self._question(page, view, task, rng) for page, view in zip(pages, global_views, strict=True)]
+            asked, wanted, where = zip(*rows, strict=True)
+            questions.append((aligned(asked, PAD), aligned(wanted, NOTHING), aligned(where, NOTHING)))
+        tokens, targets, places = (torch.cat(each, dim=1) for each in zip(*questions, strict=True))
         sizes = list(patches)
         return Batch(
             pictures,
             tokens,
-            [one.shape[1] for one, *_ in padded],
+            [asked.shape[1] for asked, *_ in questions],
             targets,
             places,
             torch.stack(lying),
