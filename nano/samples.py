@@ -16,7 +16,7 @@ from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES, ResolutionMode
 from nano.labels import NOTHING, ViewMap, answer_labels, token_places, view_labels, view_maps
 from nano.render import Page, Sheet, Task, render
-from nano.tokenizer import EOS, PAD, make
+from nano.tokenizer import EOS, PAD, SPECIAL, make
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ DOCUMENT = replace(PAGE, structured=True)
 LESSONS = (
     Recipe(DENSE, square(512), 10, ("free", "locate")),
     Recipe(FULL_PAGE, GUNDAM, 4, ("free", "lines"), weight=2),
-    Recipe(FINE_PRINT, GUNDAM, 4, ("free", "lines"), weight=4),
+    Recipe(FINE_PRINT, GUNDAM, 4, ("free", "lines"), weight=6),
     Recipe(PAGE, GUNDAM, 4, ("free", "lines", "locate"), weight=4),
     Recipe(replace(DENSE, max_print=28), square(512), 20, weight=4, read=False),
     Recipe(replace(FULL_PAGE, max_print=28), GUNDAM, 5, weight=3, read=False),
@@ -221,7 +221,7 @@ class Pages(Dataset[Batch]):
         asked = self._tokenizer.encode("\n" + prompt, add_special_tokens=False).ids
         given, where = answer_labels(pieces, self._tokenizer, view)
         silent = len(asked) - 1
-        shown = self._misread(given, rng) if task == "free" and rng.random() < MISREAD else given
+        shown = self._misread(given, rng) if task in ("free", "lines") and rng.random() < MISREAD else given
         return (
             torch.tensor([*asked, *shown, EOS]),
             torch.tensor([*[NOTHING] * silent, *given, EOS, NOTHING]),
@@ -229,11 +229,19 @@ class Pages(Dataset[Batch]):
         )
 
     def _misread(self, given: list[int], rng: random.Random) -> list[int]:
-        """With signs of the same answer in the places of one in ten."""
+        """With signs of the same answer in the places of one in ten; newlines and boxes stay."""
         assert self._tokenizer is not None
-        newline = self._tokenizer.token_to_id("Ċ")
-        signs = [each for each in given if each != newline]
-        return [rng.choice(signs) if each != newline and rng.random() < 0.1 else each for each in given]
+        newline, opens, closes = (self._tokenizer.token_to_id(each) for each in ("Ċ", "<|det|>", "<|/det|>"))
+        printed, in_box = [], False
+        for place, token in enumerate(given):
+            in_box = token == opens or (in_box and token != closes)
+            if not in_box and token != newline and token >= len(SPECIAL):
+                printed.append(place)
+        shown = list(given)
+        for place in printed:
+            if rng.random() < 0.1:
+                shown[place] = given[rng.choice(printed)]
+        return shown
 
 
 def aligned(rows: Sequence[torch.Tensor], padding: int) -> torch.Tensor:

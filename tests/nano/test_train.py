@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,10 @@ import torch
 from safetensors import safe_open
 
 from deepseek_ocr.layout import published_layout
-from nano.samples import Pages
+from nano.labels import NOTHING
+from nano.render import Sheet, render
+from nano.samples import GUNDAM, Pages, Recipe
+from nano.tokenizer import make
 from nano.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -60,3 +65,21 @@ def test_a_batch_follows_from_its_number_alone() -> None:
     assert torch.equal(one.tokens, other.tokens)
     assert all(torch.equal(a.global_view, b.global_view) for a, b in zip(one.pictures, other.pictures, strict=True))
     assert not torch.equal(Pages(1000, seed=1)[200].pictures[0].global_view, one.pictures[0].global_view)
+
+
+def test_misread_letters_are_shown_and_not_wanted_and_boxes_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nano.samples.MISREAD", 1.0)
+    rng = random.Random(0)
+    recipe = Recipe(Sheet(max_lines=6), GUNDAM, 1, ("lines",))
+    page = render(recipe.sheet, rng)
+    batch = Pages(1, seed=0).batch([page], recipe, rng)
+    wanted = batch.targets[0, :-1]
+    answer = wanted != NOTHING
+    shown, given = batch.tokens[0, 1:][answer], wanted[answer]
+
+    tokens = make()
+    read, truth = (tokens.decode(each.tolist(), skip_special_tokens=False) for each in (shown, given))
+    line = re.compile(r"<\|ref\|>(.*?)<\|/ref\|>(<\|det\|>.*?<\|/det\|>)")
+    assert [box for _, box in line.findall(read)] == [box for _, box in line.findall(truth)]
+    assert [text for text, _ in line.findall(truth)] == [line.text for line in page.lines()]
+    assert 0.02 < (shown != given).float().mean() < 0.1
