@@ -23,8 +23,9 @@ CLASSES = 95
 """0 is nothing; 1 to 94 are the printable ASCII characters from `!` to `~`."""
 PER_CELL = 10
 """Most characters taught for one vision token."""
-PLACES = 64
-"""Columns, and rows, in which the decoder has to say where it reads on."""
+PLACES = 128
+"""Columns, and rows, in which the decoder has to say where it reads on: 8 pixels, the narrowest letters, in the default
+mode."""
 NOTHING = -100
 """Where no answer is asked."""
 

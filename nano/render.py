@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import random
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -185,6 +186,8 @@ class Sheet:
     full: bool = False
     """Lines from edge to edge and from top to bottom, words cut where they end: the most letters for the work of
     training on a page."""
+    narrow: bool = False
+    """Of two fonts the one that needs less room."""
     alike: float = 0.0
     """Share of the pages on which lines begin as others before them do."""
     blank: float = 0.0
@@ -209,7 +212,7 @@ class Press:
         self.ink = 0 if sheet.clean and rng.random() < 0.5 else rng.randint(0, 60)
         self.canvas = Image.new("L", (sheet.width, sheet.height), self.paper)
         self.draw = ImageDraw.Draw(self.canvas)
-        self.path = rng.choice(fonts(sheet.split))
+        self.path = min((rng.choice(fonts(sheet.split)) for _ in range(1 + sheet.narrow)), key=set_width)
         self.size = rng.randint(sheet.min_print, sheet.max_print)
         self.gap = rng.uniform(1.0, 1.5)
         margin = 40 * sheet.width / 640
@@ -360,6 +363,12 @@ class Press:
 def ink(path: Path, size: int, char: str) -> Box:
     """Where the ink of `char` lies when it is set at (0, 0) on its baseline."""
     return font(path, size).getbbox(char, anchor="ls")
+
+
+@cache
+def set_width(path: Path) -> float:
+    """How long its letters and digits are, one after another."""
+    return font(path, 100).getlength(string.ascii_letters + string.digits)
 
 
 def shifted(box: Box, x: float, y: float) -> Box:

@@ -83,15 +83,15 @@ class Stage:
 
 DENSE = replace(MEDIUM, full=True)
 FULL_PAGE = replace(PAGE, full=True)
-FINE_PRINT = replace(PAGE, max_print=30)
+FINE_PRINT = replace(PAGE, max_print=30, narrow=True)
 DOCUMENT = replace(PAGE, structured=True)
 LESSONS = (
     Recipe(DENSE, square(512), 10, ("free", "locate")),
     Recipe(FULL_PAGE, GUNDAM, 4, ("free", "lines"), weight=2),
     Recipe(FINE_PRINT, GUNDAM, 4, ("free", "lines"), weight=6),
     Recipe(PAGE, GUNDAM, 4, ("free", "lines", "locate"), weight=4),
-    Recipe(replace(DENSE, max_print=28), square(512), 20, weight=4, read=False),
-    Recipe(replace(FULL_PAGE, max_print=28), GUNDAM, 5, weight=3, read=False),
+    Recipe(replace(DENSE, max_print=28, narrow=True), square(512), 20, weight=4, read=False),
+    Recipe(replace(FULL_PAGE, max_print=28, narrow=True), GUNDAM, 3, ("free", "lines"), weight=4),
     Recipe(DOCUMENT, GUNDAM, 4, ("free", "lines", "markdown"), weight=2),
     Recipe(TILED, SMALL_TILES, 4, ("free", "lines"), weight=3.5),
     Recipe(A4, GUNDAM, 1, ("free", "lines"), weight=1.5),

@@ -55,6 +55,14 @@ def test_boxes_turn_with_a_tilted_page(seed: int) -> None:
         assert np.percentile(inside, 95) > 40, line.text
 
 
+def test_narrow_pages_hold_more_letters() -> None:
+    usual, narrow = (
+        sum(len(page(replace(CLEAN, full=True, max_print=24, narrow=each), seed).glyphs()) for seed in range(10))
+        for each in (False, True)
+    )
+    assert narrow > usual
+
+
 def test_answers_are_in_the_models_own_format() -> None:
     rng = random.Random(3)
     printed = page(CLEAN, 3)
