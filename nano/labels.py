@@ -19,6 +19,9 @@ from nano.render import Box, Glyph, Piece
 PATCH = 16
 CELL = 64
 """Pixels a side of a patch and of a vision token, in a view."""
+LEAN = 16
+"""Pixels of a view by which the rows of text that a vision token is asked for begin above its square: the compressor's
+two strides see four patches above the first of the square and four below it."""
 CLASSES = 95
 """0 is nothing; 1 to 94 are the printable ASCII characters from `!` to `~`."""
 PER_CELL = 10
@@ -63,8 +66,8 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels]:
 
     Returns:
         patches [size / 16, size / 16]: which character covers the patch, 0 for none.
-        cells [(size / 64)², PER_CELL]: the characters whose centres lie in the token's square, in reading
-        order, then zeros.
+        cells [(size / 64)², PER_CELL]: the characters whose middles lie in the token's square, `LEAN` higher up,
+        in reading order, then zeros. A line is a token's as a whole, however its characters reach up and down.
     """
     side, cells_a_side = view.size // PATCH, view.size // CELL
     patches = np.zeros((side, side), np.int64)
@@ -75,15 +78,15 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels]:
             continue
         left, right = (x * view.scale_x + view.shift_x for x in (glyph.box[0], glyph.box[2]))
         top, bottom = (y * view.scale_y + view.shift_y for y in (glyph.box[1], glyph.box[3]))
-        x, y = (left + right) / 2, (top + bottom) / 2
+        x, y = glyph.middle[0] * view.scale_x + view.shift_x, glyph.middle[1] * view.scale_y + view.shift_y
         if not (0 <= x < view.size and 0 <= y < view.size):
             continue
         # A patch is the character's if its centre lies within; narrow ones keep the patch of their own centre.
         columns = slice(max(0, round(left / PATCH)), max(round(left / PATCH) + 1, round(right / PATCH)))
         rows = slice(max(0, round(top / PATCH)), max(round(top / PATCH) + 1, round(bottom / PATCH)))
         patches[rows, columns] = kind
-        patches[int(y / PATCH), int(x / PATCH)] = kind
-        cell = int(y / CELL) * cells_a_side + int(x / CELL)
+        patches[min(int((top + bottom) / 2 / PATCH), side - 1), int(x / PATCH)] = kind
+        cell = min(int((y + LEAN) / CELL), cells_a_side - 1) * cells_a_side + int(x / CELL)
         cells.setdefault(cell, []).append((y, x, kind))
     in_cells = np.zeros((cells_a_side**2, PER_CELL), np.int64)
     for cell, found in cells.items():
@@ -148,7 +151,7 @@ def answer_labels(pieces: list[Piece], tokenizer: Tokenizer, view: ViewMap) -> t
             continue
         for token in reversed(tokens):
             if piece.glyphs and tokenizer.decode([token]) != " ":
-                following = centre(next(signs).box, view)
+                following = place(*next(signs).middle, view)
             places.append(following)
     return ids[::-1], places[::-1]
 
@@ -159,10 +162,6 @@ def corners(tokens: list[int], box: Box, tokenizer: Tokenizer, view: ViewMap) ->
     for token in tokens:
         yield place(*(box[:2] if commas < 2 else box[2:]), view)
         commas += tokenizer.decode([token]) == ","
-
-
-def centre(box: Box, view: ViewMap) -> tuple[int, int]:
-    return place((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, view)
 
 
 def place(x: float, y: float, view: ViewMap) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from nano.fonts import font, fonts
 from nano.words import Split, made_up, number, word
 
 Box = tuple[float, float, float, float]
+Point = tuple[float, float]
 Label = Literal["title", "text", "list", "table", "image"]
 Task = Literal["free", "lines", "markdown", "locate"]
 
@@ -38,6 +39,10 @@ PROMPTS: dict[Task, str] = {
 class Glyph:
     char: str
     box: Box
+    """Its ink."""
+    middle: Point
+    """Of its ink from side to side, and of its line's low letters from top to bottom: commas, capitals and letters with
+    tails stand as high as their line does."""
 
 
 @dataclass
@@ -349,11 +354,12 @@ class Press:
             text = number(self.rng)[:3]
         baseline = self.y + ascent
         self.draw.text((left, baseline), text, font=face, fill=self.ink, anchor="ls")
-        glyphs = [
-            Glyph(char, shifted(ink(self.path, self.size, char), left + face.getlength(text[:place]), baseline))
-            for place, char in enumerate(text)
-            if char != " "
-        ]
+        middle = baseline + ink(self.path, self.size, "x")[1] / 2
+        glyphs = []
+        for place, char in enumerate(text):
+            if char != " ":
+                box = shifted(ink(self.path, self.size, char), left + face.getlength(text[:place]), baseline)
+                glyphs.append(Glyph(char, box, ((box[0] + box[2]) / 2, middle)))
         self.y += (ascent + descent) * self.gap
         self.number_of_lines += 1
         return Line(text, glyphs)
@@ -402,14 +408,16 @@ def turn(page: Page, degrees: float) -> None:
     width, height = page.image.size
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
 
+    def moved(x: float, y: float) -> Point:
+        x, y = x - width / 2, y - height / 2
+        return x * cosine + y * sine + width / 2, -x * sine + y * cosine + height / 2
+
     def turned(box: Box) -> Box:
-        corners = [(x - width / 2, y - height / 2) for x in (box[0], box[2]) for y in (box[1], box[3])]
-        xs = [x * cosine + y * sine + width / 2 for x, y in corners]
-        ys = [-x * sine + y * cosine + height / 2 for x, y in corners]
+        xs, ys = zip(*(moved(x, y) for x in (box[0], box[2]) for y in (box[1], box[3])), strict=True)
         return max(0, min(xs)), max(0, min(ys)), min(width, max(xs)), min(height, max(ys))
 
     for glyph in page.glyphs():
-        glyph.box = turned(glyph.box)
+        glyph.box, glyph.middle = turned(glyph.box), moved(*glyph.middle)
     for block in page.blocks:
         if block.frame is not None:
             block.frame = turned(block.frame)

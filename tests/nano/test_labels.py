@@ -14,12 +14,13 @@ from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES, NO_TILES
 from nano.labels import (
     CELL,
+    LEAN,
     NOTHING,
     PATCH,
     PLACES,
+    Labels,
     ViewMap,
     answer_labels,
-    centre,
     place,
     token_places,
     view_labels,
@@ -57,18 +58,35 @@ def test_a_spot_on_the_page_lies_in_the_views_where_the_maps_say(mode: str, size
 def test_characters_are_taught_in_their_patch_and_in_their_token_in_reading_order() -> None:
     view = ViewMap(size=256, scale_x=1, scale_y=1, shift_x=0, shift_y=0)
     glyphs = [
-        Glyph("b", (84, 70, 100, 96)),
-        Glyph("a", (66, 72, 82, 96)),
-        Glyph("c", (66, 106, 80, 124)),
-        Glyph("d", (200, 10, 216, 36)),
+        Glyph("b", (84, 62, 100, 88), (92, 80)),
+        Glyph("a", (66, 72, 82, 88), (74, 80)),
+        Glyph("c", (66, 94, 80, 110), (73, 102)),
+        Glyph("d", (200, 10, 216, 36), (208, 28)),
     ]
     patches, cells = view_labels(glyphs, view)
-    token = (64 // CELL) * (256 // CELL) + 64 // CELL
-    assert [chr(kind + 32) for kind in cells[token] if kind] == ["a", "b", "c"]
-    assert [chr(kind + 32) for kind in cells[3] if kind] == ["d"]
+    assert said(cells, 64, 64) == "abc"
+    assert said(cells, 192, 0) == "d"
     assert chr(patches[84 // PATCH, 74 // PATCH] + 32) == "a"
     assert chr(patches[22 // PATCH, 208 // PATCH] + 32) == "d"
     assert patches[0, 0] == 0
+
+
+@pytest.mark.parametrize(("middle", "row"), [(64 - LEAN - 2, 0), (64 - LEAN + 2, 64), (254, 192)])
+def test_a_line_is_one_tokens_however_its_characters_reach(middle: float, row: int) -> None:
+    view = ViewMap(size=256, scale_x=1, scale_y=1, shift_x=0, shift_y=0)
+    reaching = {"l": (-18, 8), "g": (-8, 18), ",": (4, 12), "x": (-8, 8)}
+    glyphs = [
+        Glyph(char, (66 + 14 * place, middle + top, 78 + 14 * place, middle + bottom), (72 + 14 * place, middle))
+        for place, (char, (top, bottom)) in enumerate(reaching.items())
+    ]
+    _, cells = view_labels(glyphs, view)
+    assert said(cells, 64, row) == "lg,x"
+    assert (cells > 0).sum() == 4
+
+
+def said(cells: Labels, x: int, y: int) -> str:
+    """The characters of the token whose square begins at (x, y), in a view of 256."""
+    return "".join(chr(kind + 32) for kind in cells[y // CELL * (256 // CELL) + x // CELL] if kind)
 
 
 @pytest.mark.parametrize("task", ["free", "lines", "markdown", "locate"])
@@ -79,7 +97,7 @@ def test_the_decoder_is_told_where_each_sign_it_writes_stands(task: Task) -> Non
     _, pieces = page.pieces(task, random.Random(0))
     ids, places = answer_labels(pieces, tokenizer, view)
     assert tokenizer.decode(ids, skip_special_tokens=False) == "".join(piece.text for piece in pieces)
-    printed = [centre(glyph.box, view) for piece in pieces for glyph in piece.glyphs]
+    printed = [place(*glyph.middle, view) for piece in pieces for glyph in piece.glyphs]
     boxes = [piece.located for piece in pieces if piece.located]
     assert set(places) <= {*printed, *(place(*box[i : i + 2], view) for box in boxes for i in (0, 2)), (-100, -100)}
     assert places[0] == printed[0]

@@ -55,6 +55,16 @@ def test_boxes_turn_with_a_tilted_page(seed: int) -> None:
         assert np.percentile(inside, 95) > 40, line.text
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_middles_of_a_line_are_level_and_within_its_low_letters(seed: int) -> None:
+    for line in page(CLEAN, seed).lines():
+        assert len({glyph.middle[1] for glyph in line.glyphs}) == 1
+        for glyph in line.glyphs:
+            left, top, right, bottom = glyph.box
+            assert left <= glyph.middle[0] <= right
+            assert glyph.char not in "acemnorsuvwxz" or top < glyph.middle[1] < bottom
+
+
 def test_narrow_pages_hold_more_letters() -> None:
     usual, narrow = (
         sum(len(page(replace(CLEAN, full=True, max_print=24, narrow=each), seed).glyphs()) for seed in range(10))
