@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import base64
 import io
-import json
 import random
 import re
 from collections.abc import Callable
@@ -24,13 +23,12 @@ from pathlib import Path
 
 import torch
 from rapidfuzz.distance import Levenshtein
-from safetensors.torch import load_file
 
 from deepseek_ocr.encoder.deep_encoder import Views
 from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES, ResolutionMode
 from nano.fonts import ADVICE, missing
-from nano.model import NanoOcr
+from nano.model import NanoOcr, load
 from nano.render import Page, Sheet, Task, render
 from nano.samples import A4, PAGE
 from nano.tokenizer import make
@@ -163,18 +161,7 @@ def answer(
 
 def through_the_code(folder: Path) -> Read:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = NanoOcr(json.loads((folder / "config.json").read_text()))
-    weights = {name: tensor.float() for name, tensor in load_file(str(folder / "model.safetensors")).items()}
-    encoder = {f"model.{name}" for name in model.encoder.state_dict()}
-    model.encoder.load_state_dict({name[6:]: weights[name] for name in encoder})
-    model.decoder.load_state_dict(
-        {
-            name.removeprefix("model."): value
-            for name, value in weights.items()
-            if name.removeprefix("model.") in model.decoder.state_dict()
-        }
-    )
-    model.to(device).eval()
+    model = load(folder).to(device).eval()
     return lambda page, prompt, mode: answer(model, device, page, prompt, MODES[mode])
 
 

@@ -5,11 +5,14 @@ Parameter names are the published ones less their leading `model.`, which `state
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -164,6 +167,18 @@ class NanoOcr(nn.Module):
         unused = (clip["width"], 3, clip["patch_size"], clip["patch_size"])
         named["model.vision_model.embeddings.patch_embedding.weight"] = torch.zeros(unused)
         return {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in named.items()}
+
+
+def load(checkpoint: Path) -> NanoOcr:
+    """The model of a checkpoint's folder, fp32: `NanoOcr.state` undone."""
+    model = NanoOcr(json.loads((checkpoint / "config.json").read_text()))
+    weights = {
+        name.removeprefix("model."): value.float()
+        for name, value in load_file(str(checkpoint / "model.safetensors")).items()
+    }
+    for part in (model.encoder, model.decoder):
+        part.load_state_dict({name: weights[name] for name in part.state_dict()})
+    return model
 
 
 def give_positions(encoder: DeepEncoder) -> None:

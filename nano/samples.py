@@ -83,23 +83,25 @@ class Stage:
 
 DENSE = replace(MEDIUM, full=True)
 FULL_PAGE = replace(PAGE, full=True)
-FINE_PRINT = replace(PAGE, max_print=30, narrow=True)
-DOCUMENT = replace(PAGE, structured=True)
+FINE_PRINT = {"max_print": 30, "narrow": True}
+PLAIN = replace(PAGE, noise=False, alike=0.2)
+"""What documents say: no random signs."""
 LESSONS = (
+    Recipe(PLAIN, GUNDAM, 4, ("free", "lines"), weight=5),
+    Recipe(replace(PLAIN, **FINE_PRINT), GUNDAM, 4, ("free", "lines"), weight=6),
+    Recipe(replace(FULL_PAGE, noise=False, **FINE_PRINT), GUNDAM, 3, ("free", "lines"), weight=3),
+    Recipe(FULL_PAGE, GUNDAM, 3, ("free", "lines"), weight=1.5),
+    Recipe(PAGE, GUNDAM, 4, ("free", "locate")),
+    Recipe(replace(FULL_PAGE, **FINE_PRINT), GUNDAM, 4, weight=2.5, read=False),
+    Recipe(replace(DENSE, max_print=28, narrow=True), square(512), 16, weight=2.5, read=False),
     Recipe(DENSE, square(512), 10, ("free", "locate")),
-    Recipe(FULL_PAGE, GUNDAM, 4, ("free", "lines"), weight=2),
-    Recipe(FINE_PRINT, GUNDAM, 4, ("free", "lines", "lines"), weight=6),
-    Recipe(PAGE, GUNDAM, 4, ("free", "lines", "locate"), weight=4),
-    Recipe(replace(PAGE, min_print=28, max_print=44, max_lines=7), GUNDAM, 5, ("free", "lines"), weight=3),
-    Recipe(replace(DENSE, max_print=28, narrow=True), square(512), 20, weight=3, read=False),
-    Recipe(replace(FULL_PAGE, max_print=28, narrow=True), GUNDAM, 3, ("free", "lines", "lines"), weight=4),
-    Recipe(DOCUMENT, GUNDAM, 4, ("free", "lines", "markdown"), weight=2),
-    Recipe(TILED, SMALL_TILES, 4, ("free", "lines"), weight=2),
-    Recipe(A4, GUNDAM, 1, ("free", "lines"), weight=1),
-    Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines"), 0.3),
-    Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 7, ("free", "lines"), 0.3),
-    Recipe(PAGE, MODES["base"], 3, ("free", "lines"), weight=0.3),
-    Recipe(PAGE, MODES["large"], 2, weight=0.2),
+    Recipe(replace(PAGE, structured=True), GUNDAM, 4, ("free", "markdown"), weight=1.5),
+    Recipe(TILED, SMALL_TILES, 4, ("free", "lines"), weight=0.8),
+    Recipe(A4, GUNDAM, 1, ("free", "lines"), weight=0.7),
+    Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines"), 0.25),
+    Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 7, ("free", "lines"), 0.25),
+    Recipe(PAGE, MODES["base"], 3, ("free", "lines"), weight=0.2),
+    Recipe(PAGE, MODES["large"], 2, weight=0.15),
 )
 """Everything that it is to know."""
 STAGES = (
@@ -164,8 +166,8 @@ class Batch:
 class Pages(Dataset[Batch]):
     """Batch number → batch. `scale` multiplies the pages of a batch, for devices that can take more."""
 
-    def __init__(self, batches: int, seed: int, scale: int = 1) -> None:
-        self.batches, self.seed, self.scale = batches, seed, scale
+    def __init__(self, batches: int, seed: int, scale: int = 1, stages: Sequence[Stage] = STAGES) -> None:
+        self.batches, self.seed, self.scale, self.stages = batches, seed, scale, stages
         self._tokenizer: Tokenizer | None = None
 
     def __len__(self) -> int:
@@ -173,7 +175,7 @@ class Pages(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         rng = random.Random(f"{self.seed}/{number}")
-        stage = next(stage for stage in STAGES if number < stage.end * self.batches or stage is STAGES[-1])
+        stage = next(stage for stage in self.stages if number < stage.end * self.batches or stage is self.stages[-1])
         recipe = rng.choices(stage.recipes, [each.weight for each in stage.recipes])[0]
         sheet = recipe.sheet
         width, height = rng.choice((*SHAPES.get(sheet.width, ()), (sheet.width, sheet.height)))

@@ -2,6 +2,7 @@
 
     python -m nano.train --out runs/nano                      # the CPU recipe
     python -m nano.train --out runs/nano --scale 16 --workers 14   # with a GPU
+    python -m nano.train --out runs/more --start nano/checkpoint --batches 1800   # on from what there is
 
 Can be stopped at any moment and goes on where it was: batches follow from their number. SIGTERM and Ctrl-C
 stop it after the batch it is at. What it costs and what it reaches stands in nano/README.md.
@@ -19,7 +20,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
+from tqdm import tqdm, trange
 
 from deepseek_ocr.encoder.deep_encoder import views_by_size
 from deepseek_ocr.images import normalize
@@ -38,9 +39,9 @@ from deepseek_ocr.memory import keep_memory
 from nano import tokenizer
 from nano.fonts import ADVICE, missing
 from nano.labels import CLASSES, NOTHING, PER_CELL, PLACES
-from nano.model import CONFIG, NanoOcr
+from nano.model import CONFIG, NanoOcr, load
 from nano.muon import Muon, multiplies_bf16
-from nano.samples import GUNDAM, Batch, Pages
+from nano.samples import GUNDAM, STAGES, Batch, Pages
 
 WARM_UP = 100
 """Batches until the learning rate is full."""
@@ -54,6 +55,10 @@ LIE = 0.2
 KEEP = 0.998
 """What is written is a moving average of the weights; a batch leaves so much of it. Single states now and then skipped
 a line that the states before and after them read."""
+SETTLE = 110
+"""Batches in which the heads that no checkpoint has learn from one that stands still, before it learns with them."""
+GO_ON = 0.4
+"""The share of the full learning rate for a run that starts with a checkpoint."""
 HOLD = 0.15
 """The share of the run after which it begins to fall."""
 
@@ -83,6 +88,11 @@ class Trainer(nn.Module):
         self.patch_head = nn.Linear(self.model.encoder.sam_model.pos_embed.shape[-1], CLASSES)
         self.cell_head = nn.Linear(CONFIG["language_config"]["hidden_size"], PER_CELL * CLASSES)
         self.place_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * PLACES)
+
+    def heads(self) -> Iterator[nn.Parameter]:
+        """What only training needs."""
+        for head in (self.patch_head, self.cell_head, self.place_head):
+            yield from head.parameters()
 
     def forward(self, batch: Batch) -> Losses:
         encoder = self.model.encoder
@@ -171,12 +181,26 @@ class Run:
         self.batches, self.pages, self.seconds = 0, 0, 0.0
         """So far."""
 
+    def start(self, checkpoint: Path, pages: Iterable[Batch]) -> None:
+        """Begin with a checkpoint's weights; the heads learn from `pages` meanwhile."""
+        model = self.trainer.model
+        for each in (model, self.average.module):
+            each.load_state_dict(load(checkpoint).state_dict())
+        stepper = torch.optim.AdamW(self.trainer.heads(), lr=4e-3, betas=(0.9, 0.98), weight_decay=0.01)
+        falling = torch.optim.lr_scheduler.LinearLR(stepper, 1.0, 0.0, SETTLE)
+        model.requires_grad_(False)
+        for batch in pages:
+            self._losses(batch).total.backward()
+            stepper.step()
+            stepper.zero_grad()
+            falling.step()
+        model.requires_grad_(True)
+
     def step(self, batch: Batch, share: float) -> Losses:
         """Learn from a batch, at that share of the full learning rate."""
         for group, lr in zip(self._groups(), self._full, strict=True):
             group["lr"] = lr * share
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=multiplies_bf16(self.device)):
-            losses: Losses = self.trainer(batch.to(self.device))
+        losses = self._losses(batch)
         losses.total.backward()
         nn.utils.clip_grad_norm_(self.trainer.parameters(), 1.0)
         for stepper in self.steppers:
@@ -185,6 +209,11 @@ class Run:
         self.average.update_parameters(self.trainer.model)
         self.batches += 1
         self.pages += len(batch.pictures)
+        return losses
+
+    def _losses(self, batch: Batch) -> Losses:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=multiplies_bf16(self.device)):
+            losses: Losses = self.trainer(batch.to(self.device))
         return losses
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -205,11 +234,8 @@ class Run:
         os.replace(unfinished, folder / "run.pt")
 
     def load(self, folder: Path) -> None:
-        """Go on with the run in `folder`, if there is one."""
-        path = folder / "run.pt"
-        if not path.exists():
-            return
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        """Go on with the run in `folder`."""
+        state = torch.load(folder / "run.pt", map_location=self.device, weights_only=True)
         self.trainer.load_state_dict(state["trainer"])
         self.average.load_state_dict(state["average"])
         for stepper, each in zip(self.steppers, state["steppers"], strict=True):
@@ -221,6 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the run and the finished checkpoint")
     parser.add_argument("--batches", type=int, default=8_000, help="length of the run (default: %(default)s)")
+    parser.add_argument("--start", type=Path, help="begin with this checkpoint's weights, in the last stage")
     parser.add_argument("--scale", type=int, default=1, help="times the pages of a batch, for a device that can")
     parser.add_argument("--minutes", type=float, help="stop after this time; the next call goes on")
     parser.add_argument("--workers", type=int, default=1, help="processes that render pages")
@@ -242,13 +269,19 @@ def main() -> None:
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     run = Run(device)
-    run.load(options.out)
+    stages = STAGES[-1:] if options.start else STAGES
+    pages = Pages(options.batches, options.seed, options.scale, stages)
+    if (options.out / "run.pt").exists():
+        run.load(options.out)
+    elif options.start:
+        run.start(options.start, (pages[number] for number in trange(SETTLE, desc="heads", unit="batch")))
+    full = GO_ON if options.start else 1.0
     if run.batches >= options.batches:
         print("This run is finished.")
         return
 
     loader = DataLoader(
-        Subset(Pages(options.batches, options.seed, options.scale), range(run.batches, options.batches)),
+        Subset(pages, range(run.batches, options.batches)),
         batch_size=None,
         num_workers=options.workers,
         prefetch_factor=4 if options.workers else None,
@@ -258,7 +291,7 @@ def main() -> None:
     bar = tqdm(loader, initial=run.batches, total=options.batches, unit="batch", smoothing=0.05)
     recent: deque[tuple[float, float, float, float]] = deque(maxlen=50)
     for batch in bar:
-        losses = run.step(batch, rate(run.batches, options.batches))
+        losses = run.step(batch, full * rate(run.batches, options.batches))
         if batch.read:
             recent.append((losses.text, losses.patches, losses.cells, losses.turns))
         now = time.monotonic()

@@ -28,7 +28,7 @@ from nano.labels import (
 )
 from nano.model import NanoOcr
 from nano.render import Glyph, Task, render
-from nano.samples import DOCUMENT
+from nano.samples import PAGE
 from nano.tokenizer import make
 
 
@@ -91,7 +91,7 @@ def said(cells: Labels, x: int, y: int) -> str:
 
 @pytest.mark.parametrize("task", ["free", "lines", "markdown", "locate"])
 def test_the_decoder_is_told_where_each_sign_it_writes_stands(task: Task) -> None:
-    page = render(replace(DOCUMENT, clean=True), random.Random(4))
+    page = render(replace(PAGE, structured=True, clean=True), random.Random(4))
     tokenizer = make()
     (view,) = view_maps(*page.image.size, MODES["base"], NO_TILES)
     _, pieces = page.pieces(task, random.Random(0))
@@ -104,7 +104,7 @@ def test_the_decoder_is_told_where_each_sign_it_writes_stands(task: Task) -> Non
 
 
 def test_the_decoder_is_told_where_the_corners_lie() -> None:
-    page = render(replace(DOCUMENT, clean=True), random.Random(4))
+    page = render(replace(PAGE, structured=True, clean=True), random.Random(4))
     tokenizer = make()
     (view,) = view_maps(*page.image.size, MODES["base"], NO_TILES)
     _, pieces = page.pieces("lines", random.Random(0))

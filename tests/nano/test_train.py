@@ -15,12 +15,14 @@ from safetensors import safe_open
 
 from deepseek_ocr.layout import published_layout
 from nano.labels import NOTHING
+from nano.model import load
 from nano.render import Sheet, render
-from nano.samples import GUNDAM, Pages, Recipe
+from nano.samples import GUNDAM, SMALL, Pages, Recipe, square
 from nano.tokenizer import make
-from nano.train import main
+from nano.train import Run, main
 
 ROOT = Path(__file__).parents[2]
+CHECKPOINT = ROOT / "nano" / "checkpoint"
 
 
 def train(out: Path) -> str:
@@ -43,6 +45,24 @@ def test_a_run_goes_on_and_writes_a_checkpoint(tmp_path: Path) -> None:
     with safe_open(tmp_path / "checkpoint" / "model.safetensors", "pt") as weights:
         written = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     assert written == published_layout(config)
+
+
+def test_a_run_can_start_with_a_checkpoint_that_only_the_heads_learn_from_first() -> None:
+    torch.manual_seed(0)
+    rng = random.Random(0)
+    recipe = Recipe(SMALL, square(256), 2)
+    batch = Pages(1, seed=0).batch([render(SMALL, rng) for _ in range(2)], recipe, rng)
+    run = Run(torch.device("cpu"))
+    heads = [each.detach().clone() for each in run.trainer.heads()]
+    run.start(CHECKPOINT, [batch])
+    there = load(CHECKPOINT).state_dict()
+    for model in (run.trainer.model, run.average.module):
+        assert all(torch.equal(value, there[name]) for name, value in model.state_dict().items())
+    assert not any(torch.equal(a, b) for a, b in zip(heads, run.trainer.heads(), strict=True))
+
+    run.step(batch, 1.0)
+    moved = [not torch.equal(value, there[name]) for name, value in run.trainer.model.named_parameters()]
+    assert sum(moved) > 0.9 * len(moved)
 
 
 def test_without_a_font_it_does_not_go_on_unasked(
