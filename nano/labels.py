@@ -29,6 +29,8 @@ PER_CELL = 10
 PLACES = 128
 """Columns, and rows, in which the decoder has to say where it reads on: 8 pixels, the narrowest letters, in the default
 mode."""
+LINES = 48
+"""Lines that are told apart by their numbers; those that follow have the last one's."""
 NOTHING = -100
 """Where no answer is asked."""
 
@@ -61,17 +63,19 @@ def view_maps(width: int, height: int, mode: ResolutionMode, grid: CropGrid) -> 
                 yield ViewMap(size, size * grid.wide / width, size * grid.tall / height, -size * column, -size * row)
 
 
-def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels]:
+def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Labels]:
     """Targets for one view.
 
     Returns:
         patches [size / 16, size / 16]: which character covers the patch, 0 for none.
         cells [(size / 64)², PER_CELL]: the characters whose middles lie in the token's square, `LEAN` higher up,
         in reading order, then zeros. A line is a token's as a whole, however its characters reach up and down.
+        lines [(size / 64)²]: the number of the first line of these characters, out of `LINES`; `NOTHING` without any.
     """
     side, cells_a_side = view.size // PATCH, view.size // CELL
     patches = np.zeros((side, side), np.int64)
     cells: dict[int, list[tuple[float, float, int]]] = {}
+    lines = np.full(cells_a_side**2, LINES)
     for glyph in glyphs:
         kind = ord(glyph.char) - 32
         if not 0 < kind < CLASSES:
@@ -85,14 +89,15 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels]:
         columns = slice(max(0, round(left / PATCH)), max(round(left / PATCH) + 1, round(right / PATCH)))
         rows = slice(max(0, round(top / PATCH)), max(round(top / PATCH) + 1, round(bottom / PATCH)))
         patches[rows, columns] = kind
-        patches[min(int((top + bottom) / 2 / PATCH), side - 1), int(x / PATCH)] = kind
+        patches[min(max(0, int((top + bottom) / 2 / PATCH)), side - 1), int(x / PATCH)] = kind
         cell = min(int((y + LEAN) / CELL), cells_a_side - 1) * cells_a_side + int(x / CELL)
         cells.setdefault(cell, []).append((y, x, kind))
+        lines[cell] = min(lines[cell], glyph.line, LINES - 1)
     in_cells = np.zeros((cells_a_side**2, PER_CELL), np.int64)
     for cell, found in cells.items():
         kinds = [kind for _, _, kind in in_rows(found)]
         in_cells[cell, : min(len(kinds), PER_CELL)] = kinds[:PER_CELL]
-    return patches, in_cells
+    return patches, in_cells, np.where(lines < LINES, lines, NOTHING)
 
 
 def in_rows(found: list[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
@@ -132,20 +137,25 @@ def _squares(view: ViewMap, whole: ViewMap, wide: int = 1, tall: int = 1) -> Lab
     return np.array([[place(x, y, whole) for x in columns] for y in rows])
 
 
-def answer_labels(pieces: list[Piece], tokenizer: Tokenizer, view: ViewMap) -> tuple[list[int], list[tuple[int, int]]]:
+def answer_labels(
+    pieces: list[Piece], tokenizer: Tokenizer, view: ViewMap
+) -> tuple[list[int], list[tuple[int, int]], list[int]]:
     """What the decoder has to say, and where on the page it has to look for it.
 
     Returns:
         The answer's ids, and as many places (column, row) in the global view, out of `PLACES`: of the sign that
-        an id writes; of the corner that it gives; or, for what is neither, of the next sign.
+        an id writes; of the corner that it gives; or, for what is neither, of the next sign. And as many numbers of
+        lines, out of `LINES`: of the line in which an id is printed, `NOTHING` for ids that are not.
     """
     ids: list[int] = []
     places: list[tuple[int, int]] = []
+    lines: list[int] = []
     following = (NOTHING, NOTHING)
     for piece in reversed(pieces):
         signs = iter(reversed(piece.glyphs))
         tokens = tokenizer.encode(piece.text, add_special_tokens=False).ids
         ids += reversed(tokens)
+        lines += [min(piece.glyphs[0].line, LINES - 1) if piece.glyphs else NOTHING] * len(tokens)
         if piece.located is not None:
             places += reversed(list(corners(tokens, piece.located, tokenizer, view)))
             continue
@@ -153,7 +163,7 @@ def answer_labels(pieces: list[Piece], tokenizer: Tokenizer, view: ViewMap) -> t
             if piece.glyphs and tokenizer.decode([token]) != " ":
                 following = place(*next(signs).middle, view)
             places.append(following)
-    return ids[::-1], places[::-1]
+    return ids[::-1], places[::-1], lines[::-1]
 
 
 def corners(tokens: list[int], box: Box, tokenizer: Tokenizer, view: ViewMap) -> Iterator[tuple[int, int]]:

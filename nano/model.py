@@ -213,8 +213,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config["num_hidden_layers"]))
         self.norm = nn.RMSNorm(config["hidden_size"], eps=config["rms_norm_eps"])
         self.lm_head = nn.Linear(config["hidden_size"], config["vocab_size"], bias=False)
-        self.nearly = torch.empty(0)
-        """What came into the last layer in the last step."""
+        self.between: list[torch.Tensor] = []
+        """What came into each layer in the last step."""
 
     def forward(
         self,
@@ -232,8 +232,9 @@ class Decoder(nn.Module):
         common = x.shape[1] - sum(questions)
         places = [*range(common), *(common + place for length in questions for place in range(length))]
         turns = rotations(self.config, start + torch.tensor(places, device=x.device))
+        self.between = []
         for number, layer in enumerate(self.layers):
-            self.nearly = x
+            self.between.append(x)
             x = layer(x, turns, questions, None if cache is None else cache[number])
         out: torch.Tensor = self.norm(x)
         return out

@@ -43,6 +43,8 @@ class Glyph:
     middle: Point
     """Of its ink from side to side, and of its line's low letters from top to bottom: commas, capitals and letters with
     tails stand as high as their line does."""
+    line: int = 0
+    """The number of its line, in reading order."""
 
 
 @dataclass
@@ -204,6 +206,9 @@ def render(sheet: Sheet, rng: random.Random) -> Page:
     press = Press(sheet, rng)
     blocks = press.blocks() if sheet.structured else press.plain()
     page = Page(press.canvas, [block for block in blocks if block.frame is not None or block.all_lines()])
+    for place, line in enumerate(page.lines()):
+        for glyph in line.glyphs:
+            glyph.line = place
     return page if sheet.clean else worn(page, rng)
 
 
@@ -225,7 +230,7 @@ class Press:
         self.top = rng.uniform(6, margin)
         self.right = sheet.width - rng.uniform(6, margin)
         self.y = self.top
-        self.number_of_lines = 0
+        self.placeof_lines = 0
         self.alike = bool(sheet.alike) and rng.random() < sheet.alike
 
     def plain(self) -> list[Block]:
@@ -254,10 +259,17 @@ class Press:
         return [block]
 
     def head(self, above: list[Line]) -> str:
-        """How a line is to begin: if this is such a page, now and then as one of those above it."""
+        """How a line is to begin: if this is such a page, now and then as one of those above it.
+
+        In training half of these share their first sign alone. Evaluation's pages stay as they were measured before.
+        """
         if not self.alike or not above or self.rng.random() < 0.5:
             return ""
-        return " ".join(self.rng.choice(above).text.split(" ")[: self.rng.choice((1, 1, 2))])
+        other = self.rng.choice(above).text
+        if self.sheet.words == "train" and self.rng.random() < 0.5:
+            words = (word(self.rng, "train", noise=self.sheet.noise) for _ in range(60))
+            return next((each for each in words if each[0] == other[0]), "")
+        return " ".join(other.split(" ")[: self.rng.choice((1, 1, 2))])
 
     def blocks(self) -> list[Block]:
         """A document: a title, then paragraphs, lists, tables and figures."""
@@ -265,7 +277,7 @@ class Press:
         if self.rng.random() < 0.8:
             blocks.append(self.title())
         makers = {"text": self.paragraph, "list": self.bullets, "table": self.table, "image": self.figure}
-        while self.number_of_lines < self.sheet.max_lines:
+        while self.placeof_lines < self.sheet.max_lines:
             block = makers[self.rng.choice(("text", "text", "list", "table", "image"))]()
             if block is None:
                 break
@@ -332,7 +344,7 @@ class Press:
             points = [(self.rng.uniform(frame[0], frame[2]), self.rng.uniform(frame[1], frame[3])) for _ in range(3)]
             self.draw.polygon(points, fill=self.rng.randint(0, 255))
         self.y += height
-        self.number_of_lines += 2
+        self.placeof_lines += 2
         return Block("image", frame=frame)
 
     def line(self, left: float, right: float, *, first: str = "", words: int = 99, cut: bool = False) -> Line | None:
@@ -361,7 +373,7 @@ class Press:
                 box = shifted(ink(self.path, self.size, char), left + face.getlength(text[:place]), baseline)
                 glyphs.append(Glyph(char, box, ((box[0] + box[2]) / 2, middle)))
         self.y += (ascent + descent) * self.gap
-        self.number_of_lines += 1
+        self.placeof_lines += 1
         return Line(text, glyphs)
 
 

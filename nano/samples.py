@@ -84,10 +84,11 @@ class Stage:
 DENSE = replace(MEDIUM, full=True)
 FULL_PAGE = replace(PAGE, full=True)
 FINE_PRINT = {"max_print": 30, "narrow": True}
-PLAIN = replace(PAGE, noise=False, alike=0.2)
+PLAIN = replace(PAGE, noise=False, alike=0.25)
 """What documents say: no random signs."""
 LESSONS = (
-    Recipe(PLAIN, GUNDAM, 4, ("free", "lines"), weight=5),
+    Recipe(replace(PLAIN, clean=True), GUNDAM, 4, ("free", "lines"), weight=4),
+    Recipe(replace(PLAIN, clean=True, min_print=26, max_print=46, max_lines=8), GUNDAM, 5, ("free", "lines"), weight=4),
     Recipe(replace(PLAIN, **FINE_PRINT), GUNDAM, 4, ("free", "lines"), weight=6),
     Recipe(replace(FULL_PAGE, noise=False, **FINE_PRINT), GUNDAM, 3, ("free", "lines"), weight=3),
     Recipe(FULL_PAGE, GUNDAM, 3, ("free", "lines"), weight=1.5),
@@ -141,11 +142,14 @@ class Batch:
     """[B, T]: what must come after each of `tokens`, −100 where nothing is asked."""
     places: torch.Tensor
     """[B, T, 2]: column and row of the page at which to read that, −100 where nothing is asked."""
+    lines: torch.Tensor
+    """[B, T]: the number of the line in which that stands, −100 where nothing is asked."""
     token_places: torch.Tensor
     """[B, vision tokens, 2]: column and row of the page at which each of them lies, −100 for what is no square."""
     patches: list[torch.Tensor]
     """For each view size, in the order of `view_sizes`: [views, side, side]."""
     cells: list[torch.Tensor]
+    cell_lines: list[torch.Tensor]
     read: bool = True
     """Whether the decoder is trained."""
 
@@ -159,7 +163,9 @@ class Batch:
             places=move(self.places),
             token_places=move(self.token_places),
             patches=[move(each) for each in self.patches],
+            lines=move(self.lines),
             cells=[move(each) for each in self.cells],
+            cell_lines=[move(each) for each in self.cell_lines],
         )
 
 
@@ -188,6 +194,7 @@ class Pages(Dataset[Batch]):
         pictures, global_views, lying = [], [], []
         patches: dict[int, list[torch.Tensor]] = {}
         cells: dict[int, list[torch.Tensor]] = {}
+        cell_lines: dict[int, list[torch.Tensor]] = {}
         for page in pages:
             prepared = prepare_image(page.image, recipe.mode)
             pictures.append(Views(prepared.global_view, prepared.tiles, prepared.grid))
@@ -196,15 +203,14 @@ class Pages(Dataset[Batch]):
             global_views.append(views[0])
             lying.append(torch.from_numpy(token_places(views, prepared.grid)))
             for view in views:
-                in_patches, in_cells = view_labels(glyphs, view)
-                patches.setdefault(view.size, []).append(torch.from_numpy(in_patches))
-                cells.setdefault(view.size, []).append(torch.from_numpy(in_cells))
+                for labels, found in zip((patches, cells, cell_lines), view_labels(glyphs, view), strict=True):
+                    labels.setdefault(view.size, []).append(torch.from_numpy(found))
         questions = []
         for task in recipe.tasks:
             rows = [self._question(page, view, task, rng) for page, view in zip(pages, global_views, strict=True)]
-            asked, wanted, where = zip(*rows, strict=True)
-            questions.append((aligned(asked, PAD), aligned(wanted, NOTHING), aligned(where, NOTHING)))
-        tokens, targets, places = (torch.cat(each, dim=1) for each in zip(*questions, strict=True))
+            asked, *labels = zip(*rows, strict=True)
+            questions.append((aligned(asked, PAD), *(aligned(each, NOTHING) for each in labels)))
+        tokens, targets, places, lines = (torch.cat(each, dim=1) for each in zip(*questions, strict=True))
         sizes = list(patches)
         return Batch(
             pictures,
@@ -212,23 +218,24 @@ class Pages(Dataset[Batch]):
             [asked.shape[1] for asked, *_ in questions],
             targets,
             places,
+            lines,
             torch.stack(lying),
-            [torch.stack(patches[size]) for size in sizes],
-            [torch.stack(cells[size]) for size in sizes],
+            *([torch.stack(labels[size]) for size in sizes] for labels in (patches, cells, cell_lines)),
         )
 
     def _question(self, page: Page, view: ViewMap, task: Task, rng: random.Random) -> tuple[torch.Tensor, ...]:
-        """Tokens, targets and places of a question about a page, not padded."""
+        """Tokens, targets, places and lines of a question about a page, not padded."""
         assert self._tokenizer is not None
         prompt, pieces = page.pieces(task, rng)
         asked = self._tokenizer.encode("\n" + prompt, add_special_tokens=False).ids
-        given, where = answer_labels(pieces, self._tokenizer, view)
+        given, where, lines = answer_labels(pieces, self._tokenizer, view)
         silent = len(asked) - 1
         shown = self._misread(given, rng) if task in ("free", "lines") and rng.random() < MISREAD else given
         return (
             torch.tensor([*asked, *shown, EOS]),
             torch.tensor([*[NOTHING] * silent, *given, EOS, NOTHING]),
             torch.tensor([*[(NOTHING, NOTHING)] * silent, *where, *[(NOTHING, NOTHING)] * 2]),
+            torch.tensor([*[NOTHING] * silent, *lines, *[NOTHING] * 2]),
         )
 
     def _misread(self, given: list[int], rng: random.Random) -> list[int]:

@@ -7,9 +7,9 @@
 Can be stopped at any moment and goes on where it was: batches follow from their number. SIGTERM and Ctrl-C
 stop it after the batch it is at. What it costs and what it reaches stands in nano/README.md.
 
-Three more losses than the next token's make it learn to read: each patch of SAM says which character covers
-it, each vision token which characters, in order, stand in its square, and the decoder, before its last layer,
-where on the page it reads on (nano/labels.py).
+More losses than the next token's make it learn to read: each patch of SAM says which character covers it, each
+vision token which characters, in order, stand in its square and the number of their line, and the decoder, on its
+way to the next token, in which line and where on the page it reads on (nano/labels.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from deepseek_ocr.images import normalize
 from deepseek_ocr.memory import keep_memory
 from nano import tokenizer
 from nano.fonts import ADVICE, missing
-from nano.labels import CLASSES, NOTHING, PER_CELL, PLACES
+from nano.labels import CLASSES, LINES, NOTHING, PER_CELL, PLACES
 from nano.model import CONFIG, NanoOcr, load
 from nano.muon import Muon, multiplies_bf16
 from nano.samples import GUNDAM, STAGES, Batch, Pages
@@ -50,6 +50,10 @@ TURN = 6.0
 END = 3.0
 """The weight of what says whether a line follows, the newline and the end alike: with more for the end alone answers
 ended early, without it last lines came twice."""
+COUNT = 0.4
+"""The weight of the lines' numbers: what was written last does not tell apart two lines that begin alike."""
+COUNTED = 2
+"""The decoder's layer before which it has to know the number of the line that it reads."""
 LIE = 0.2
 """The weight of where the vision tokens lie."""
 KEEP = 0.998
@@ -88,10 +92,12 @@ class Trainer(nn.Module):
         self.patch_head = nn.Linear(self.model.encoder.sam_model.pos_embed.shape[-1], CLASSES)
         self.cell_head = nn.Linear(CONFIG["language_config"]["hidden_size"], PER_CELL * CLASSES)
         self.place_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * PLACES)
+        self.cell_line_head = nn.Linear(CONFIG["language_config"]["hidden_size"], LINES)
+        self.line_head = nn.Linear(CONFIG["language_config"]["hidden_size"], LINES)
 
     def heads(self) -> Iterator[nn.Parameter]:
         """What only training needs."""
-        for head in (self.patch_head, self.cell_head, self.place_head):
+        for head in (self.patch_head, self.cell_head, self.place_head, self.cell_line_head, self.line_head):
             yield from head.parameters()
 
     def forward(self, batch: Batch) -> Losses:
@@ -100,7 +106,9 @@ class Trainer(nn.Module):
         total = torch.zeros((), device=batch.tokens.device)
         named, right_cells = [], []
         by_size = views_by_size(batch.pictures)
-        for (size, views), patches, cells in zip(by_size.items(), batch.patches, batch.cells, strict=True):
+        for (size, views), patches, cells, lines in zip(
+            by_size.items(), batch.patches, batch.cells, batch.cell_lines, strict=True
+        ):
             seen = encoder.sam_model.patches(normalize(views, torch.float32))
             features = encoder.project(encoder.sam_model.compress(seen))
             encoded[size] = iter(features)
@@ -114,6 +122,7 @@ class Trainer(nn.Module):
                 letters = wanted > 0
                 total = total + 0.5 * mean(loss[letters]) + 0.25 * mean(loss[~letters])
                 right.append(mean((logits.argmax(-1) == wanted)[letters].float()).item())
+            total = total + COUNT * miscounted(self.cell_line_head(features), lines)
         text = right_turns = 0.0
         if batch.read:
             images = encoder.assemble_all(batch.pictures, encoded)
@@ -127,7 +136,10 @@ class Trainer(nn.Module):
             weights = torch.where(turns, TURN, torch.where(ends, END, 1.0))
             total = total + (spoken * weights).sum() / weights.sum() + 0.01 * self.model.decoder.balance()
             right_turns = mean((logits.argmax(-1) == targets)[turns].float()).item()
-            where = self.place_head(self.model.decoder.nearly).float().unflatten(-1, (PLACES, 2))
+            between = self.model.decoder.between
+            counted = self.line_head(between[COUNTED][:, -batch.tokens.shape[1] :])
+            total = total + COUNT * miscounted(counted, batch.lines)
+            where = self.place_head(between[-1]).float().unflatten(-1, (PLACES, 2))
             placed = batch.places[asked][:, 0] != NOTHING
             if placed.any():
                 missed = misplaced(where[:, -batch.tokens.shape[1] :][asked][placed], batch.places[asked][placed])
@@ -136,6 +148,12 @@ class Trainer(nn.Module):
             lying = where[:, 1 : -batch.tokens.shape[1]][squares]
             total = total + LIE * misplaced(lying, batch.token_places[squares]).mean()
         return Losses(total, text, mean_of(named), mean_of(right_cells), right_turns)
+
+
+def miscounted(numbers: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
+    """The loss of what is said of the numbers of lines, [..., LINES] logits, where [...] asks for one."""
+    asked = lines != NOTHING
+    return mean(F.cross_entropy(numbers[asked].float(), lines[asked], reduction="none"))
 
 
 def misplaced(where: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

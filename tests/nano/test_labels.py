@@ -63,7 +63,7 @@ def test_characters_are_taught_in_their_patch_and_in_their_token_in_reading_orde
         Glyph("c", (66, 94, 80, 110), (73, 102)),
         Glyph("d", (200, 10, 216, 36), (208, 28)),
     ]
-    patches, cells = view_labels(glyphs, view)
+    patches, cells, _ = view_labels(glyphs, view)
     assert said(cells, 64, 64) == "abc"
     assert said(cells, 192, 0) == "d"
     assert chr(patches[84 // PATCH, 74 // PATCH] + 32) == "a"
@@ -79,9 +79,13 @@ def test_a_line_is_one_tokens_however_its_characters_reach(middle: float, row: i
         Glyph(char, (66 + 14 * place, middle + top, 78 + 14 * place, middle + bottom), (72 + 14 * place, middle))
         for place, (char, (top, bottom)) in enumerate(reaching.items())
     ]
-    _, cells = view_labels(glyphs, view)
+    for glyph in glyphs:
+        glyph.line = 7
+    _, cells, lines = view_labels(glyphs, view)
     assert said(cells, 64, row) == "lg,x"
     assert (cells > 0).sum() == 4
+    assert lines[row // CELL * (256 // CELL) + 1] == 7
+    assert (lines != NOTHING).sum() == 1
 
 
 def said(cells: Labels, x: int, y: int) -> str:
@@ -95,12 +99,17 @@ def test_the_decoder_is_told_where_each_sign_it_writes_stands(task: Task) -> Non
     tokenizer = make()
     (view,) = view_maps(*page.image.size, MODES["base"], NO_TILES)
     _, pieces = page.pieces(task, random.Random(0))
-    ids, places = answer_labels(pieces, tokenizer, view)
+    ids, places, lines = answer_labels(pieces, tokenizer, view)
     assert tokenizer.decode(ids, skip_special_tokens=False) == "".join(piece.text for piece in pieces)
     printed = [place(*glyph.middle, view) for piece in pieces for glyph in piece.glyphs]
     boxes = [piece.located for piece in pieces if piece.located]
     assert set(places) <= {*printed, *(place(*box[i : i + 2], view) for box in boxes for i in (0, 2)), (-100, -100)}
     assert places[0] == printed[0]
+    numbers = {"".join(glyph.char for glyph in line.glyphs): place for place, line in enumerate(page.lines())}
+    told = [line for line in lines if line != NOTHING]
+    if task in ("free", "lines"):
+        assert told == [numbers[text.replace(" ", "")] for text in (line.text for line in page.lines()) for _ in text]
+    assert len(told) == sum(len(piece.text) for piece in pieces if piece.glyphs)
 
 
 def test_the_decoder_is_told_where_the_corners_lie() -> None:
@@ -108,7 +117,7 @@ def test_the_decoder_is_told_where_the_corners_lie() -> None:
     tokenizer = make()
     (view,) = view_maps(*page.image.size, MODES["base"], NO_TILES)
     _, pieces = page.pieces("lines", random.Random(0))
-    ids, places = answer_labels(pieces, tokenizer, view)
+    ids, places, _ = answer_labels(pieces, tokenizer, view)
     box = page.lines()[0].box
     text = [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
     start, end = text.index("<|det|>"), text.index("<|/det|>")

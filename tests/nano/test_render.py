@@ -73,6 +73,19 @@ def test_narrow_pages_hold_more_letters() -> None:
     assert narrow > usual
 
 
+def test_lines_that_begin_alike_share_a_word_or_a_sign() -> None:
+    words = signs = 0
+    for seed in range(20):
+        lines = [line.text for line in page(replace(CLEAN, alike=1, min_print=24, max_print=24), seed).lines()]
+        for place, line in enumerate(lines):
+            above = lines[:place]
+            shares_word = line.split(" ")[0] in {each.split(" ")[0] for each in above}
+            words += shares_word
+            signs += not shares_word and line[0] in {each[0] for each in above}
+    assert words > 15
+    assert signs > 15
+
+
 def test_answers_are_in_the_models_own_format() -> None:
     rng = random.Random(3)
     printed = page(CLEAN, 3)
