@@ -230,7 +230,7 @@ class Press:
         self.top = rng.uniform(6, margin)
         self.right = sheet.width - rng.uniform(6, margin)
         self.y = self.top
-        self.placeof_lines = 0
+        self.number_of_lines = 0
         self.alike = bool(sheet.alike) and rng.random() < sheet.alike
 
     def plain(self) -> list[Block]:
@@ -277,7 +277,7 @@ class Press:
         if self.rng.random() < 0.8:
             blocks.append(self.title())
         makers = {"text": self.paragraph, "list": self.bullets, "table": self.table, "image": self.figure}
-        while self.placeof_lines < self.sheet.max_lines:
+        while self.number_of_lines < self.sheet.max_lines:
             block = makers[self.rng.choice(("text", "text", "list", "table", "image"))]()
             if block is None:
                 break
@@ -344,7 +344,7 @@ class Press:
             points = [(self.rng.uniform(frame[0], frame[2]), self.rng.uniform(frame[1], frame[3])) for _ in range(3)]
             self.draw.polygon(points, fill=self.rng.randint(0, 255))
         self.y += height
-        self.placeof_lines += 2
+        self.number_of_lines += 2
         return Block("image", frame=frame)
 
     def line(self, left: float, right: float, *, first: str = "", words: int = 99, cut: bool = False) -> Line | None:
@@ -373,7 +373,7 @@ class Press:
                 box = shifted(ink(self.path, self.size, char), left + face.getlength(text[:place]), baseline)
                 glyphs.append(Glyph(char, box, ((box[0] + box[2]) / 2, middle)))
         self.y += (ascent + descent) * self.gap
-        self.placeof_lines += 1
+        self.number_of_lines += 1
         return Line(text, glyphs)
 
 
