@@ -30,6 +30,8 @@ LONE = "aaaAI"
 MARKS = ".,:;!?"
 TRAINING_MARKS = MARKS + ",,"
 """Commas are the smallest signs, and the ones that were missed."""
+TWICE = 0.2
+"""Share of training's words with a letter twice: of two that are alike one was dropped."""
 SYMBOLS = "#%&()*+-/=@$'\""
 CODE = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -58,7 +60,7 @@ def word(rng: random.Random, split: Split, *, noise: bool = True) -> str:
         text = text.capitalize()
     elif case < 0.26:
         text = text.upper()
-    if rng.random() < 0.12:
+    if rng.random() < (0.2 if taught else 0.12):
         text += rng.choice(TRAINING_MARKS if taught else MARKS)
     elif rng.random() < 0.02:
         text = f"({text})"
@@ -74,6 +76,9 @@ def made_up(rng: random.Random, split: Split) -> str:
         if rng.random() < 0.25:
             parts.append(rng.choice(ENDINGS))
         text = "".join(parts)[:13]
+        if split == "train" and rng.random() < TWICE:
+            place = rng.randrange(len(text))
+            text = text[:place] + text[place] + text[place:]
         if belongs(text, split):
             return text
 
