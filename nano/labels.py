@@ -6,6 +6,7 @@ in each vision token, it does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -70,12 +71,13 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Lab
         patches [size / 16, size / 16]: which character covers the patch, 0 for none.
         cells [(size / 64)², PER_CELL]: the characters whose middles lie in the token's square, `LEAN` higher up,
         in reading order, then zeros. A line is a token's as a whole, however its characters reach up and down.
-        lines [(size / 64)²]: the number of the first line of these characters, out of `LINES`; `NOTHING` without any.
+        lines [(size / 64)², 2]: the numbers of the first and the last line of these characters, out of `LINES`;
+        `NOTHING` without any.
     """
     side, cells_a_side = view.size // PATCH, view.size // CELL
     patches = np.zeros((side, side), np.int64)
     cells: dict[int, list[tuple[float, float, int]]] = {}
-    lines = np.full(cells_a_side**2, LINES)
+    lines = np.full((cells_a_side**2, 2), NOTHING)
     for glyph in glyphs:
         kind = ord(glyph.char) - 32
         if not 0 < kind < CLASSES:
@@ -92,12 +94,14 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Lab
         patches[min(max(0, int((top + bottom) / 2 / PATCH)), side - 1), int(x / PATCH)] = kind
         cell = min(int((y + LEAN) / CELL), cells_a_side - 1) * cells_a_side + int(x / CELL)
         cells.setdefault(cell, []).append((y, x, kind))
-        lines[cell] = min(lines[cell], glyph.line, LINES - 1)
+        number = min(glyph.line, LINES - 1)
+        first, last = lines[cell] if lines[cell, 0] != NOTHING else (number, number)
+        lines[cell] = min(first, number), max(last, number)
     in_cells = np.zeros((cells_a_side**2, PER_CELL), np.int64)
     for cell, found in cells.items():
         kinds = [kind for _, _, kind in in_rows(found)]
         in_cells[cell, : min(len(kinds), PER_CELL)] = kinds[:PER_CELL]
-    return patches, in_cells, np.where(lines < LINES, lines, NOTHING)
+    return patches, in_cells, lines
 
 
 def in_rows(found: list[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
@@ -126,6 +130,29 @@ def token_places(views: list[ViewMap], grid: CropGrid) -> Labels:
     grids = [_squares(whole, whole)]
     if tiles:  # one grid: that of the first tile, gone on with
         grids.insert(0, _squares(tiles[0], whole, grid.wide, grid.tall))
+    return in_order(grids)
+
+
+def token_lines(numbers: list[Labels], grid: CropGrid) -> Labels:
+    """The numbers of lines of each vision token, in the decoder's order, as `token_places` has their places.
+
+    Args:
+        numbers: for each view what `view_labels` says, in the order of `view_maps`.
+        grid: how the tiles lie.
+
+    Returns:
+        [tokens, 2]: `NOTHING` for what is no square, and for squares without characters.
+    """
+    whole, *tiles = (each.reshape(math.isqrt(len(each)), -1, 2) for each in numbers)
+    grids = [whole]
+    if tiles:
+        rows = [tiles[row * grid.wide : (row + 1) * grid.wide] for row in range(grid.tall)]
+        grids.insert(0, np.concatenate([np.concatenate(row, axis=1) for row in rows]))
+    return in_order(grids)
+
+
+def in_order(grids: list[Labels]) -> Labels:
+    """[tokens, 2] of grids [rows, columns, 2]: a newline after every row, the separator at the end."""
     lines = [np.pad(each, ((0, 0), (0, 1), (0, 0)), constant_values=NOTHING).reshape(-1, 2) for each in grids]
     return np.concatenate([*lines, np.full((1, 2), NOTHING)])
 

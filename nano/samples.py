@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from deepseek_ocr.encoder.deep_encoder import Views
 from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES, ResolutionMode
-from nano.labels import NOTHING, ViewMap, answer_labels, token_places, view_labels, view_maps
+from nano.labels import NOTHING, ViewMap, answer_labels, token_lines, token_places, view_labels, view_maps
 from nano.render import Page, Sheet, Task, render
 from nano.tokenizer import EOS, PAD, SPECIAL, make
 
@@ -146,6 +146,8 @@ class Batch:
     """[B, T]: the number of the line in which that stands, −100 where nothing is asked."""
     token_places: torch.Tensor
     """[B, vision tokens, 2]: column and row of the page at which each of them lies, −100 for what is no square."""
+    token_lines: torch.Tensor
+    """[B, vision tokens, 2]: the numbers of the first and the last line in each of them, −100 where no character is."""
     patches: list[torch.Tensor]
     """For each view size, in the order of `view_sizes`: [views, side, side]."""
     cells: list[torch.Tensor]
@@ -162,6 +164,7 @@ class Batch:
             targets=move(self.targets),
             places=move(self.places),
             token_places=move(self.token_places),
+            token_lines=move(self.token_lines),
             patches=[move(each) for each in self.patches],
             lines=move(self.lines),
             cells=[move(each) for each in self.cells],
@@ -191,7 +194,7 @@ class Pages(Dataset[Batch]):
 
     def batch(self, pages: list[Page], recipe: Recipe, rng: random.Random) -> Batch:
         self._tokenizer = self._tokenizer or make()
-        pictures, global_views, lying = [], [], []
+        pictures, global_views, lying, numbered = [], [], [], []
         patches: dict[int, list[torch.Tensor]] = {}
         cells: dict[int, list[torch.Tensor]] = {}
         cell_lines: dict[int, list[torch.Tensor]] = {}
@@ -202,9 +205,11 @@ class Pages(Dataset[Batch]):
             views = list(view_maps(*page.image.size, recipe.mode, prepared.grid))
             global_views.append(views[0])
             lying.append(torch.from_numpy(token_places(views, prepared.grid)))
-            for view in views:
-                for labels, found in zip((patches, cells, cell_lines), view_labels(glyphs, view), strict=True):
-                    labels.setdefault(view.size, []).append(torch.from_numpy(found))
+            seen = [view_labels(glyphs, view) for view in views]
+            numbered.append(torch.from_numpy(token_lines([lines for _, _, lines in seen], prepared.grid)))
+            for view, found in zip(views, seen, strict=True):
+                for labels, each in zip((patches, cells, cell_lines), found, strict=True):
+                    labels.setdefault(view.size, []).append(torch.from_numpy(each))
         questions = []
         for task in recipe.tasks:
             rows = [self._question(page, view, task, rng) for page, view in zip(pages, global_views, strict=True)]
@@ -220,6 +225,7 @@ class Pages(Dataset[Batch]):
             places,
             lines,
             torch.stack(lying),
+            torch.stack(numbered),
             *([torch.stack(labels[size]) for size in sizes] for labels in (patches, cells, cell_lines)),
         )
 

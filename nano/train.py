@@ -53,7 +53,7 @@ ended early, without it last lines came twice."""
 COUNT = 0.4
 """The weight of the lines' numbers: what was written last does not tell apart two lines that begin alike."""
 COUNTED = 2
-"""The decoder's layer before which it has to know the number of the line that it reads."""
+"""The decoder's layer before which it has to know the numbers of the lines in vision tokens and of the one it reads."""
 LIE = 0.2
 """The weight of where the vision tokens lie."""
 KEEP = 0.998
@@ -84,7 +84,7 @@ class Losses:
 
 
 class Trainer(nn.Module):
-    """The model, and the three heads that only training needs."""
+    """The model, and the heads that only training needs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,13 +92,15 @@ class Trainer(nn.Module):
         self.patch_head = nn.Linear(self.model.encoder.sam_model.pos_embed.shape[-1], CLASSES)
         self.cell_head = nn.Linear(CONFIG["language_config"]["hidden_size"], PER_CELL * CLASSES)
         self.place_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * PLACES)
-        self.cell_line_head = nn.Linear(CONFIG["language_config"]["hidden_size"], LINES)
+        self.cell_line_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * LINES)
+        self.token_line_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * LINES)
         self.line_head = nn.Linear(CONFIG["language_config"]["hidden_size"], LINES)
 
     def heads(self) -> Iterator[nn.Parameter]:
         """What only training needs."""
-        for head in (self.patch_head, self.cell_head, self.place_head, self.cell_line_head, self.line_head):
-            yield from head.parameters()
+        for name, head in self.named_children():
+            if name != "model":
+                yield from head.parameters()
 
     def forward(self, batch: Batch) -> Losses:
         encoder = self.model.encoder
@@ -122,7 +124,7 @@ class Trainer(nn.Module):
                 letters = wanted > 0
                 total = total + 0.5 * mean(loss[letters]) + 0.25 * mean(loss[~letters])
                 right.append(mean((logits.argmax(-1) == wanted)[letters].float()).item())
-            total = total + COUNT * miscounted(self.cell_line_head(features), lines)
+            total = total + COUNT * miscounted(in_two(self.cell_line_head(features)), lines)
         text = right_turns = 0.0
         if batch.read:
             images = encoder.assemble_all(batch.pictures, encoded)
@@ -137,8 +139,9 @@ class Trainer(nn.Module):
             total = total + (spoken * weights).sum() / weights.sum() + 0.01 * self.model.decoder.balance()
             right_turns = mean((logits.argmax(-1) == targets)[turns].float()).item()
             between = self.model.decoder.between
-            counted = self.line_head(between[COUNTED][:, -batch.tokens.shape[1] :])
-            total = total + COUNT * miscounted(counted, batch.lines)
+            _, pictured, written = between[COUNTED].split([1, batch.token_lines.shape[1], batch.tokens.shape[1]], dim=1)
+            total = total + COUNT * miscounted(in_two(self.token_line_head(pictured)), batch.token_lines)
+            total = total + COUNT * miscounted(self.line_head(written), batch.lines)
             where = self.place_head(between[-1]).float().unflatten(-1, (PLACES, 2))
             placed = batch.places[asked][:, 0] != NOTHING
             if placed.any():
@@ -154,6 +157,11 @@ def miscounted(numbers: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
     """The loss of what is said of the numbers of lines, [..., LINES] logits, where [...] asks for one."""
     asked = lines != NOTHING
     return mean(F.cross_entropy(numbers[asked].float(), lines[asked], reduction="none"))
+
+
+def in_two(numbers: torch.Tensor) -> torch.Tensor:
+    """[..., 2 · LINES] → [..., 2, LINES]: the logits of the first line of a vision token, and of its last."""
+    return numbers.unflatten(-1, (2, LINES))
 
 
 def misplaced(where: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from deepseek_ocr.modes import MODES, NO_TILES
 from nano.labels import (
     CELL,
     LEAN,
+    LINES,
     NOTHING,
     PATCH,
     PLACES,
@@ -22,6 +23,7 @@ from nano.labels import (
     ViewMap,
     answer_labels,
     place,
+    token_lines,
     token_places,
     view_labels,
     view_maps,
@@ -84,8 +86,19 @@ def test_a_line_is_one_tokens_however_its_characters_reach(middle: float, row: i
     _, cells, lines = view_labels(glyphs, view)
     assert said(cells, 64, row) == "lg,x"
     assert (cells > 0).sum() == 4
-    assert lines[row // CELL * (256 // CELL) + 1] == 7
-    assert (lines != NOTHING).sum() == 1
+    assert lines[row // CELL * (256 // CELL) + 1].tolist() == [7, 7]
+    assert (lines != NOTHING).sum() == 2
+
+
+def test_a_token_is_told_the_first_and_the_last_of_the_lines_in_it() -> None:
+    view = ViewMap(size=256, scale_x=1, scale_y=1, shift_x=0, shift_y=0)
+    glyphs = [Glyph("a", (66, y - 8, 80, y + 8), (73, y)) for y in (64, 104, 240)]
+    for number, glyph in enumerate(glyphs):
+        glyph.line = number + 3
+    _, cells, lines = view_labels(glyphs, view)
+    assert said(cells, 64, 64) == "aa"
+    assert lines[5].tolist() == [3, 4]
+    assert lines[lines != NOTHING].tolist() == [3, 4, 5, 5]
 
 
 def said(cells: Labels, x: int, y: int) -> str:
@@ -150,3 +163,17 @@ def test_vision_tokens_are_told_where_they_lie_in_the_order_of_the_encoder(size:
     assert np.array_equal(
         places[:, 0] == NOTHING, (embedded != 0).all(dim=1).numpy() & ~(embedded == 1).all(dim=1).numpy()
     )
+
+
+@pytest.mark.parametrize("size", [(640, 480), (640, 900), (1000, 400)])
+def test_vision_tokens_are_told_their_lines_in_the_order_of_the_encoder(size: tuple[int, int]) -> None:
+    mode, encoder = MODES["gundam"], NanoOcr().encoder
+    grid = mode.crop_grid(*size)
+    rng = np.random.default_rng(0)
+    numbers = [rng.integers(1, LINES, ((view.size // CELL) ** 2, 2)) for view in view_maps(*size, mode, grid)]
+    shown = [torch.from_numpy(each).float().repeat(1, encoder.image_newline.numel() // 2) for each in numbers]
+    with torch.no_grad():
+        embedded = encoder.assemble(shown[0], shown[1:] or None, grid)[:, :2].numpy()
+    lines = token_lines(numbers, grid)
+    assert np.array_equal(lines != NOTHING, embedded >= 1)
+    assert np.array_equal(lines[lines != NOTHING], embedded[embedded >= 1])
