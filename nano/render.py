@@ -195,6 +195,8 @@ class Sheet:
     training on a page."""
     narrow: bool = False
     """Of two fonts the one that needs less room."""
+    tight: bool = False
+    """With little between the lines."""
     alike: float = 0.0
     """Share of the pages on which lines begin as others before them do."""
     blank: float = 0.0
@@ -224,7 +226,7 @@ class Press:
         self.draw = ImageDraw.Draw(self.canvas)
         self.path = min((rng.choice(fonts(sheet.split)) for _ in range(1 + sheet.narrow)), key=set_width)
         self.size = rng.randint(sheet.min_print, sheet.max_print)
-        self.gap = rng.uniform(1.0, 1.5)
+        self.gap = rng.uniform(1.0, 1.15 if sheet.tight else 1.5)
         margin = 40 * sheet.width / 640
         self.left = rng.uniform(6, margin)
         self.top = rng.uniform(6, margin)

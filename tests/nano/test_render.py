@@ -135,3 +135,11 @@ COMMON = {"which", "total", "number", "amount", "price", "order", "address", "st
     "section",
     "notes",
 }
+
+
+def test_tight_pages_hold_more_lines() -> None:
+    def lines(tight: bool) -> int:
+        sheets = (Sheet(max_print=24, full=True, tight=tight) for _ in range(5))
+        return sum(len(render(sheet, random.Random(seed)).lines()) for seed, sheet in enumerate(sheets))
+
+    assert lines(True) > lines(False)
