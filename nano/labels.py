@@ -77,7 +77,7 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Lab
     side, cells_a_side = view.size // PATCH, view.size // CELL
     patches = np.zeros((side, side), np.int64)
     cells: dict[int, list[tuple[float, float, int]]] = {}
-    lines = np.full((cells_a_side**2, 2), NOTHING)
+    numbers: dict[int, list[int]] = {}
     for glyph in glyphs:
         kind = ord(glyph.char) - 32
         if not 0 < kind < CLASSES:
@@ -94,11 +94,11 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Lab
         patches[min(max(0, int((top + bottom) / 2 / PATCH)), side - 1), int(x / PATCH)] = kind
         cell = min(int((y + LEAN) / CELL), cells_a_side - 1) * cells_a_side + int(x / CELL)
         cells.setdefault(cell, []).append((y, x, kind))
-        number = min(glyph.line, LINES - 1)
-        first, last = lines[cell] if lines[cell, 0] != NOTHING else (number, number)
-        lines[cell] = min(first, number), max(last, number)
+        numbers.setdefault(cell, []).append(min(glyph.line, LINES - 1))
     in_cells = np.zeros((cells_a_side**2, PER_CELL), np.int64)
+    lines = np.full((cells_a_side**2, 2), NOTHING)
     for cell, found in cells.items():
+        lines[cell] = min(numbers[cell]), max(numbers[cell])
         kinds = [kind for _, _, kind in in_rows(found)]
         in_cells[cell, : min(len(kinds), PER_CELL)] = kinds[:PER_CELL]
     return patches, in_cells, lines
@@ -146,8 +146,9 @@ def token_lines(numbers: list[Labels], grid: CropGrid) -> Labels:
     whole, *tiles = (each.reshape(math.isqrt(len(each)), -1, 2) for each in numbers)
     grids = [whole]
     if tiles:
-        rows = [tiles[row * grid.wide : (row + 1) * grid.wide] for row in range(grid.tall)]
-        grids.insert(0, np.concatenate([np.concatenate(row, axis=1) for row in rows]))
+        side = len(tiles[0])
+        stacked = np.stack(tiles).reshape(grid.tall, grid.wide, side, side, 2)
+        grids.insert(0, stacked.swapaxes(1, 2).reshape(grid.tall * side, grid.wide * side, 2))
     return in_order(grids)
 
 

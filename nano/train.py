@@ -8,7 +8,7 @@ Can be stopped at any moment and goes on where it was: batches follow from their
 stop it after the batch it is at. What it costs and what it reaches stands in nano/README.md.
 
 More losses than the next token's make it learn to read: each patch of SAM says which character covers it, each
-vision token which characters, in order, stand in its square and the number of their line, and the decoder, on its
+vision token which characters, in order, stand in its square and the numbers of their lines, and the decoder, on its
 way to the next token, in which line and where on the page it reads on (nano/labels.py).
 """
 

@@ -131,15 +131,15 @@ def test_training_and_evaluation_share_no_words() -> None:
                 assert belongs(text, split), text
 
 
-COMMON = {"which", "total", "number", "amount", "price", "order", "address", "street", "report", "table", "figure"} | {
-    "section",
-    "notes",
-}
-
-
 def test_tight_pages_hold_more_lines() -> None:
     def lines(tight: bool) -> int:
         sheets = (Sheet(max_print=24, full=True, tight=tight) for _ in range(5))
         return sum(len(render(sheet, random.Random(seed)).lines()) for seed, sheet in enumerate(sheets))
 
     assert lines(True) > lines(False)
+
+
+COMMON = {"which", "total", "number", "amount", "price", "order", "address", "street", "report", "table", "figure"} | {
+    "section",
+    "notes",
+}
