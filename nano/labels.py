@@ -25,8 +25,8 @@ LEAN = 16
 two strides see four patches above the first of the square and four below it."""
 CLASSES = 95
 """0 is nothing; 1 to 94 are the printable ASCII characters from `!` to `~`."""
-PER_CELL = 10
-"""Most characters taught for one vision token."""
+PER_LINE = 8
+"""Most characters taught of a line in one vision token."""
 PLACES = 128
 """Columns, and rows, in which the decoder has to say where it reads on: 8 pixels, the narrowest letters, in the default
 mode."""
@@ -69,15 +69,14 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Lab
 
     Returns:
         patches [size / 16, size / 16]: which character covers the patch, 0 for none.
-        cells [(size / 64)², PER_CELL]: the characters whose middles lie in the token's square, `LEAN` higher up,
-        in reading order, then zeros. A line is a token's as a whole, however its characters reach up and down.
-        lines [(size / 64)², 2]: the numbers of the first and the last line of these characters, out of `LINES`;
-        `NOTHING` without any.
+        cells [(size / 64)², 2, PER_LINE]: of the first and of the last line in the token's square, `LEAN` higher up, the
+        characters whose middles lie in it, from left to right, then zeros. A line is a token's as a whole, however its
+        characters reach up and down; where there is but one, the last has no characters.
+        lines [(size / 64)², 2]: the numbers of these two lines, out of `LINES`; `NOTHING` without any.
     """
     side, cells_a_side = view.size // PATCH, view.size // CELL
     patches = np.zeros((side, side), np.int64)
-    cells: dict[int, list[tuple[float, float, int]]] = {}
-    numbers: dict[int, list[int]] = {}
+    cells: dict[int, dict[int, list[tuple[float, int]]]] = {}
     for glyph in glyphs:
         kind = ord(glyph.char) - 32
         if not 0 < kind < CLASSES:
@@ -93,26 +92,16 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Lab
         patches[rows, columns] = kind
         patches[min(max(0, int((top + bottom) / 2 / PATCH)), side - 1), int(x / PATCH)] = kind
         cell = min(int((y + LEAN) / CELL), cells_a_side - 1) * cells_a_side + int(x / CELL)
-        cells.setdefault(cell, []).append((y, x, kind))
-        numbers.setdefault(cell, []).append(min(glyph.line, LINES - 1))
-    in_cells = np.zeros((cells_a_side**2, PER_CELL), np.int64)
+        cells.setdefault(cell, {}).setdefault(glyph.line, []).append((x, kind))
+    in_cells = np.zeros((cells_a_side**2, 2, PER_LINE), np.int64)
     lines = np.full((cells_a_side**2, 2), NOTHING)
     for cell, found in cells.items():
-        lines[cell] = min(numbers[cell]), max(numbers[cell])
-        kinds = [kind for _, _, kind in in_rows(found)]
-        in_cells[cell, : min(len(kinds), PER_CELL)] = kinds[:PER_CELL]
+        first, last = min(found), max(found)
+        lines[cell] = min(first, LINES - 1), min(last, LINES - 1)
+        for place, line in enumerate(sorted({first, last})):
+            kinds = [kind for _, kind in sorted(found[line])[:PER_LINE]]
+            in_cells[cell, place, : len(kinds)] = kinds
     return patches, in_cells, lines
-
-
-def in_rows(found: list[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
-    """Characters line by line: those whose centres differ by less than a quarter of a cell share a line."""
-    lines: list[list[tuple[float, float, int]]] = []
-    for item in sorted(found):
-        if lines and item[0] - lines[-1][-1][0] < CELL / 4:
-            lines[-1].append(item)
-        else:
-            lines.append([item])
-    return [item for line in lines for item in sorted(line, key=lambda each: each[1])]
 
 
 def token_places(views: list[ViewMap], grid: CropGrid) -> Labels:

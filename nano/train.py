@@ -8,8 +8,8 @@ Can be stopped at any moment and goes on where it was: batches follow from their
 stop it after the batch it is at. What it costs and what it reaches stands in nano/README.md.
 
 More losses than the next token's make it learn to read: each patch of SAM says which character covers it, each
-vision token which characters, in order, stand in its square and the numbers of their lines, and the decoder, on its
-way to the next token, in which line and where on the page it reads on (nano/labels.py).
+vision token which characters of which lines stand in its square, and the decoder, on its way to the next token, in
+which line and where on the page it reads on (nano/labels.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from deepseek_ocr.images import normalize
 from deepseek_ocr.memory import keep_memory
 from nano import tokenizer
 from nano.fonts import ADVICE, missing
-from nano.labels import CLASSES, LINES, NOTHING, PER_CELL, PLACES
+from nano.labels import CLASSES, LINES, NOTHING, PER_LINE, PLACES
 from nano.model import CONFIG, NanoOcr, load
 from nano.muon import Muon, multiplies_bf16
 from nano.samples import GUNDAM, STAGES, Batch, Pages
@@ -90,7 +90,7 @@ class Trainer(nn.Module):
         super().__init__()
         self.model = NanoOcr()
         self.patch_head = nn.Linear(self.model.encoder.sam_model.pos_embed.shape[-1], CLASSES)
-        self.cell_head = nn.Linear(CONFIG["language_config"]["hidden_size"], PER_CELL * CLASSES)
+        self.cell_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * PER_LINE * CLASSES)
         self.place_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * PLACES)
         self.cell_line_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * LINES)
         self.token_line_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * LINES)

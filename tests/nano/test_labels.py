@@ -57,17 +57,17 @@ def test_a_spot_on_the_page_lies_in_the_views_where_the_maps_say(mode: str, size
     assert seen >= 1
 
 
-def test_characters_are_taught_in_their_patch_and_in_their_token_in_reading_order() -> None:
+def test_characters_are_taught_in_their_patch_and_in_their_token_line_by_line() -> None:
     view = ViewMap(size=256, scale_x=1, scale_y=1, shift_x=0, shift_y=0)
     glyphs = [
         Glyph("b", (84, 62, 100, 88), (92, 80)),
         Glyph("a", (66, 72, 82, 88), (74, 80)),
-        Glyph("c", (66, 94, 80, 110), (73, 102)),
+        Glyph("c", (66, 94, 80, 110), (73, 102), line=1),
         Glyph("d", (200, 10, 216, 36), (208, 28)),
     ]
     patches, cells, _ = view_labels(glyphs, view)
-    assert said(cells, 64, 64) == "abc"
-    assert said(cells, 192, 0) == "d"
+    assert said(cells, 64, 64) == ["ab", "c"]
+    assert said(cells, 192, 0) == ["d", ""]
     assert chr(patches[84 // PATCH, 74 // PATCH] + 32) == "a"
     assert chr(patches[22 // PATCH, 208 // PATCH] + 32) == "d"
     assert patches[0, 0] == 0
@@ -84,7 +84,7 @@ def test_a_line_is_one_tokens_however_its_characters_reach(middle: float, row: i
     for glyph in glyphs:
         glyph.line = 7
     _, cells, lines = view_labels(glyphs, view)
-    assert said(cells, 64, row) == "lg,x"
+    assert said(cells, 64, row) == ["lg,x", ""]
     assert (cells > 0).sum() == 4
     assert lines[row // CELL * (256 // CELL) + 1].tolist() == [7, 7]
     assert (lines != NOTHING).sum() == 2
@@ -92,18 +92,20 @@ def test_a_line_is_one_tokens_however_its_characters_reach(middle: float, row: i
 
 def test_a_token_is_told_the_first_and_the_last_of_the_lines_in_it() -> None:
     view = ViewMap(size=256, scale_x=1, scale_y=1, shift_x=0, shift_y=0)
-    glyphs = [Glyph("a", (66, y - 8, 80, y + 8), (73, y)) for y in (64, 104, 240)]
-    for number, glyph in enumerate(glyphs):
-        glyph.line = number + 3
+    glyphs = [
+        Glyph(char, (66, y - 8, 80, y + 8), (73, y), line)
+        for line, (char, y) in enumerate([("a", 64), ("b", 84), ("c", 104), ("d", 240)], start=3)
+    ]
     _, cells, lines = view_labels(glyphs, view)
-    assert said(cells, 64, 64) == "aa"
-    assert lines[5].tolist() == [3, 4]
-    assert lines[lines != NOTHING].tolist() == [3, 4, 5, 5]
+    assert said(cells, 64, 64) == ["a", "c"]
+    assert lines[5].tolist() == [3, 5]
+    assert lines[lines != NOTHING].tolist() == [3, 5, 6, 6]
 
 
-def said(cells: Labels, x: int, y: int) -> str:
-    """The characters of the token whose square begins at (x, y), in a view of 256."""
-    return "".join(chr(kind + 32) for kind in cells[y // CELL * (256 // CELL) + x // CELL] if kind)
+def said(cells: Labels, x: int, y: int) -> list[str]:
+    """The characters of the first and of the last line in the token whose square begins at (x, y), in a view of 256."""
+    found = cells[y // CELL * (256 // CELL) + x // CELL]
+    return ["".join(chr(kind + 32) for kind in line if kind) for line in found]
 
 
 @pytest.mark.parametrize("task", ["free", "lines", "markdown", "locate"])
