@@ -69,9 +69,9 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Lab
 
     Returns:
         patches [size / 16, size / 16]: which character covers the patch, 0 for none.
-        cells [(size / 64)², 2, PER_LINE]: of the first and of the last line in the token's square, `LEAN` higher up, the
-        characters whose middles lie in it, from left to right, then zeros. A line is a token's as a whole, however its
-        characters reach up and down; where there is but one, the last has no characters.
+        cells [(size / 64)², 2, PER_LINE]: of the first and of the last line in the token's square, `LEAN` higher up,
+        the characters whose middles lie in it, from left to right, then zeros. A line is a token's as a whole, however
+        its characters reach up and down; where there is but one, the last has no characters.
         lines [(size / 64)², 2]: the numbers of these two lines, out of `LINES`; `NOTHING` without any.
     """
     side, cells_a_side = view.size // PATCH, view.size // CELL
