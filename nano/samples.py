@@ -91,6 +91,8 @@ LESSONS = (
     Recipe(replace(PLAIN, clean=True, min_print=26, max_print=46, max_lines=8), GUNDAM, 5, ("free", "lines"), weight=4),
     Recipe(replace(PLAIN, **FINE_PRINT), GUNDAM, 4, ("free", "lines"), weight=6),
     Recipe(replace(FULL_PAGE, noise=False, **FINE_PRINT), GUNDAM, 3, ("free", "lines"), weight=3),
+    Recipe(replace(PLAIN, clean=True, tight=True, max_print=32), GUNDAM, 4, ("free", "lines"), weight=3),
+    Recipe(replace(PLAIN, tight=True, **FINE_PRINT), GUNDAM, 4, ("free", "lines"), weight=3),
     Recipe(FULL_PAGE, GUNDAM, 3, ("free", "lines"), weight=1.5),
     Recipe(PAGE, GUNDAM, 4, ("free", "locate")),
     Recipe(replace(FULL_PAGE, tight=True, **FINE_PRINT), GUNDAM, 4, weight=2.5, read=False),
