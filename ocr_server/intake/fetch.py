@@ -7,6 +7,7 @@ import contextlib
 import socket
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import httpx
 
@@ -25,13 +26,13 @@ async def system_resolve(host: str, port: int) -> list[str]:
 
 
 class Fetcher:
-    """Fetches pictures under `limits`. One for the whole server; close it with `aclose`.
+    """Fetches pictures under `limits`. One for the whole server.
 
     A host name is resolved once for each hop, all its addresses are checked, and the connection goes to a
     checked address rather than to the name: a name that resolves differently a moment later gains nothing.
-    The Host header and the TLS check keep the real name. Connections aren't kept for reuse, since a pool
-    knows them by address only and would hand one host's verified connection to another host at the same
-    address.
+    The Host header and the TLS check keep the real name. Each fetch has connections of its own: a pool knows
+    them by address only and would hand one host's verified connection to another host at the same address, and
+    it keeps for good what a fetch that was cancelled had just connected.
     """
 
     def __init__(
@@ -39,14 +40,11 @@ class Fetcher:
         limits: IntakeLimits,
         *,
         resolve: Resolve = system_resolve,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
     ) -> None:
         self._limits = limits
         self._resolve = resolve
-        self._transport = transport or httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
-
-    async def aclose(self) -> None:
-        await self._transport.aclose()
+        self._transport = transport or partial(httpx.AsyncHTTPTransport, verify=httpx.create_ssl_context())
 
     async def fetch(self, url: str, *, param: str) -> bytes:
         """The body behind `url`, at most `limits.max_image_bytes` bytes.
@@ -59,8 +57,8 @@ class Fetcher:
         if not limits.allow_urls:
             raise _not_allowed("This server doesn't fetch URLs; send the picture as a base64 data URI.", param)
         try:
-            async with asyncio.timeout(limits.fetch_timeout_s):
-                return await self._follow(_parse(url, param), param)
+            async with asyncio.timeout(limits.fetch_timeout_s), self._transport() as transport:
+                return await self._follow(transport, _parse(url, param), param)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise _failed(f"it took longer than {limits.fetch_timeout_s:g} s", param) from error
         except (httpx.ConnectError, ConnectionError) as error:
@@ -68,10 +66,10 @@ class Fetcher:
         except (httpx.HTTPError, zlib.error) as error:
             raise _failed("the server's answer was broken or incomplete", param) from error
 
-    async def _follow(self, url: httpx.URL, param: str) -> bytes:
+    async def _follow(self, transport: httpx.AsyncBaseTransport, url: httpx.URL, param: str) -> bytes:
         """The body at the end of the redirects that start at `url`."""
         for _ in range(self._limits.max_redirects + 1):
-            async with contextlib.aclosing(await self._get(url, param)) as response:
+            async with contextlib.aclosing(await self._get(transport, url, param)) as response:
                 if response.has_redirect_location:
                     url = _parse(response.headers["Location"], param, base=url)
                     continue
@@ -80,7 +78,7 @@ class Fetcher:
                 return await _read(response, self._limits.max_image_bytes, param)
         raise _failed(f"more than {self._limits.max_redirects} redirects", param)
 
-    async def _get(self, url: httpx.URL, param: str) -> httpx.Response:
+    async def _get(self, transport: httpx.AsyncBaseTransport, url: httpx.URL, param: str) -> httpx.Response:
         """The response to one request, its body unread, from the first address that can be connected to."""
         host = url.raw_host.decode("ascii")
         if self._limits.allowed_hosts and not _is_listed(host, self._limits.allowed_hosts):
@@ -103,7 +101,7 @@ class Fetcher:
                 },
             )
             try:
-                return await self._transport.handle_async_request(request)
+                return await transport.handle_async_request(request)
             except (httpx.ConnectError, httpx.ConnectTimeout):
                 if position == len(addresses):
                     raise

@@ -95,7 +95,6 @@ class Intake:
         return await asyncio.get_running_loop().run_in_executor(self._threads, prepare_image, page.pixels, mode)
 
     async def close(self) -> None:
-        await self._fetcher.aclose()
         await self._workers.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 

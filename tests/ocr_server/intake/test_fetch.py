@@ -83,9 +83,9 @@ async def server() -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-async def fetcher(limits: IntakeLimits) -> AsyncIterator[Fetcher]:
-    async with contextlib.aclosing(Fetcher(limits)) as fetcher:
-        yield fetcher
+def fetcher(limits: IntakeLimits) -> Fetcher:
+    fetcher = Fetcher(limits)
+    return fetcher
 
 
 class FakeNames:
@@ -138,15 +138,15 @@ class TestFetching:
     async def test_the_host_header_names_the_host(self, server: Server, limits: IntakeLimits) -> None:
         server.answer("/", "200 OK", BODY)
         names = FakeNames(pictures_example=["127.0.0.1"])
-        async with contextlib.aclosing(Fetcher(limits, resolve=names)) as fetcher:
-            await fetcher.fetch(server.url(host="Pictures.Example"), param=PARAM)
+        fetcher = Fetcher(limits, resolve=names)
+        await fetcher.fetch(server.url(host="Pictures.Example"), param=PARAM)
         assert server.requests[0]["host"] == f"pictures.example:{server.port}"
 
     async def test_the_next_address_is_tried(self, server: Server, limits: IntakeLimits) -> None:
         server.answer("/", "200 OK", BODY)
         names = FakeNames(pictures_example=["127.0.0.2", "::1", "127.0.0.1"])  # nobody listens on the first two
-        async with contextlib.aclosing(Fetcher(limits, resolve=names)) as fetcher:
-            assert await fetcher.fetch(server.url(host="pictures.example"), param=PARAM) == BODY
+        fetcher = Fetcher(limits, resolve=names)
+        assert await fetcher.fetch(server.url(host="pictures.example"), param=PARAM) == BODY
 
     async def test_cookies_are_not_kept(self, server: Server, fetcher: Fetcher) -> None:
         server.answer("/", "200 OK", BODY, "Set-Cookie: session=secret; Path=/")
@@ -202,11 +202,11 @@ class TestTls:
         async with running(of_server) as server:
             server.answer("/", "200 OK", BODY)
             url = f"https://{host}:{server.port}/"
-            async with contextlib.aclosing(Fetcher(limits, resolve=names, transport=transport)) as fetcher:
-                if accepted:
-                    assert await fetcher.fetch(url, param=PARAM) == BODY
-                else:
-                    assert (await refusal(fetcher, url)).code == "image_fetch_failed"
+            fetcher = Fetcher(limits, resolve=names, transport=lambda: transport)
+            if accepted:
+                assert await fetcher.fetch(url, param=PARAM) == BODY
+            else:
+                assert (await refusal(fetcher, url)).code == "image_fetch_failed"
 
 
 class TestWhereItDoesNotGo:
@@ -227,17 +227,16 @@ class TestWhereItDoesNotGo:
     )
     async def test_this_machine(self, host: str, server: Server, limits: IntakeLimits) -> None:
         server.answer("/", "200 OK", BODY)
-        guarded = Fetcher(dataclasses.replace(limits, allow_private_urls=False))
-        async with contextlib.aclosing(guarded) as fetcher:
-            error = await refusal(fetcher, server.url(host=host))
+        fetcher = Fetcher(dataclasses.replace(limits, allow_private_urls=False))
+        error = await refusal(fetcher, server.url(host=host))
         assert isinstance(error, InvalidRequest)
         assert error.code == "image_url_not_allowed"
         assert server.requests == []
 
     @pytest.mark.parametrize("host", ["10.0.0.1", "192.168.0.1", "169.254.169.254", "[fd00:ec2::254]"])
     async def test_our_network_and_metadata_services(self, host: str, limits: IntakeLimits) -> None:
-        async with contextlib.aclosing(Fetcher(dataclasses.replace(limits, allow_private_urls=False))) as fetcher:
-            error = await refusal(fetcher, f"http://{host}/latest/meta-data/")
+        fetcher = Fetcher(dataclasses.replace(limits, allow_private_urls=False))
+        error = await refusal(fetcher, f"http://{host}/latest/meta-data/")
         assert error.code == "image_url_not_allowed"
 
     async def test_allowing_private_urls_lets_it(self, server: Server, fetcher: Fetcher) -> None:
@@ -249,7 +248,7 @@ class TestWhereItDoesNotGo:
         return FakeNames(pictures_example=[PUBLIC], inside_example=["10.0.0.1"], mixed_example=[PUBLIC, "127.0.0.1"])
 
     @pytest.fixture
-    async def guarded(self, names: FakeNames, limits: IntakeLimits) -> AsyncIterator[Fetcher]:
+    def guarded(self, names: FakeNames, limits: IntakeLimits) -> Fetcher:
         """A fetcher for public addresses, whose every connection is answered by `internet`."""
 
         def internet(request: httpx.Request) -> httpx.Response:
@@ -262,8 +261,8 @@ class TestWhereItDoesNotGo:
 
         strict = dataclasses.replace(limits, allow_private_urls=False)
         transport = httpx.MockTransport(internet)
-        async with contextlib.aclosing(Fetcher(strict, resolve=names, transport=transport)) as fetcher:
-            yield fetcher
+        fetcher = Fetcher(strict, resolve=names, transport=lambda: transport)
+        return fetcher
 
     async def test_names_are_looked_up_once_and_the_checked_address_is_used(
         self, guarded: Fetcher, names: FakeNames
@@ -329,8 +328,8 @@ class TestWhereItDoesNotGo:
 
     async def test_urls_can_be_switched_off(self, server: Server, limits: IntakeLimits) -> None:
         server.answer("/", "200 OK", BODY)
-        async with contextlib.aclosing(Fetcher(dataclasses.replace(limits, allow_urls=False))) as fetcher:
-            error = await refusal(fetcher, server.url())
+        fetcher = Fetcher(dataclasses.replace(limits, allow_urls=False))
+        error = await refusal(fetcher, server.url())
         assert isinstance(error, InvalidRequest)
         assert "data URI" in error.message
         assert server.requests == []
@@ -340,17 +339,17 @@ class TestWhereItDoesNotGo:
     ) -> None:
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.9:9")
         server.answer("/", "200 OK", BODY)
-        async with contextlib.aclosing(Fetcher(limits)) as fetcher:
-            assert await fetcher.fetch(server.url(), param=PARAM) == BODY
+        fetcher = Fetcher(limits)
+        assert await fetcher.fetch(server.url(), param=PARAM) == BODY
 
 
 class TestLimits:
     @pytest.fixture
-    async def small(self, limits: IntakeLimits) -> AsyncIterator[Fetcher]:
+    def small(self, limits: IntakeLimits) -> Fetcher:
         """At most 1000 bytes, half a second, three redirects."""
         narrow = dataclasses.replace(limits, max_image_bytes=1000, fetch_timeout_s=0.5)
-        async with contextlib.aclosing(Fetcher(narrow)) as fetcher:
-            yield fetcher
+        fetcher = Fetcher(narrow)
+        return fetcher
 
     @pytest.mark.parametrize(("size", "accepted"), [(1000, True), (1001, False)])
     @pytest.mark.parametrize("kind", ["with a length", "without a length", "gzipped"])
@@ -412,8 +411,8 @@ class TestLimits:
             return []
 
         quick = dataclasses.replace(limits, fetch_timeout_s=0.1)
-        async with contextlib.aclosing(Fetcher(quick, resolve=never)) as fetcher:
-            assert (await refusal(fetcher, "http://pictures.example/")).code == "image_fetch_failed"
+        fetcher = Fetcher(quick, resolve=never)
+        assert (await refusal(fetcher, "http://pictures.example/")).code == "image_fetch_failed"
 
     async def test_redirects(self, server: Server, fetcher: Fetcher) -> None:
         server.answer("/4", "200 OK", BODY)
@@ -470,8 +469,8 @@ class TestFailures:
     @pytest.mark.parametrize("addresses", [None, []])
     async def test_unknown_names(self, addresses: list[str] | None, limits: IntakeLimits) -> None:
         names = FakeNames() if addresses is None else FakeNames(pictures_example=addresses)
-        async with contextlib.aclosing(Fetcher(limits, resolve=names)) as fetcher:
-            error = await refusal(fetcher, "http://pictures.example/")
+        fetcher = Fetcher(limits, resolve=names)
+        error = await refusal(fetcher, "http://pictures.example/")
         assert error.code == "image_fetch_failed"
         assert "host name" in error.message
 

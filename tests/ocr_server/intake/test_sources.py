@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -17,7 +16,7 @@ PARAM = "messages[0].content[1].image_url"
 
 
 @pytest.fixture
-async def fetcher(limits: IntakeLimits) -> AsyncIterator[Fetcher]:
+def fetcher(limits: IntakeLimits) -> Fetcher:
     async def resolve(host: str, port: int) -> list[str]:
         return ["93.184.216.34"]
 
@@ -25,9 +24,8 @@ async def fetcher(limits: IntakeLimits) -> AsyncIterator[Fetcher]:
         body = f"{request.url.scheme} {request.headers['Host']}".encode()
         return httpx.Response(200, stream=httpx.ByteStream(body))
 
-    fetcher = Fetcher(limits, resolve=resolve, transport=httpx.MockTransport(answer))
-    yield fetcher
-    await fetcher.aclose()
+    fetcher = Fetcher(limits, resolve=resolve, transport=lambda: httpx.MockTransport(answer))
+    return fetcher
 
 
 @pytest.mark.parametrize("uri", ["data:image/png;base64,aGVsbG8=", "  DATA:;base64,aGVsbG8=\n"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import socket
 from collections.abc import AsyncIterator
@@ -83,10 +82,10 @@ async def public(private: Server) -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-async def guarded(limits: IntakeLimits, names: Names) -> AsyncIterator[Fetcher]:
+def guarded(limits: IntakeLimits, names: Names) -> Fetcher:
     strict = dataclasses.replace(limits, allow_private_urls=False)
-    async with contextlib.aclosing(Fetcher(strict, transport=Internet())) as fetcher:
-        yield fetcher
+    fetcher = Fetcher(strict, transport=Internet)
+    return fetcher
 
 
 class TestRebinding:
@@ -132,8 +131,8 @@ class TestRedirects:
 
     async def test_the_private_server_is_there(self, guarded: Fetcher, limits: IntakeLimits, private: Server) -> None:
         """Without the guard, it answers."""
-        async with contextlib.aclosing(Fetcher(limits)) as open_to_all:
-            assert await open_to_all.fetch(private.url(host="localhost"), param=PARAM) == SECRET
+        open_to_all = Fetcher(limits)
+        assert await open_to_all.fetch(private.url(host="localhost"), param=PARAM) == SECRET
 
 
 class TestSpellings:
@@ -196,13 +195,13 @@ class TestSpellings:
 
 class TestAllowedHosts:
     @pytest.fixture
-    async def choosy(self, limits: IntakeLimits, names: Names) -> AsyncIterator[Fetcher]:
+    def choosy(self, limits: IntakeLimits, names: Names) -> Fetcher:
         names.answers |= {f"{name}.example": [PUBLIC] for name in ("a.bilder", "b.a.bilder", "bilder", "xbilder", "c")}
         strict = dataclasses.replace(
             limits, allow_private_urls=False, allowed_hosts=("pictures.example", "*.bilder.example", "inside.example")
         )
-        async with contextlib.aclosing(Fetcher(strict, transport=Internet())) as fetcher:
-            yield fetcher
+        fetcher = Fetcher(strict, transport=Internet)
+        return fetcher
 
     @pytest.mark.parametrize(
         "host", ["pictures.example", "PICTURES.example.", "a.bilder.example", "b.a.bilder.example"]
