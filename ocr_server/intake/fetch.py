@@ -30,9 +30,10 @@ class Fetcher:
 
     A host name is resolved once for each hop, all its addresses are checked, and the connection goes to a
     checked address rather than to the name: a name that resolves differently a moment later gains nothing.
-    The Host header and the TLS check keep the real name. Each fetch has connections of its own: a pool knows
-    them by address only and would hand one host's verified connection to another host at the same address, and
-    it keeps for good what a fetch that was cancelled had just connected.
+    The Host header and the TLS check keep the real name. Connections aren't kept for reuse, since a pool
+    knows them by address only and would hand one host's verified connection to another host at the same
+    address. Each fetch has a pool of its own, closed with it: one for all keeps for good what a fetch that
+    was cancelled had just connected.
     """
 
     def __init__(
@@ -44,7 +45,11 @@ class Fetcher:
     ) -> None:
         self._limits = limits
         self._resolve = resolve
-        self._transport = transport or partial(httpx.AsyncHTTPTransport, verify=httpx.create_ssl_context())
+        self._transport = transport or partial(
+            httpx.AsyncHTTPTransport,
+            verify=httpx.create_ssl_context(),
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
 
     async def fetch(self, url: str, *, param: str) -> bytes:
         """The body behind `url`, at most `limits.max_image_bytes` bytes.

@@ -84,8 +84,7 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 def fetcher(limits: IntakeLimits) -> Fetcher:
-    fetcher = Fetcher(limits)
-    return fetcher
+    return Fetcher(limits)
 
 
 class FakeNames:
@@ -261,8 +260,7 @@ class TestWhereItDoesNotGo:
 
         strict = dataclasses.replace(limits, allow_private_urls=False)
         transport = httpx.MockTransport(internet)
-        fetcher = Fetcher(strict, resolve=names, transport=lambda: transport)
-        return fetcher
+        return Fetcher(strict, resolve=names, transport=lambda: transport)
 
     async def test_names_are_looked_up_once_and_the_checked_address_is_used(
         self, guarded: Fetcher, names: FakeNames
@@ -348,8 +346,7 @@ class TestLimits:
     def small(self, limits: IntakeLimits) -> Fetcher:
         """At most 1000 bytes, half a second, three redirects."""
         narrow = dataclasses.replace(limits, max_image_bytes=1000, fetch_timeout_s=0.5)
-        fetcher = Fetcher(narrow)
-        return fetcher
+        return Fetcher(narrow)
 
     @pytest.mark.parametrize(("size", "accepted"), [(1000, True), (1001, False)])
     @pytest.mark.parametrize("kind", ["with a length", "without a length", "gzipped"])

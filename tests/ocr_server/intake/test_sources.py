@@ -24,8 +24,7 @@ def fetcher(limits: IntakeLimits) -> Fetcher:
         body = f"{request.url.scheme} {request.headers['Host']}".encode()
         return httpx.Response(200, stream=httpx.ByteStream(body))
 
-    fetcher = Fetcher(limits, resolve=resolve, transport=lambda: httpx.MockTransport(answer))
-    return fetcher
+    return Fetcher(limits, resolve=resolve, transport=lambda: httpx.MockTransport(answer))
 
 
 @pytest.mark.parametrize("uri", ["data:image/png;base64,aGVsbG8=", "  DATA:;base64,aGVsbG8=\n"])

@@ -84,8 +84,7 @@ async def public(private: Server) -> AsyncIterator[Server]:
 @pytest.fixture
 def guarded(limits: IntakeLimits, names: Names) -> Fetcher:
     strict = dataclasses.replace(limits, allow_private_urls=False)
-    fetcher = Fetcher(strict, transport=Internet)
-    return fetcher
+    return Fetcher(strict, transport=Internet)
 
 
 class TestRebinding:
@@ -200,8 +199,7 @@ class TestAllowedHosts:
         strict = dataclasses.replace(
             limits, allow_private_urls=False, allowed_hosts=("pictures.example", "*.bilder.example", "inside.example")
         )
-        fetcher = Fetcher(strict, transport=Internet)
-        return fetcher
+        return Fetcher(strict, transport=Internet)
 
     @pytest.mark.parametrize(
         "host", ["pictures.example", "PICTURES.example.", "a.bilder.example", "b.a.bilder.example"]
