@@ -128,7 +128,7 @@ def url(data: bytes) -> None:
     first, *targets = data.decode("utf-8", "replace").split("\n")
 
     async def fetch() -> None:
-        fetcher = Fetcher(LIMITS, resolve=_resolve, transport=_Internet(targets))
+        fetcher = Fetcher(LIMITS, resolve=_resolve, transport=lambda: _Internet(targets))
         try:
             assert await fetcher.fetch(first, param="p") == b"picture"
         except ApiError as error:
