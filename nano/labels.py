@@ -21,8 +21,8 @@ PATCH = 16
 CELL = 64
 """Pixels a side of a patch and of a vision token, in a view."""
 LEAN = 16
-"""Pixels of a view by which the rows of text that a vision token is asked for begin above its square: the compressor's
-two strides see four patches above the first of the square and four below it."""
+"""Pixels of a view by which what a vision token is asked for begins above its square, and left of it: the compressor's
+two strides see three patches before the first of the square and three after it."""
 CLASSES = 95
 """0 is nothing; 1 to 94 are the printable ASCII characters from `!` to `~`."""
 PER_LINE = 8
@@ -64,19 +64,21 @@ def view_maps(width: int, height: int, mode: ResolutionMode, grid: CropGrid) -> 
                 yield ViewMap(size, size * grid.wide / width, size * grid.tall / height, -size * column, -size * row)
 
 
-def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Labels]:
+def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Labels, Labels]:
     """Targets for one view.
 
     Returns:
         patches [size / 16, size / 16]: which character covers the patch, 0 for none.
-        cells [(size / 64)², 2, PER_LINE]: of the first and of the last line in the token's square, `LEAN` higher up,
-        the characters whose middles lie in it, from left to right, then zeros. A line is a token's as a whole, however
-        its characters reach up and down; where there is but one, the last has no characters.
+        cells [(size / 64)², 2, PER_LINE]: of the first and of the last line in the token's square, `LEAN` higher up and
+        further left, the characters whose middles lie in it, from left to right, then zeros. A line is a token's as a
+        whole, however its characters reach up and down; where there is but one, the last has no characters.
+        spaces [(size / 64)², 2, PER_LINE]: 1 for those of these characters that a space stands before, 0 for the
+        others; `NOTHING` where there is no character.
         lines [(size / 64)², 2]: the numbers of these two lines, out of `LINES`; `NOTHING` without any.
     """
     side, cells_a_side = view.size // PATCH, view.size // CELL
     patches = np.zeros((side, side), np.int64)
-    cells: dict[int, dict[int, list[tuple[float, int]]]] = {}
+    cells: dict[int, dict[int, list[tuple[float, int, bool]]]] = {}
     for glyph in glyphs:
         kind = ord(glyph.char) - 32
         if not 0 < kind < CLASSES:
@@ -91,17 +93,19 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Lab
         rows = slice(max(0, round(top / PATCH)), max(round(top / PATCH) + 1, round(bottom / PATCH)))
         patches[rows, columns] = kind
         patches[min(max(0, int((top + bottom) / 2 / PATCH)), side - 1), int(x / PATCH)] = kind
-        cell = min(int((y + LEAN) / CELL), cells_a_side - 1) * cells_a_side + int(x / CELL)
-        cells.setdefault(cell, {}).setdefault(glyph.line, []).append((x, kind))
+        row, column = (min(int((each + LEAN) / CELL), cells_a_side - 1) for each in (y, x))
+        cell = row * cells_a_side + column
+        cells.setdefault(cell, {}).setdefault(glyph.line, []).append((x, kind, glyph.spaced))
     in_cells = np.zeros((cells_a_side**2, 2, PER_LINE), np.int64)
+    spaces = np.full(in_cells.shape, NOTHING)
     lines = np.full((cells_a_side**2, 2), NOTHING)
     for cell, found in cells.items():
         first, last = min(found), max(found)
         lines[cell] = min(first, LINES - 1), min(last, LINES - 1)
         for place, line in enumerate(sorted({first, last})):
-            kinds = [kind for _, kind in sorted(found[line])[:PER_LINE]]
-            in_cells[cell, place, : len(kinds)] = kinds
-    return patches, in_cells, lines
+            for position, (_, kind, spaced) in enumerate(sorted(found[line])[:PER_LINE]):
+                in_cells[cell, place, position], spaces[cell, place, position] = kind, spaced
+    return patches, in_cells, spaces, lines
 
 
 def token_places(views: list[ViewMap], grid: CropGrid) -> Labels:

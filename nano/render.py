@@ -45,6 +45,8 @@ class Glyph:
     tails stand as high as their line does."""
     line: int = 0
     """The number of its line, in reading order."""
+    spaced: bool = False
+    """Whether a space stands before it."""
 
 
 @dataclass
@@ -179,6 +181,7 @@ class Sheet:
     min_print: int = 24
     """Font size, pixels."""
     max_print: int = 40
+    min_lines: int = 1
     max_lines: int = 12
     split: Split = "train"
     """Which fonts."""
@@ -237,7 +240,7 @@ class Press:
 
     def plain(self) -> list[Block]:
         """Lines of words, ragged as they come, in one column or (on wide pages of small print) two."""
-        wanted = self.rng.randint(1, self.sheet.max_lines)
+        wanted = self.rng.randint(self.sheet.min_lines, self.sheet.max_lines)
         block = Block("text")
         if self.rng.random() < self.sheet.blank:
             return []
@@ -373,7 +376,8 @@ class Press:
         for place, char in enumerate(text):
             if char != " ":
                 box = shifted(ink(self.path, self.size, char), left + face.getlength(text[:place]), baseline)
-                glyphs.append(Glyph(char, box, ((box[0] + box[2]) / 2, middle)))
+                spaced = text[:place].endswith(" ")
+                glyphs.append(Glyph(char, box, ((box[0] + box[2]) / 2, middle), spaced=spaced))
         self.y += (ascent + descent) * self.gap
         self.number_of_lines += 1
         return Line(text, glyphs)

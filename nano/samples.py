@@ -67,6 +67,8 @@ SHAPES = {
     A4.width: ((1240, 1754), (1754, 1240), (1240, 620), (620, 1240), (1240, 1240)),
 }
 """By the width of sheets: pages of other shapes in their place, one in a batch."""
+OTHER_SHAPES = 0.4
+"""Share of the batches that have them."""
 SMALL_TILES = ResolutionMode(base_size=512, image_size=320)
 """Gundam's layout at half of its sizes, for cheap lessons in it."""
 
@@ -86,20 +88,22 @@ FULL_PAGE = replace(PAGE, full=True)
 FINE_PRINT = {"max_print": 30, "narrow": True}
 PLAIN = replace(PAGE, noise=False, alike=0.25)
 """What documents say: no random signs."""
+CLOSE = {"max_print": 29, "min_lines": 7, "narrow": True}
+"""Much fine print, where what was misread on clean pages stood."""
 LESSONS = (
     Recipe(replace(PLAIN, clean=True), GUNDAM, 4, ("free", "lines"), weight=4),
-    Recipe(replace(PLAIN, clean=True, min_print=26, max_print=46, max_lines=8), GUNDAM, 5, ("free", "lines"), weight=4),
-    Recipe(replace(PLAIN, **FINE_PRINT), GUNDAM, 4, ("free", "lines"), weight=6),
-    Recipe(replace(FULL_PAGE, noise=False, **FINE_PRINT), GUNDAM, 3, ("free", "lines"), weight=3),
-    Recipe(replace(PLAIN, clean=True, tight=True, max_print=32), GUNDAM, 4, ("free", "lines"), weight=3),
-    Recipe(replace(PLAIN, tight=True, **FINE_PRINT), GUNDAM, 4, ("free", "lines"), weight=3),
-    Recipe(FULL_PAGE, GUNDAM, 3, ("free", "lines"), weight=1.5),
+    Recipe(replace(PLAIN, clean=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=5),
+    Recipe(replace(PLAIN, clean=True, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=5),
+    Recipe(replace(PLAIN, **FINE_PRINT), GUNDAM, 4, ("free", "lines"), weight=2),
+    Recipe(replace(PLAIN, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=2),
+    Recipe(replace(FULL_PAGE, noise=False, **FINE_PRINT), GUNDAM, 3, ("free", "lines"), weight=2),
+    Recipe(FULL_PAGE, GUNDAM, 3, ("free", "lines")),
     Recipe(PAGE, GUNDAM, 4, ("free", "locate")),
-    Recipe(replace(FULL_PAGE, tight=True, **FINE_PRINT), GUNDAM, 4, weight=2.5, read=False),
-    Recipe(replace(DENSE, max_print=28, narrow=True, tight=True), square(512), 16, weight=2.5, read=False),
-    Recipe(DENSE, square(512), 10, ("free", "locate")),
+    Recipe(replace(FULL_PAGE, tight=True, **FINE_PRINT), GUNDAM, 4, weight=2, read=False),
+    Recipe(replace(DENSE, max_print=28, narrow=True, tight=True), square(512), 16, weight=2, read=False),
+    Recipe(DENSE, square(512), 10, ("free", "locate"), weight=0.7),
     Recipe(replace(PAGE, structured=True), GUNDAM, 4, ("free", "markdown"), weight=1.5),
-    Recipe(TILED, SMALL_TILES, 4, ("free", "lines"), weight=0.8),
+    Recipe(TILED, SMALL_TILES, 4, ("free", "lines"), weight=0.7),
     Recipe(A4, GUNDAM, 1, ("free", "lines"), weight=0.7),
     Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines"), 0.25),
     Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 7, ("free", "lines"), 0.25),
@@ -153,6 +157,7 @@ class Batch:
     patches: list[torch.Tensor]
     """For each view size, in the order of `view_sizes`: [views, side, side]."""
     cells: list[torch.Tensor]
+    cell_spaces: list[torch.Tensor]
     cell_lines: list[torch.Tensor]
     read: bool = True
     """Whether the decoder is trained."""
@@ -170,6 +175,7 @@ class Batch:
             patches=[move(each) for each in self.patches],
             lines=move(self.lines),
             cells=[move(each) for each in self.cells],
+            cell_spaces=[move(each) for each in self.cell_spaces],
             cell_lines=[move(each) for each in self.cell_lines],
         )
 
@@ -189,8 +195,9 @@ class Pages(Dataset[Batch]):
         stage = next(stage for stage in self.stages if number < stage.end * self.batches or stage is self.stages[-1])
         recipe = rng.choices(stage.recipes, [each.weight for each in stage.recipes])[0]
         sheet = recipe.sheet
-        width, height = rng.choice((*SHAPES.get(sheet.width, ()), (sheet.width, sheet.height)))
-        sheet = replace(sheet, width=width, height=height)
+        if sheet.width in SHAPES and rng.random() < OTHER_SHAPES:
+            width, height = rng.choice(SHAPES[sheet.width])
+            sheet = replace(sheet, width=width, height=height)
         pages = [render(sheet, rng) for _ in range(recipe.pages * self.scale)]
         return replace(self.batch(pages, recipe, rng), read=stage.read and recipe.read)
 
@@ -199,6 +206,7 @@ class Pages(Dataset[Batch]):
         pictures, global_views, lying, numbered = [], [], [], []
         patches: dict[int, list[torch.Tensor]] = {}
         cells: dict[int, list[torch.Tensor]] = {}
+        cell_spaces: dict[int, list[torch.Tensor]] = {}
         cell_lines: dict[int, list[torch.Tensor]] = {}
         for page in pages:
             prepared = prepare_image(page.image, recipe.mode)
@@ -208,9 +216,9 @@ class Pages(Dataset[Batch]):
             global_views.append(views[0])
             lying.append(torch.from_numpy(token_places(views, prepared.grid)))
             seen = [view_labels(glyphs, view) for view in views]
-            numbered.append(torch.from_numpy(token_lines([lines for _, _, lines in seen], prepared.grid)))
+            numbered.append(torch.from_numpy(token_lines([lines for *_, lines in seen], prepared.grid)))
             for view, found in zip(views, seen, strict=True):
-                for labels, each in zip((patches, cells, cell_lines), found, strict=True):
+                for labels, each in zip((patches, cells, cell_spaces, cell_lines), found, strict=True):
                     labels.setdefault(view.size, []).append(torch.from_numpy(each))
         questions = []
         for task in recipe.tasks:
@@ -228,7 +236,7 @@ class Pages(Dataset[Batch]):
             lines,
             torch.stack(lying),
             torch.stack(numbered),
-            *([torch.stack(labels[size]) for size in sizes] for labels in (patches, cells, cell_lines)),
+            *([torch.stack(labels[size]) for size in sizes] for labels in (patches, cells, cell_spaces, cell_lines)),
         )
 
     def _question(self, page: Page, view: ViewMap, task: Task, rng: random.Random) -> tuple[torch.Tensor, ...]:

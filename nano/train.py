@@ -91,6 +91,7 @@ class Trainer(nn.Module):
         self.model = NanoOcr()
         self.patch_head = nn.Linear(self.model.encoder.sam_model.pos_embed.shape[-1], CLASSES)
         self.cell_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * PER_LINE * CLASSES)
+        self.space_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * PER_LINE)
         self.place_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * PLACES)
         self.cell_line_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * LINES)
         self.token_line_head = nn.Linear(CONFIG["language_config"]["hidden_size"], 2 * LINES)
@@ -108,8 +109,8 @@ class Trainer(nn.Module):
         total = torch.zeros((), device=batch.tokens.device)
         named, right_cells = [], []
         by_size = views_by_size(batch.pictures)
-        for (size, views), patches, cells, lines in zip(
-            by_size.items(), batch.patches, batch.cells, batch.cell_lines, strict=True
+        for (size, views), patches, cells, spaces, lines in zip(
+            by_size.items(), batch.patches, batch.cells, batch.cell_spaces, batch.cell_lines, strict=True
         ):
             seen = encoder.sam_model.patches(normalize(views, torch.float32))
             features = encoder.project(encoder.sam_model.compress(seen))
@@ -124,6 +125,9 @@ class Trainer(nn.Module):
                 letters = wanted > 0
                 total = total + 0.5 * mean(loss[letters]) + 0.25 * mean(loss[~letters])
                 right.append(mean((logits.argmax(-1) == wanted)[letters].float()).item())
+            asked = spaces != NOTHING
+            spaced = self.space_head(features).float().view_as(spaces)[asked]
+            total = total + mean(F.binary_cross_entropy_with_logits(spaced, spaces[asked].float(), reduction="none"))
             total = total + COUNT * miscounted(in_two(self.cell_line_head(features)), lines)
         text = right_turns = 0.0
         if batch.read:

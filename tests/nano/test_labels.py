@@ -65,12 +65,23 @@ def test_characters_are_taught_in_their_patch_and_in_their_token_line_by_line() 
         Glyph("c", (66, 94, 80, 110), (73, 102), line=1),
         Glyph("d", (200, 10, 216, 36), (208, 28)),
     ]
-    patches, cells, _ = view_labels(glyphs, view)
+    glyphs[0].spaced = True
+    patches, cells, spaces, _ = view_labels(glyphs, view)
     assert said(cells, 64, 64) == ["ab", "c"]
     assert said(cells, 192, 0) == ["d", ""]
+    assert spaces[5, :, :2].tolist() == [[0, 1], [0, NOTHING]]
+    assert ((spaces != NOTHING) == (cells > 0)).all()
     assert chr(patches[84 // PATCH, 74 // PATCH] + 32) == "a"
     assert chr(patches[22 // PATCH, 208 // PATCH] + 32) == "d"
     assert patches[0, 0] == 0
+
+
+@pytest.mark.parametrize(("middle", "column"), [(64 - LEAN - 2, 0), (64 - LEAN + 2, 64), (254, 192)])
+def test_a_character_is_one_tokens_where_the_compressor_sees_it_best(middle: float, column: int) -> None:
+    view = ViewMap(size=256, scale_x=1, scale_y=1, shift_x=0, shift_y=0)
+    _, cells, _, _ = view_labels([Glyph("a", (middle - 8, 72, middle + 8, 88), (middle, 80))], view)
+    assert said(cells, column, 64) == ["a", ""]
+    assert (cells > 0).sum() == 1
 
 
 @pytest.mark.parametrize(("middle", "row"), [(64 - LEAN - 2, 0), (64 - LEAN + 2, 64), (254, 192)])
@@ -78,12 +89,12 @@ def test_a_line_is_one_tokens_however_its_characters_reach(middle: float, row: i
     view = ViewMap(size=256, scale_x=1, scale_y=1, shift_x=0, shift_y=0)
     reaching = {"l": (-18, 8), "g": (-8, 18), ",": (4, 12), "x": (-8, 8)}
     glyphs = [
-        Glyph(char, (66 + 14 * place, middle + top, 78 + 14 * place, middle + bottom), (72 + 14 * place, middle))
+        Glyph(char, (50 + 14 * place, middle + top, 62 + 14 * place, middle + bottom), (56 + 14 * place, middle))
         for place, (char, (top, bottom)) in enumerate(reaching.items())
     ]
     for glyph in glyphs:
         glyph.line = 7
-    _, cells, lines = view_labels(glyphs, view)
+    _, cells, _, lines = view_labels(glyphs, view)
     assert said(cells, 64, row) == ["lg,x", ""]
     assert (cells > 0).sum() == 4
     assert lines[row // CELL * (256 // CELL) + 1].tolist() == [7, 7]
@@ -96,7 +107,7 @@ def test_a_token_is_told_the_first_and_the_last_of_the_lines_in_it() -> None:
         Glyph(char, (66, y - 8, 80, y + 8), (73, y), line)
         for line, (char, y) in enumerate([("a", 64), ("b", 84), ("c", 104), ("d", 240)], start=3)
     ]
-    _, cells, lines = view_labels(glyphs, view)
+    _, cells, _, lines = view_labels(glyphs, view)
     assert said(cells, 64, 64) == ["a", "c"]
     assert lines[5].tolist() == [3, 5]
     assert lines[lines != NOTHING].tolist() == [3, 5, 6, 6]
