@@ -63,6 +63,8 @@ SETTLE = 110
 """Batches in which the heads that no checkpoint has learn from one that stands still, before it learns with them."""
 GO_ON = 0.4
 """The share of the full learning rate for a run that starts with a checkpoint."""
+STAND = 0.6
+"""The share of such a run after which SAM's layers stay as they are: a batch takes seven tenths of the time then."""
 HOLD = 0.15
 """The share of the run after which it begins to fall."""
 
@@ -226,6 +228,13 @@ class Run:
             falling.step()
         model.requires_grad_(True)
 
+    def let_sam_stand(self) -> None:
+        """From now on, SAM's layers stay as they are; its compressor still learns."""
+        sam = self.trainer.model.encoder.sam_model
+        for part in (sam.patch_embed, sam.blocks):
+            part.requires_grad_(False)
+        sam.pos_embed.requires_grad_(False)
+
     def step(self, batch: Batch, share: float) -> Losses:
         """Learn from a batch, at that share of the full learning rate."""
         for group, lr in zip(self._groups(), self._full, strict=True):
@@ -321,6 +330,8 @@ def main() -> None:
     bar = tqdm(loader, initial=run.batches, total=options.batches, unit="batch", smoothing=0.05)
     recent: deque[tuple[float, float, float, float]] = deque(maxlen=50)
     for batch in bar:
+        if options.start and run.batches >= STAND * options.batches:
+            run.let_sam_stand()
         losses = run.step(batch, full * rate(run.batches, options.batches))
         if batch.read:
             recent.append((losses.text, losses.patches, losses.cells, losses.turns))
