@@ -375,9 +375,9 @@ class Press:
         glyphs = []
         for place, char in enumerate(text):
             if char != " ":
-                box = shifted(ink(self.path, self.size, char), left + face.getlength(text[:place]), baseline)
-                spaced = text[:place].endswith(" ")
-                glyphs.append(Glyph(char, box, ((box[0] + box[2]) / 2, middle), spaced=spaced))
+                before = text[:place]
+                box = shifted(ink(self.path, self.size, char), left + face.getlength(before), baseline)
+                glyphs.append(Glyph(char, box, ((box[0] + box[2]) / 2, middle), spaced=before.endswith(" ")))
         self.y += (ascent + descent) * self.gap
         self.number_of_lines += 1
         return Line(text, glyphs)

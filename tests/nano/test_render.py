@@ -65,6 +65,18 @@ def test_the_middles_of_a_line_are_level_and_within_its_low_letters(seed: int) -
             assert glyph.char not in "acemnorsuvwxz" or top < glyph.middle[1] < bottom
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_signs_know_of_the_spaces_before_them(seed: int) -> None:
+    for line in page(CLEAN, seed).lines():
+        assert "".join(" " * glyph.spaced + glyph.char for glyph in line.glyphs) == line.text
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pages_have_the_lines_that_their_sheet_asks_for(seed: int) -> None:
+    few = replace(CLEAN, width=320, max_print=24, min_lines=5, max_lines=6)  # too narrow for two columns
+    assert len(page(few, seed).lines()) in (5, 6)
+
+
 def test_narrow_pages_hold_more_letters() -> None:
     usual, narrow = (
         sum(len(page(replace(CLEAN, full=True, max_print=24, narrow=each), seed).glyphs()) for seed in range(10))
