@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,15 @@ CELL = 64
 LEAN = 16
 """Pixels of a view by which what a vision token is asked for begins above its square, and left of it: the compressor's
 two strides see three patches before the first of the square and three after it."""
-CLASSES = 95
+EDGE = 95
+"""What stands beside a line's first character, and beside its last."""
+CLASSES = 96
 """0 is nothing; 1 to 94 are the printable ASCII characters from `!` to `~`."""
 PER_LINE = 8
 """Most characters taught of a line in one vision token."""
+SLOTS = PER_LINE + 2
+"""What is asked of a line in one vision token: the character before the token's first, its own, and the one after its
+last. Two tokens that see a letter between them can agree then on whose it is, and on whether it is one or two."""
 PLACES = 128
 """Columns, and rows, in which the decoder has to say where it reads on: 8 pixels, the narrowest letters, in the default
 mode."""
@@ -69,19 +75,20 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Lab
 
     Returns:
         patches [size / 16, size / 16]: which character covers the patch, 0 for none.
-        cells [(size / 64)², 2, PER_LINE]: of the first and of the last line in the token's square, `LEAN` higher up and
-        further left, the characters whose middles lie in it, from left to right, then zeros. A line is a token's as a
-        whole, however its characters reach up and down; where there is but one, the last has no characters.
-        spaces [(size / 64)², 2, PER_LINE]: 1 for those of these characters that a space stands before, 0 for the
-        others; `NOTHING` where there is no character.
+        cells [(size / 64)², 2, SLOTS]: of the first and of the last line in the token's square, `LEAN` higher up and
+        further left, the characters whose middles lie in it, from left to right, with the one before them and the one
+        after them, then zeros. A line is a token's as a whole, however its characters reach up and down; where there
+        is but one, the last has no characters.
+        spaces [(size / 64)², 2, SLOTS]: 1 for those of these characters that a space stands before, 0 for the
+        others; `NOTHING` where there is no character, and for the one before the token's own.
         lines [(size / 64)², 2]: the numbers of these two lines, out of `LINES`; `NOTHING` without any.
     """
     side, cells_a_side = view.size // PATCH, view.size // CELL
     patches = np.zeros((side, side), np.int64)
-    cells: dict[int, dict[int, list[tuple[float, int, bool]]]] = {}
+    printed: dict[int, list[tuple[float, int, int, bool]]] = {}
     for glyph in glyphs:
         kind = ord(glyph.char) - 32
-        if not 0 < kind < CLASSES:
+        if not 0 < kind < EDGE:
             continue
         left, right = (x * view.scale_x + view.shift_x for x in (glyph.box[0], glyph.box[2]))
         top, bottom = (y * view.scale_y + view.shift_y for y in (glyph.box[1], glyph.box[3]))
@@ -94,18 +101,27 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Lab
         patches[rows, columns] = kind
         patches[min(max(0, int((top + bottom) / 2 / PATCH)), side - 1), int(x / PATCH)] = kind
         row, column = (min(int((each + LEAN) / CELL), cells_a_side - 1) for each in (y, x))
-        cell = row * cells_a_side + column
-        cells.setdefault(cell, {}).setdefault(glyph.line, []).append((x, kind, glyph.spaced))
-    in_cells = np.zeros((cells_a_side**2, 2, PER_LINE), np.int64)
-    spaces = np.full(in_cells.shape, NOTHING)
+        printed.setdefault(glyph.line, []).append((x, row * cells_a_side + column, kind, glyph.spaced))
+    cells: dict[int, dict[int, tuple[list[int], list[int]]]] = {}
+    for line, signs in printed.items():
+        kinds = [EDGE, *(kind for *_, kind, _ in sorted(signs)), EDGE]
+        spaces = [NOTHING, *(int(spaced) for *_, spaced in sorted(signs)), NOTHING]
+        for cell, group in groupby(enumerate(sorted(signs)), lambda each: each[1][1]):
+            first, *others = (place for place, _ in group)
+            own = min(1 + len(others), PER_LINE)
+            end = first + own + 1
+            asked = cells.setdefault(cell, {})
+            asked[line] = kinds[first : end + 1], [NOTHING, *spaces[first + 1 : end + 1]]
+    in_cells = np.zeros((cells_a_side**2, 2, SLOTS), np.int64)
+    in_spaces = np.full(in_cells.shape, NOTHING)
     lines = np.full((cells_a_side**2, 2), NOTHING)
     for cell, found in cells.items():
-        first, last = min(found), max(found)
-        lines[cell] = min(first, LINES - 1), min(last, LINES - 1)
-        for place, line in enumerate(sorted({first, last})):
-            for position, (_, kind, spaced) in enumerate(sorted(found[line])[:PER_LINE]):
-                in_cells[cell, place, position], spaces[cell, place, position] = kind, spaced
-    return patches, in_cells, spaces, lines
+        top_line, bottom_line = min(found), max(found)
+        lines[cell] = min(top_line, LINES - 1), min(bottom_line, LINES - 1)
+        for place, line in enumerate(sorted({top_line, bottom_line})):
+            kinds, spaces = found[line]
+            in_cells[cell, place, : len(kinds)], in_spaces[cell, place, : len(spaces)] = kinds, spaces
+    return patches, in_cells, in_spaces, lines
 
 
 def token_places(views: list[ViewMap], grid: CropGrid) -> Labels:

@@ -90,8 +90,11 @@ PLAIN = replace(PAGE, noise=False, alike=0.25)
 """What documents say: no random signs."""
 CLOSE = {"max_print": 29, "min_lines": 7, "narrow": True}
 """Much fine print, where what was misread on clean pages stood."""
+LARGE = {"min_print": 26, "max_print": 46, "max_lines": 8}
+"""What signs and receipts say, as in the examples."""
 LESSONS = (
-    Recipe(replace(PLAIN, clean=True), GUNDAM, 4, ("free", "lines"), weight=4),
+    Recipe(replace(PLAIN, clean=True), GUNDAM, 4, ("free", "lines"), weight=3),
+    Recipe(replace(PLAIN, clean=True, **LARGE), GUNDAM, 5, ("free", "lines"), weight=3),
     Recipe(replace(PLAIN, clean=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=5),
     Recipe(replace(PLAIN, clean=True, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=5),
     Recipe(replace(PLAIN, **FINE_PRINT), GUNDAM, 4, ("free", "lines"), weight=2),

@@ -14,6 +14,7 @@ from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES, NO_TILES
 from nano.labels import (
     CELL,
+    EDGE,
     LEAN,
     LINES,
     NOTHING,
@@ -63,25 +64,39 @@ def test_characters_are_taught_in_their_patch_and_in_their_token_line_by_line() 
         Glyph("b", (84, 62, 100, 88), (92, 80)),
         Glyph("a", (66, 72, 82, 88), (74, 80)),
         Glyph("c", (66, 94, 80, 110), (73, 102), line=1),
-        Glyph("d", (200, 10, 216, 36), (208, 28)),
+        Glyph("d", (200, 10, 216, 36), (208, 28), line=2),
     ]
     glyphs[0].spaced = True
     patches, cells, spaces, _ = view_labels(glyphs, view)
-    assert said(cells, 64, 64) == ["ab", "c"]
-    assert said(cells, 192, 0) == ["d", ""]
-    assert spaces[5, :, :2].tolist() == [[0, 1], [0, NOTHING]]
-    assert ((spaces != NOTHING) == (cells > 0)).all()
+    assert said(cells, 64, 64) == ["|ab|", "|c|"]
+    assert said(cells, 192, 0) == ["|d|", ""]
+    assert spaces[5, :, :4].tolist() == [[NOTHING, 0, 1, NOTHING], [NOTHING, 0, NOTHING, NOTHING]]
+    assert (spaces != NOTHING).sum() == 4
     assert chr(patches[84 // PATCH, 74 // PATCH] + 32) == "a"
     assert chr(patches[22 // PATCH, 208 // PATCH] + 32) == "d"
     assert patches[0, 0] == 0
+
+
+def test_a_token_is_asked_for_the_characters_beside_its_own_in_their_line() -> None:
+    view = ViewMap(size=256, scale_x=1, scale_y=1, shift_x=0, shift_y=0)
+    glyphs = [
+        Glyph(char, (x - 8, 72, x + 8, 88), (x, 80), spaced=char == "d")
+        for char, x in zip("anndf", (68, 86, 104, 122, 186), strict=True)
+    ]
+    glyphs += [Glyph("z", (186 - 8, 94, 186 + 8, 110), (186, 102), line=1)]
+    _, cells, spaces, _ = view_labels(glyphs, view)
+    assert said(cells, 64, 64) == ["|annd", ""]
+    assert said(cells, 128, 64) == ["ndf", ""]
+    assert said(cells, 192, 64) == ["df|", "|z|"]
+    assert spaces[5, 0, :5].tolist() == [NOTHING, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(("middle", "column"), [(64 - LEAN - 2, 0), (64 - LEAN + 2, 64), (254, 192)])
 def test_a_character_is_one_tokens_where_the_compressor_sees_it_best(middle: float, column: int) -> None:
     view = ViewMap(size=256, scale_x=1, scale_y=1, shift_x=0, shift_y=0)
     _, cells, _, _ = view_labels([Glyph("a", (middle - 8, 72, middle + 8, 88), (middle, 80))], view)
-    assert said(cells, column, 64) == ["a", ""]
-    assert (cells > 0).sum() == 1
+    assert said(cells, column, 64) == ["|a|", ""]
+    assert (cells > 0).sum() == 3
 
 
 @pytest.mark.parametrize(("middle", "row"), [(64 - LEAN - 2, 0), (64 - LEAN + 2, 64), (254, 192)])
@@ -95,8 +110,8 @@ def test_a_line_is_one_tokens_however_its_characters_reach(middle: float, row: i
     for glyph in glyphs:
         glyph.line = 7
     _, cells, _, lines = view_labels(glyphs, view)
-    assert said(cells, 64, row) == ["lg,x", ""]
-    assert (cells > 0).sum() == 4
+    assert said(cells, 64, row) == ["|lg,x|", ""]
+    assert (cells > 0).sum() == 6
     assert lines[row // CELL * (256 // CELL) + 1].tolist() == [7, 7]
     assert (lines != NOTHING).sum() == 2
 
@@ -108,15 +123,16 @@ def test_a_token_is_told_the_first_and_the_last_of_the_lines_in_it() -> None:
         for line, (char, y) in enumerate([("a", 64), ("b", 84), ("c", 104), ("d", 240)], start=3)
     ]
     _, cells, _, lines = view_labels(glyphs, view)
-    assert said(cells, 64, 64) == ["a", "c"]
+    assert said(cells, 64, 64) == ["|a|", "|c|"]
     assert lines[5].tolist() == [3, 5]
     assert lines[lines != NOTHING].tolist() == [3, 5, 6, 6]
 
 
 def said(cells: Labels, x: int, y: int) -> list[str]:
-    """The characters of the first and of the last line in the token whose square begins at (x, y), in a view of 256."""
+    """The characters of the first and of the last line in the token whose square begins at (x, y), in a view of 256,
+    with those beside them; | for a line's beginning and its end."""
     found = cells[y // CELL * (256 // CELL) + x // CELL]
-    return ["".join(chr(kind + 32) for kind in line if kind) for line in found]
+    return ["".join("|" if kind == EDGE else chr(kind + 32) for kind in line if kind) for line in found]
 
 
 @pytest.mark.parametrize("task", ["free", "lines", "markdown", "locate"])
