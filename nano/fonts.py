@@ -2,10 +2,10 @@
 
     apt-get install fonts-dejavu fonts-liberation2 fonts-freefont-ttf fonts-roboto-unhinted fonts-open-sans \
         fonts-lato fonts-ebgaramond fonts-linuxlibertine fonts-crosextra-carlito fonts-crosextra-caladea \
-        fonts-inconsolata fonts-hack fonts-cantarell fonts-cabin fonts-tuffy fonts-quicksand fonts-b612
+        fonts-inconsolata fonts-hack fonts-cantarell fonts-cabin fonts-tuffy fonts-quicksand fonts-b612 libfribidi0
 
 A family is for training or for evaluation, never for both. Pages can be made where some are missing; a checkpoint that
-is trained there forgets what those look like.
+is trained there forgets what those look like. Without libfribidi no page is kerned.
 """
 
 from __future__ import annotations
@@ -94,6 +94,12 @@ def missing() -> list[str]:
 
 
 @cache
-def font(path: Path, size: int) -> ImageFont.FreeTypeFont:
-    """A face at `size` pixels; without ligatures, so that each letter has a place of its own."""
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+def font(path: Path, size: int, *, kerned: bool = False) -> ImageFont.FreeTypeFont:
+    """A face at `size` pixels.
+
+    Args:
+        kerned: whether letters move together as the font's tables of pairs say, as most programs print them (it takes
+            libraqm and libfribidi; without them they don't).
+    """
+    layout = ImageFont.Layout.RAQM if kerned else ImageFont.Layout.BASIC
+    return ImageFont.truetype(str(path), size, layout_engine=layout)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import features
 
 from nano.render import Page, Sheet, render
 from nano.words import belongs, word
@@ -63,6 +64,19 @@ def test_the_middles_of_a_line_are_level_and_within_its_low_letters(seed: int) -
             left, top, right, bottom = glyph.box
             assert left <= glyph.middle[0] <= right
             assert glyph.char not in "acemnorsuvwxz" or top < glyph.middle[1] < bottom
+
+
+@pytest.mark.skipif(not features.check("raqm"), reason="letters move together with libraqm and libfribidi only")
+def test_in_training_letters_move_together_as_their_font_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    sheet = replace(CLEAN, full=True, min_print=36)
+    evaluation = replace(sheet, words="eval")
+    taught, measured = [], []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr("nano.render.KERNED", share)
+        taught.append([np.asarray(page(sheet, seed).image) for seed in range(10)])
+        measured.append([np.asarray(page(evaluation, seed).image) for seed in range(10)])
+    assert sum(np.array_equal(*each) for each in zip(*taught, strict=True)) < 5
+    assert all(np.array_equal(*each) for each in zip(*measured, strict=True))
 
 
 @pytest.mark.parametrize("seed", range(5))
