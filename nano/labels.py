@@ -103,10 +103,11 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Lab
         row, column = (min(int((each + LEAN) / CELL), cells_a_side - 1) for each in (y, x))
         printed.setdefault(glyph.line, []).append((x, row * cells_a_side + column, kind, glyph.spaced))
     cells: dict[int, dict[int, tuple[list[int], list[int]]]] = {}
-    for line, signs in printed.items():
-        kinds = [EDGE, *(kind for *_, kind, _ in sorted(signs)), EDGE]
-        spaces = [NOTHING, *(int(spaced) for *_, spaced in sorted(signs)), NOTHING]
-        for cell, group in groupby(enumerate(sorted(signs)), lambda each: each[1][1]):
+    for line, unsorted in printed.items():
+        signs = sorted(unsorted)
+        kinds = [EDGE, *(kind for *_, kind, _ in signs), EDGE]
+        spaces = [NOTHING, *(int(spaced) for *_, spaced in signs), NOTHING]
+        for cell, group in groupby(enumerate(signs), lambda each: each[1][1]):
             first, *others = (place for place, _ in group)
             own = min(1 + len(others), PER_LINE)
             end = first + own + 1
