@@ -52,18 +52,19 @@ class Row:
     mode: str = "gundam"
 
 
-CLEAN = replace(PAGE, clean=True, noise=False, alike=0)
+CLEAN = replace(PAGE, clean=True, noise=False, alike=0, kerned=0)
 """Print without blemish; words, numbers, prices, dates, codes."""
 ROWS = (
     Row("clean pages, seen fonts", CLEAN),
     Row("clean pages, unseen fonts", replace(CLEAN, split="eval")),
     Row("lines with boxes", CLEAN, "lines"),
-    Row("large-print A4, tiles", replace(A4, clean=True, noise=False)),
+    Row("large-print A4, tiles", replace(A4, clean=True, noise=False, kerned=0)),
     Row("document to markdown", replace(CLEAN, structured=True), "markdown"),
     Row("locate a word", CLEAN, "locate"),
     Row("worn pages, seen fonts", replace(CLEAN, clean=False)),
     Row("random signs among the words", replace(CLEAN, noise=True)),
     Row("lines that begin alike", replace(CLEAN, alike=1)),
+    Row("clean, letters kerned", replace(CLEAN, kerned=1)),
     Row("clean, print of 24 to 27 px", replace(CLEAN, max_print=27)),
     Row("clean, print of 36 to 40 px", replace(CLEAN, min_print=36)),
     Row("clean, one or two lines", replace(CLEAN, max_lines=2)),

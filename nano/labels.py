@@ -70,11 +70,58 @@ def view_maps(width: int, height: int, mode: ResolutionMode, grid: CropGrid) -> 
                 yield ViewMap(size, size * grid.wide / width, size * grid.tall / height, -size * column, -size * row)
 
 
+@dataclass(frozen=True)
+class Sign:
+    """A character where it lies in a view, in its pixels."""
+
+    kind: int
+    """Its class."""
+    box: tuple[float, float, float, float]
+    x: float
+    y: float
+    """The middle of its own width, and of its line's low letters."""
+    line: int
+    spaced: bool
+    """Whether a space stands before it."""
+
+
 def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Labels, Labels]:
-    """Targets for one view.
+    """Targets for one view: those of `patch_labels`, and the three of `token_labels`."""
+    signs = list(signs_in(view, glyphs))
+    return patch_labels(signs, view.size), *token_labels(signs, view.size)
+
+
+def signs_in(view: ViewMap, glyphs: list[Glyph]) -> Iterator[Sign]:
+    """The characters that have a class and whose middles lie in the view."""
+    for glyph in glyphs:
+        kind = ord(glyph.char) - 32
+        left, right, x = (each * view.scale_x + view.shift_x for each in (glyph.box[0], glyph.box[2], glyph.middle[0]))
+        top, bottom, y = (each * view.scale_y + view.shift_y for each in (glyph.box[1], glyph.box[3], glyph.middle[1]))
+        if 0 < kind < EDGE and 0 <= x < view.size and 0 <= y < view.size:
+            yield Sign(kind, (left, top, right, bottom), x, y, glyph.line, glyph.spaced)
+
+
+def patch_labels(signs: list[Sign], size: int) -> Labels:
+    """[size / 16, size / 16]: which character covers the patch, 0 for none.
+
+    A patch is the character's if its centre lies within; narrow ones keep the patch of their own centre.
+    """
+    side = size // PATCH
+    patches = np.zeros((side, side), np.int64)
+    for sign in signs:
+        left, top, right, bottom = (round(each / PATCH) for each in sign.box)
+        columns = slice(max(0, left), max(max(0, left) + 1, right))
+        rows = slice(max(0, top), max(max(0, top) + 1, bottom))
+        patches[rows, columns] = sign.kind
+        middle = (sign.box[1] + sign.box[3]) / 2
+        patches[min(max(0, int(middle / PATCH)), side - 1), int(sign.x / PATCH)] = sign.kind
+    return patches
+
+
+def token_labels(signs: list[Sign], size: int) -> tuple[Labels, Labels, Labels]:
+    """What the vision tokens of a view are asked for.
 
     Returns:
-        patches [size / 16, size / 16]: which character covers the patch, 0 for none.
         cells [(size / 64)², 2, SLOTS]: of the first and of the last line in the token's square, `LEAN` higher up and
         further left, the characters whose middles lie in it, from left to right, with the one before them and the one
         after them, then zeros. A line is a token's as a whole, however its characters reach up and down; where there
@@ -83,31 +130,17 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Lab
         others; `NOTHING` where there is no character, and for the one before the token's own.
         lines [(size / 64)², 2]: the numbers of these two lines, out of `LINES`; `NOTHING` without any.
     """
-    side, cells_a_side = view.size // PATCH, view.size // CELL
-    patches = np.zeros((side, side), np.int64)
+    cells_a_side = size // CELL
     printed: dict[int, list[tuple[float, int, int, bool]]] = {}
-    for glyph in glyphs:
-        kind = ord(glyph.char) - 32
-        if not 0 < kind < EDGE:
-            continue
-        left, right = (x * view.scale_x + view.shift_x for x in (glyph.box[0], glyph.box[2]))
-        top, bottom = (y * view.scale_y + view.shift_y for y in (glyph.box[1], glyph.box[3]))
-        x, y = glyph.middle[0] * view.scale_x + view.shift_x, glyph.middle[1] * view.scale_y + view.shift_y
-        if not (0 <= x < view.size and 0 <= y < view.size):
-            continue
-        # A patch is the character's if its centre lies within; narrow ones keep the patch of their own centre.
-        columns = slice(max(0, round(left / PATCH)), max(round(left / PATCH) + 1, round(right / PATCH)))
-        rows = slice(max(0, round(top / PATCH)), max(round(top / PATCH) + 1, round(bottom / PATCH)))
-        patches[rows, columns] = kind
-        patches[min(max(0, int((top + bottom) / 2 / PATCH)), side - 1), int(x / PATCH)] = kind
-        row, column = (min(int((each + LEAN) / CELL), cells_a_side - 1) for each in (y, x))
-        printed.setdefault(glyph.line, []).append((x, row * cells_a_side + column, kind, glyph.spaced))
+    for sign in signs:
+        row, column = (min(int((each + LEAN) / CELL), cells_a_side - 1) for each in (sign.y, sign.x))
+        printed.setdefault(sign.line, []).append((sign.x, row * cells_a_side + column, sign.kind, sign.spaced))
     cells: dict[int, dict[int, tuple[list[int], list[int]]]] = {}
     for line, unsorted in printed.items():
-        signs = sorted(unsorted)
-        kinds = [EDGE, *(kind for *_, kind, _ in signs), EDGE]
-        spaces = [NOTHING, *(int(spaced) for *_, spaced in signs), NOTHING]
-        for cell, group in groupby(enumerate(signs), lambda each: each[1][1]):
+        ordered = sorted(unsorted)
+        kinds = [EDGE, *(kind for *_, kind, _ in ordered), EDGE]
+        spaces = [NOTHING, *(int(spaced) for *_, spaced in ordered), NOTHING]
+        for cell, group in groupby(enumerate(ordered), lambda each: each[1][1]):
             first, *others = (place for place, _ in group)
             own = min(1 + len(others), PER_LINE)
             end = first + own + 1
@@ -122,7 +155,7 @@ def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Lab
         for place, line in enumerate(sorted({top_line, bottom_line})):
             kinds, spaces = found[line]
             in_cells[cell, place, : len(kinds)], in_spaces[cell, place, : len(spaces)] = kinds, spaces
-    return patches, in_cells, in_spaces, lines
+    return in_cells, in_spaces, lines
 
 
 def token_places(views: list[ViewMap], grid: CropGrid) -> Labels:

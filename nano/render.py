@@ -35,9 +35,6 @@ PROMPTS: dict[Task, str] = {
 }
 
 
-KERNED = 0.6
-"""Share of training's pages on which letters move together as their font says: commas stand under an r's arm then,
-where a model that had not seen it lost them."""
 NO_LIGATURES = ["-liga", "-clig", "-calt", "-dlig"]
 """So that each letter has a place of its own."""
 
@@ -203,10 +200,13 @@ class Sheet:
     full: bool = False
     """Lines from edge to edge and from top to bottom, words cut where they end: the most letters for the work of
     training on a page."""
-    narrow: bool = False
-    """Of two fonts the one that needs less room."""
+    narrow: int = 0
+    """How many other fonts this one needs less room than."""
     tight: bool = False
     """With little between the lines."""
+    kerned: float = 0.6
+    """Share of the pages on which letters move together as their font says, if this machine can: commas stand under
+    an r's arm then, where a model that had not seen it lost them."""
     alike: float = 0.0
     """Share of the pages on which lines begin as others before them do."""
     blank: float = 0.0
@@ -235,8 +235,7 @@ class Press:
         self.canvas = Image.new("L", (sheet.width, sheet.height), self.paper)
         self.draw = ImageDraw.Draw(self.canvas)
         self.path = min((rng.choice(fonts(sheet.split)) for _ in range(1 + sheet.narrow)), key=set_width)
-        # Evaluation's pages stay as they were measured before.
-        self.kerned = sheet.words == "train" and features.check("raqm") and rng.random() < KERNED
+        self.kerned = sheet.kerned > 0 and features.check("raqm") and rng.random() < sheet.kerned
         self.size = rng.randint(sheet.min_print, sheet.max_print)
         self.gap = rng.uniform(1.0, 1.15 if sheet.tight else 1.5)
         margin = 40 * sheet.width / 640

@@ -67,7 +67,7 @@ SHAPES = {
     A4.width: ((1240, 1754), (1754, 1240), (1240, 620), (620, 1240), (1240, 1240)),
 }
 """By the width of sheets: pages of other shapes in their place, one in a batch."""
-OTHER_SHAPES = 0.4
+OTHER_SHAPES = 0.6
 """Share of the batches that have them."""
 SMALL_TILES = ResolutionMode(base_size=512, image_size=320)
 """Gundam's layout at half of its sizes, for cheap lessons in it."""
@@ -85,27 +85,27 @@ class Stage:
 
 DENSE = replace(MEDIUM, full=True)
 FULL_PAGE = replace(PAGE, full=True)
-FINE_PRINT = {"max_print": 30, "narrow": True}
+FINE_PRINT = {"max_print": 30, "narrow": 1}
 PLAIN = replace(PAGE, noise=False, alike=0.25)
 """What documents say: no random signs."""
-CLOSE = {"max_print": 29, "min_lines": 7, "narrow": True}
+CLOSE = {"max_print": 29, "min_lines": 7, "narrow": 2}
 """Much fine print, where what was misread on clean pages stood."""
 LARGE = {"min_print": 26, "max_print": 46, "max_lines": 8}
 """What signs and receipts say, as in the examples."""
 LESSONS = (
     Recipe(replace(PLAIN, clean=True), GUNDAM, 4, ("free", "lines"), weight=3),
-    Recipe(replace(PLAIN, clean=True, **LARGE), GUNDAM, 5, ("free", "lines"), weight=3),
+    Recipe(replace(PLAIN, clean=True, **LARGE), GUNDAM, 5, ("lines", "locate"), weight=3),
     Recipe(replace(PLAIN, clean=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=5),
     Recipe(replace(PLAIN, clean=True, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=5),
     Recipe(replace(PLAIN, **FINE_PRINT), GUNDAM, 4, ("free", "lines"), weight=2),
     Recipe(replace(PLAIN, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=2),
     Recipe(replace(FULL_PAGE, noise=False, **FINE_PRINT), GUNDAM, 3, ("free", "lines"), weight=2),
     Recipe(FULL_PAGE, GUNDAM, 3, ("free", "lines")),
-    Recipe(PAGE, GUNDAM, 4, ("free", "locate")),
-    Recipe(replace(FULL_PAGE, tight=True, **FINE_PRINT), GUNDAM, 4, weight=2, read=False),
-    Recipe(replace(DENSE, max_print=28, narrow=True, tight=True), square(512), 16, weight=2, read=False),
+    Recipe(PAGE, GUNDAM, 4, ("lines", "locate")),
+    Recipe(replace(FULL_PAGE, tight=True, **FINE_PRINT), GUNDAM, 4, read=False),
+    Recipe(replace(DENSE, max_print=28, narrow=1, tight=True), square(512), 16, read=False),
     Recipe(DENSE, square(512), 10, ("free", "locate"), weight=0.7),
-    Recipe(replace(PAGE, structured=True), GUNDAM, 4, ("free", "markdown"), weight=1.5),
+    Recipe(replace(PAGE, structured=True), GUNDAM, 4, ("free", "markdown"), weight=4),
     Recipe(TILED, SMALL_TILES, 4, ("free", "lines"), weight=0.7),
     Recipe(A4, GUNDAM, 1, ("free", "lines"), weight=0.7),
     Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines"), 0.25),

@@ -50,7 +50,7 @@ TURN = 6.0
 END = 3.0
 """The weight of what says whether a line follows, the newline and the end alike: with more for the end alone answers
 ended early, without it last lines came twice."""
-UNPRINTED = 0.5
+UNPRINTED = 0.75
 """The weight of what is not printed, most of it the corners of boxes: their last digits can't be foreseen."""
 CROWDED = 2.0
 """The weight of the characters in vision tokens with two lines, which are misread most."""
