@@ -95,8 +95,8 @@ LARGE = {"min_print": 26, "max_print": 46, "max_lines": 8}
 LESSONS = (
     Recipe(replace(PLAIN, clean=True), GUNDAM, 4, ("free", "lines"), weight=3),
     Recipe(replace(PLAIN, clean=True, **LARGE), GUNDAM, 5, ("lines", "locate"), weight=3),
-    Recipe(replace(PLAIN, clean=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=5),
-    Recipe(replace(PLAIN, clean=True, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=5),
+    Recipe(replace(PLAIN, clean=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=8),
+    Recipe(replace(PLAIN, clean=True, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=8),
     Recipe(replace(PLAIN, **FINE_PRINT), GUNDAM, 4, ("free", "lines"), weight=2),
     Recipe(replace(PLAIN, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=2),
     Recipe(replace(FULL_PAGE, noise=False, **FINE_PRINT), GUNDAM, 3, ("free", "lines"), weight=2),
