@@ -87,11 +87,11 @@ class Sign:
 
 def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Labels, Labels]:
     """Targets for one view: those of `patch_labels`, and the three of `token_labels`."""
-    signs = list(signs_in(view, glyphs))
+    signs = list(signs_in(glyphs, view))
     return patch_labels(signs, view.size), *token_labels(signs, view.size)
 
 
-def signs_in(view: ViewMap, glyphs: list[Glyph]) -> Iterator[Sign]:
+def signs_in(glyphs: list[Glyph], view: ViewMap) -> Iterator[Sign]:
     """The characters that have a class and whose middles lie in the view."""
     for glyph in glyphs:
         kind = ord(glyph.char) - 32
@@ -109,10 +109,8 @@ def patch_labels(signs: list[Sign], size: int) -> Labels:
     side = size // PATCH
     patches = np.zeros((side, side), np.int64)
     for sign in signs:
-        left, top, right, bottom = (round(each / PATCH) for each in sign.box)
-        columns = slice(max(0, left), max(max(0, left) + 1, right))
-        rows = slice(max(0, top), max(max(0, top) + 1, bottom))
-        patches[rows, columns] = sign.kind
+        left, top, right, bottom = (max(0, round(each / PATCH)) for each in sign.box)
+        patches[top : max(top + 1, bottom), left : max(left + 1, right)] = sign.kind
         middle = (sign.box[1] + sign.box[3]) / 2
         patches[min(max(0, int(middle / PATCH)), side - 1), int(sign.x / PATCH)] = sign.kind
     return patches

@@ -69,6 +69,7 @@ def test_the_middles_of_a_line_are_level_and_within_its_low_letters(seed: int) -
 @pytest.mark.skipif(not features.check("raqm"), reason="letters move together with libraqm and libfribidi only")
 def test_letters_of_kerned_pages_move_together_as_their_font_says() -> None:
     sheet = replace(CLEAN, full=True, min_print=36)
+    # Hardly any instead of none: where none may be, no number is drawn for it, and the words would be others.
     apart, kerned = (
         [np.asarray(page(replace(sheet, kerned=share), seed).image) for seed in range(10)] for share in (0.001, 1.0)
     )
