@@ -16,7 +16,8 @@ import base64
 import io
 import random
 import re
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,9 +27,10 @@ from rapidfuzz.distance import Levenshtein
 
 from deepseek_ocr.encoder.deep_encoder import Views
 from deepseek_ocr.images import prepare_image
-from deepseek_ocr.modes import MODES, ResolutionMode
+from deepseek_ocr.modes import MODES, CropGrid, ResolutionMode
 from nano.fonts import ADVICE, missing
 from nano.model import NanoOcr, load
+from nano.muon import multiplies_bf16
 from nano.render import Page, Sheet, Task, render
 from nano.samples import A4, PAGE
 from nano.tokenizer import make
@@ -36,8 +38,10 @@ from nano.tokenizer import make
 LOCATED = re.compile(r"<\|ref\|>(.*?)<\|/ref\|><\|det\|>\[\[(\d+), (\d+), (\d+), (\d+)\]\]<\|/det\|>", re.DOTALL)
 Said = tuple[str, bool]
 """An answer, and whether it came to an end by itself."""
-Read = Callable[[Page, str, str], Said]
-"""A page, a prompt and the name of a mode → the answer."""
+Asked = tuple[Page, str]
+"""A page, and the prompt with which it is shown."""
+Read = Callable[[Sequence[Asked], str], list[Said]]
+"""What is asked, and the name of a mode → the answers."""
 Box = tuple[int, ...]
 """Left, top, right, bottom, from 0 to 999."""
 
@@ -52,6 +56,10 @@ class Row:
     mode: str = "gundam"
 
 
+AT_ONCE = 10
+"""Pages that the model reads at a time."""
+REQUESTS = 32
+"""Pages that a server is asked for at a time."""
 CLEAN = replace(PAGE, clean=True, noise=False, alike=0, kerned=0)
 """Print without blemish; words, numbers, prices, dates, codes."""
 ROWS = (
@@ -125,11 +133,10 @@ def matched(truth: str, said: str) -> list[tuple[float, bool]]:
     return result
 
 
-def measure(row: Row, read: Read, pages: int, at_once: int = 1) -> dict[str, float]:
-    """The figures of a row. `at_once` pages are asked for at a time."""
+def measure(row: Row, read: Read, pages: int) -> dict[str, float]:
+    """The figures of a row."""
     asked = [page_of(row, number) for number in range(pages)]
-    with ThreadPoolExecutor(at_once) as pool:
-        answers = list(pool.map(lambda one: read(one[0], one[1], row.mode), asked))
+    answers = read([(page, prompt) for page, prompt, _ in asked], row.mode)
     wrong = length = wrong_words = words = ended = 0
     found: list[tuple[float, bool]] = []
     for (_, _, truth), (said, whole) in zip(asked, answers, strict=True):
@@ -149,21 +156,30 @@ def measure(row: Row, read: Read, pages: int, at_once: int = 1) -> dict[str, flo
 
 
 @torch.no_grad()
-def answer(
-    model: NanoOcr, device: torch.device, page: Page, prompt: str, mode: ResolutionMode, most: int = 4000
-) -> Said:
+def answer(model: NanoOcr, device: torch.device, asked: Sequence[Asked], mode: ResolutionMode, most: int) -> list[Said]:
+    """What the model says, of `most` tokens each; it reads those together that come to as many vision tokens."""
     tokenizer = make()
-    prepared = prepare_image(page.image, mode)
-    views = Views(prepared.global_view.to(device), prepared.tiles.to(device), prepared.grid)
-    ids = torch.tensor(tokenizer.encode("\n" + prompt, add_special_tokens=False).ids, device=device)
-    (said,) = model.read(model.embed([views]), ids, most)
-    return str(tokenizer.decode(said, skip_special_tokens=False)), len(said) < most
+    alike: dict[tuple[str, CropGrid], list[tuple[int, Views]]] = defaultdict(list)
+    for number, (page, prompt) in enumerate(asked):
+        prepared = prepare_image(page.image, mode)
+        views = Views(prepared.global_view.to(device), prepared.tiles.to(device), prepared.grid)
+        alike[prompt, prepared.grid].append((number, views))
+    answers: dict[int, Said] = {}
+    with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bf16(device)):
+        for (prompt, _), pages in alike.items():
+            ids = torch.tensor(tokenizer.encode("\n" + prompt, add_special_tokens=False).ids, device=device)
+            for start in range(0, len(pages), AT_ONCE):
+                numbers, views_of = zip(*pages[start : start + AT_ONCE], strict=True)
+                for number, said in zip(numbers, model.read(model.embed(views_of), ids, most), strict=True):
+                    text = str(tokenizer.decode(said, skip_special_tokens=False))
+                    answers[number] = text, len(said) < most
+    return [answers[number] for number in range(len(asked))]
 
 
 def through_the_code(folder: Path) -> Read:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load(folder).to(device).eval()
-    return lambda page, prompt, mode: answer(model, device, page, prompt, MODES[mode])
+    return lambda asked, mode: answer(model, device, asked, MODES[mode], most=4000)
 
 
 def through_the_server(base_url: str) -> Read:
@@ -171,7 +187,7 @@ def through_the_server(base_url: str) -> Read:
 
     client = OpenAI(base_url=base_url, api_key="EMPTY")
 
-    def read(page: Page, prompt: str, mode: str) -> Said:
+    def read_one(page: Page, prompt: str, mode: str) -> Said:
         buffer = io.BytesIO()
         page.image.save(buffer, "PNG")
         url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -190,6 +206,10 @@ def through_the_server(base_url: str) -> Read:
         (choice,) = response.choices
         return choice.message.content or "", choice.finish_reason == "stop"
 
+    def read(asked: Sequence[Asked], mode: str) -> list[Said]:
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            return list(pool.map(lambda one: read_one(*one, mode), asked))
+
     return read
 
 
@@ -203,7 +223,7 @@ def main() -> None:
         parser.error(f"no font of {', '.join(absent)} on this machine, so the figures would be others: {ADVICE}")
     read = through_the_server(options.base_url) if options.base_url else through_the_code(options.checkpoint)
     for row in ROWS:
-        figures = measure(row, read, options.pages, at_once=32 if options.base_url else 1)
+        figures = measure(row, read, options.pages)
         print(f"{row.name}: " + ", ".join(f"{name} {value:.1%}" for name, value in figures.items()), flush=True)
 
 

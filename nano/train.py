@@ -366,14 +366,15 @@ def quick_error(model: NanoOcr, device: torch.device, pages: int = 8) -> float:
     """Character error on a few clean pages of words it has not seen; evaluate.py measures properly."""
     from nano.evaluate import ROWS, answer, character_error, page_of
 
-    model.eval()
-    error = 0.0
+    asked, truths = [], []
     for number in range(pages):
         page, prompt, truth = page_of(ROWS[0], number)
-        said, _ = answer(model, device, page, prompt, GUNDAM, most=2 * len(truth) + 20)
-        error += character_error(said, truth) / pages
+        asked.append((page, prompt))
+        truths.append(truth)
+    model.eval()
+    answers = answer(model, device, asked, GUNDAM, most=2 * max(map(len, truths)))
     model.train()
-    return error
+    return mean_of([character_error(said, truth) for (said, _), truth in zip(answers, truths, strict=True)])
 
 
 def export(model: NanoOcr, folder: Path) -> None:
