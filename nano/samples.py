@@ -90,13 +90,19 @@ PLAIN = replace(PAGE, noise=False, alike=0.25)
 """What documents say: no random signs."""
 CLOSE = {"max_print": 29, "min_lines": 7, "narrow": 2}
 """Much fine print, where what was misread on clean pages stood."""
+CLOSEST = {"max_print": 26, "min_lines": 8, "narrow": 5}
+"""The narrowest of it, where most of what was still misread stood: ten characters of two lines in a vision token."""
 LARGE = {"min_print": 26, "max_print": 46, "max_lines": 8}
 """What signs and receipts say, as in the examples."""
 LESSONS = (
-    Recipe(replace(PLAIN, clean=True), GUNDAM, 4, ("free", "lines"), weight=3),
-    Recipe(replace(PLAIN, clean=True, **LARGE), GUNDAM, 5, ("lines", "locate"), weight=3),
-    Recipe(replace(PLAIN, clean=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=8),
-    Recipe(replace(PLAIN, clean=True, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=8),
+    Recipe(replace(PLAIN, clean=True), GUNDAM, 4, ("free", "lines"), weight=4),
+    Recipe(replace(PLAIN, clean=True, **LARGE), GUNDAM, 5, ("free", "lines", "locate"), weight=4),
+    Recipe(replace(PLAIN, clean=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=6),
+    Recipe(replace(PLAIN, clean=True, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=5),
+    Recipe(replace(PLAIN, clean=True, **CLOSEST), GUNDAM, 4, ("lines",), weight=3),
+    Recipe(replace(PLAIN, clean=True, **CLOSEST), GUNDAM, 4, weight=3),
+    Recipe(replace(PLAIN, clean=True, tight=True, **CLOSEST), GUNDAM, 4, ("lines",), weight=4),
+    Recipe(replace(PLAIN, clean=True, tight=True, **CLOSEST), GUNDAM, 4, weight=4),
     Recipe(replace(PLAIN, **FINE_PRINT), GUNDAM, 4, ("free", "lines"), weight=2),
     Recipe(replace(PLAIN, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=2),
     Recipe(replace(FULL_PAGE, noise=False, **FINE_PRINT), GUNDAM, 3, ("free", "lines"), weight=2),

@@ -65,9 +65,9 @@ KEEP = 0.998
 a line that the states before and after them read."""
 SETTLE = 110
 """Batches in which the heads that no checkpoint has learn from one that stands still, before it learns with them."""
-GO_ON = 0.4
+GO_ON = 0.3
 """The share of the full learning rate for a run that starts with a checkpoint."""
-STAND = 0.15
+STAND = 0.3
 """The share of such a run after which SAM's layers stay as they are: a batch takes seven tenths of the time then."""
 HOLD = 0.15
 """The share of the run after which it begins to fall."""
