@@ -364,17 +364,12 @@ def main() -> None:
 
 def quick_error(model: NanoOcr, device: torch.device, pages: int = 8) -> float:
     """Character error on a few clean pages of words it has not seen; evaluate.py measures properly."""
-    from nano.evaluate import ROWS, answer, character_error, page_of
+    from nano.evaluate import ROWS, answer, measure
 
-    asked, truths = [], []
-    for number in range(pages):
-        page, prompt, truth = page_of(ROWS[0], number)
-        asked.append((page, prompt))
-        truths.append(truth)
     model.eval()
-    answers = answer(model, device, asked, GUNDAM, most=2 * max(map(len, truths)))
+    figures = measure(ROWS[0], lambda asked, _: answer(model, device, asked, GUNDAM, most=1000), pages)
     model.train()
-    return mean_of([character_error(said, truth) for (said, _), truth in zip(answers, truths, strict=True)])
+    return figures["character error"]
 
 
 def export(model: NanoOcr, folder: Path) -> None:
