@@ -66,7 +66,7 @@ ROWS = (
     Row("clean pages, seen fonts", CLEAN),
     Row("clean pages, unseen fonts", replace(CLEAN, split="eval")),
     Row("lines with boxes", CLEAN, "lines"),
-    Row("large-print A4, tiles", replace(A4, clean=True, noise=False, kerned=0)),
+    Row("large-print A4, tiles", replace(A4, min_lines=20, clean=True, noise=False, kerned=0)),
     Row("document to markdown", replace(CLEAN, structured=True), "markdown"),
     Row("locate a word", CLEAN, "locate"),
     Row("worn pages, seen fonts", replace(CLEAN, clean=False)),

@@ -211,6 +211,8 @@ class Sheet:
     """Share of the pages on which lines begin as others before them do."""
     blank: float = 0.0
     """Share of the pages on which nothing stands."""
+    halved: float = 0.3
+    """Share of the pages wide enough for two columns that have them."""
 
 
 def render(sheet: Sheet, rng: random.Random) -> Page:
@@ -257,7 +259,7 @@ class Press:
                 block.lines.append(line)
             return [block]
         columns = [(self.left, self.right)]
-        if self.right - self.left > 22 * self.size and self.rng.random() < 0.3:
+        if self.right - self.left > 22 * self.size and self.rng.random() < self.sheet.halved:
             middle = (self.left + self.right) / 2
             columns = [(self.left, middle - self.size), (middle + self.size, self.right)]
         for left, right in columns:

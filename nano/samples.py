@@ -61,10 +61,11 @@ SMALL_DIRECT = Sheet(width=256, height=256, full=True, **BIG_PRINT)
 MEDIUM = Sheet(width=320, height=320, max_lines=8)
 """A quarter of a page, for a view of 512 pixels."""
 TILED = Sheet(width=640, height=900, max_lines=18, min_print=34, max_print=70)
-A4 = Sheet(width=1240, height=1754, min_print=34, max_print=50, max_lines=40)
+A4 = Sheet(width=1240, height=1754, min_print=37, max_print=56, max_lines=40)
+"""As large in a tile as print of 24 px and more is on a page of 640 × 640."""
 SHAPES = {
     640: tuple((640, height) for height in (200, 240, 280, 320, 360, 400, 480, 560, 640)),
-    A4.width: ((1240, 1754), (1754, 1240), (1240, 620), (620, 1240), (1240, 1240)),
+    A4.width: (*[(1240, 1754)] * 4, (1754, 1240), (1240, 620), (620, 1240), (1240, 1240)),
 }
 """By the width of sheets: pages of other shapes in their place, one in a batch."""
 OTHER_SHAPES = 0.6
@@ -88,36 +89,35 @@ FULL_PAGE = replace(PAGE, full=True)
 FINE_PRINT = {"max_print": 30, "narrow": 1}
 PLAIN = replace(PAGE, noise=False, alike=0.25)
 """What documents say: no random signs."""
+CLEAN = replace(PLAIN, clean=True)
 CLOSE = {"max_print": 29, "min_lines": 7, "narrow": 2}
 """Much fine print, where what was misread on clean pages stood."""
 CLOSEST = {"max_print": 26, "min_lines": 8, "narrow": 5}
 """The narrowest of it, where most of what was still misread stood: ten characters of two lines in a vision token."""
-LARGE = {"min_print": 26, "max_print": 46, "max_lines": 8}
+LARGE = {"min_print": 30, "max_print": 46, "max_lines": 8}
 """What signs and receipts say, as in the examples."""
+PLAIN_A4 = replace(A4, noise=False, alike=0.15)
+CLEAN_A4 = replace(PLAIN_A4, clean=True)
 LESSONS = (
-    Recipe(replace(PLAIN, clean=True), GUNDAM, 4, ("free", "lines"), weight=4),
-    Recipe(replace(PLAIN, clean=True, **LARGE), GUNDAM, 5, ("free", "lines", "locate"), weight=4),
-    Recipe(replace(PLAIN, clean=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=6),
-    Recipe(replace(PLAIN, clean=True, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=5),
-    Recipe(replace(PLAIN, clean=True, **CLOSEST), GUNDAM, 4, ("lines",), weight=3),
-    Recipe(replace(PLAIN, clean=True, **CLOSEST), GUNDAM, 4, weight=3),
-    Recipe(replace(PLAIN, clean=True, tight=True, **CLOSEST), GUNDAM, 4, ("lines",), weight=4),
-    Recipe(replace(PLAIN, clean=True, tight=True, **CLOSEST), GUNDAM, 4, weight=4),
-    Recipe(replace(PLAIN, **FINE_PRINT), GUNDAM, 4, ("free", "lines"), weight=2),
-    Recipe(replace(PLAIN, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=2),
-    Recipe(replace(FULL_PAGE, noise=False, **FINE_PRINT), GUNDAM, 3, ("free", "lines"), weight=2),
-    Recipe(FULL_PAGE, GUNDAM, 3, ("free", "lines")),
-    Recipe(PAGE, GUNDAM, 4, ("lines", "locate")),
-    Recipe(replace(FULL_PAGE, tight=True, **FINE_PRINT), GUNDAM, 4, read=False),
-    Recipe(replace(DENSE, max_print=28, narrow=1, tight=True), square(512), 16, read=False),
-    Recipe(DENSE, square(512), 10, ("free", "locate"), weight=0.7),
-    Recipe(replace(PAGE, structured=True), GUNDAM, 4, ("free", "markdown"), weight=4),
-    Recipe(TILED, SMALL_TILES, 4, ("free", "lines"), weight=0.7),
-    Recipe(A4, GUNDAM, 1, ("free", "lines"), weight=0.7),
-    Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines"), 0.25),
-    Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 7, ("free", "lines"), 0.25),
-    Recipe(PAGE, MODES["base"], 3, ("free", "lines"), weight=0.2),
-    Recipe(PAGE, MODES["large"], 2, weight=0.15),
+    Recipe(CLEAN, GUNDAM, 4, ("free", "lines"), weight=4),
+    Recipe(replace(CLEAN, **LARGE), GUNDAM, 5, ("free", "lines"), weight=5),
+    Recipe(replace(CLEAN, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=4),
+    Recipe(replace(CLEAN, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=4),
+    Recipe(replace(CLEAN, **CLOSEST), GUNDAM, 4, ("lines",), weight=2),
+    Recipe(replace(CLEAN, tight=True, **CLOSEST), GUNDAM, 4, ("lines",), weight=2),
+    Recipe(replace(PLAIN, **FINE_PRINT), GUNDAM, 4, ("free", "lines")),
+    Recipe(replace(CLEAN, full=True, **FINE_PRINT), GUNDAM, 3, ("free", "lines")),
+    Recipe(PAGE, GUNDAM, 4, ("lines", "locate"), weight=1.5),
+    Recipe(replace(PAGE, structured=True), GUNDAM, 4, ("free", "markdown"), weight=2.5),
+    Recipe(CLEAN_A4, GUNDAM, 1, weight=6),
+    Recipe(replace(CLEAN_A4, min_lines=20, halved=0.45), GUNDAM, 1, weight=12),
+    Recipe(replace(CLEAN_A4, max_lines=20), GUNDAM, 1, ("free", "lines"), weight=3),
+    Recipe(PLAIN_A4, GUNDAM, 1, weight=2),
+    Recipe(TILED, SMALL_TILES, 4, ("free", "lines")),
+    Recipe(replace(TILED, clean=True, noise=False), GUNDAM, 2, weight=1.4),
+    Recipe(PAGE, MODES["large"], 2, weight=1.4),
+    Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines")),
+    Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 7, ("free", "lines")),
 )
 """Everything that it is to know."""
 STAGES = (

@@ -242,6 +242,13 @@ class Run:
             part.requires_grad_(False)
         sam.pos_embed.requires_grad_(False)
 
+    def let_encoder_stand(self) -> None:
+        """From now on, only the decoder learns, and what stands between the encoder's tokens."""
+        encoder = self.trainer.model.encoder
+        encoder.requires_grad_(False)
+        for between in (encoder.image_newline, encoder.view_seperator):
+            between.requires_grad_(True)
+
     def step(self, batch: Batch, share: float) -> Losses:
         """Learn from a batch, at that share of the full learning rate."""
         for group, lr in zip(self._groups(), self._full, strict=True):
@@ -294,6 +301,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the run and the finished checkpoint")
     parser.add_argument("--batches", type=int, default=8_000, help="length of the run (default: %(default)s)")
     parser.add_argument("--start", type=Path, help="begin with this checkpoint's weights, in the last stage")
+    parser.add_argument("--decoder-alone", action="store_true", help="the encoder stays as it is, from the start")
     parser.add_argument("--scale", type=int, default=1, help="times the pages of a batch, for a device that can")
     parser.add_argument("--minutes", type=float, help="stop after this time; the next call goes on")
     parser.add_argument("--workers", type=int, default=1, help="processes that render pages")
@@ -337,7 +345,9 @@ def main() -> None:
     bar = tqdm(loader, initial=run.batches, total=options.batches, unit="batch", smoothing=0.05)
     recent: deque[tuple[float, float, float, float]] = deque(maxlen=50)
     for batch in bar:
-        if options.start and run.batches >= STAND * options.batches:
+        if options.decoder_alone:
+            run.let_encoder_stand()
+        elif options.start and run.batches >= STAND * options.batches:
             run.let_sam_stand()
         losses = run.step(batch, full * rate(run.batches, options.batches))
         if batch.read:

@@ -64,14 +64,24 @@ def test_a_run_can_start_with_a_checkpoint_that_only_the_heads_learn_from_first(
     moved = [not torch.equal(value, there[name]) for name, value in run.trainer.model.named_parameters()]
     assert sum(moved) > 0.9 * len(moved)
 
+    def standing() -> set[str]:
+        """The parameters that a step leaves as they are."""
+        before = {name: value.detach().clone() for name, value in run.trainer.model.named_parameters()}
+        run.step(batch, 1.0)
+        after = run.trainer.model.named_parameters()
+        return {name for name, value in after if torch.equal(value, before[name])}
+
     run.let_sam_stand()
-    before = {name: value.detach().clone() for name, value in run.trainer.model.named_parameters()}
-    run.step(batch, 1.0)
-    after = run.trainer.model.named_parameters()
-    stood = {name for name, value in after if torch.equal(value, before[name])}
-    sam = {name for name in before if re.match(r"encoder\.sam_model\.(blocks|patch_embed|pos_embed)", name)}
+    sam = {name for name in there if re.match(r"encoder\.sam_model\.(blocks|patch_embed|pos_embed)", name)}
+    stood = standing()
     assert sam <= stood
-    assert len(stood) < len(sam) + 0.1 * len(before)
+    assert len(stood) < len(sam) + 0.1 * len(there)
+
+    run.let_encoder_stand()
+    encoder = {name for name in there if name.startswith("encoder.")}
+    stood = standing()
+    assert encoder - stood == {"encoder.image_newline", "encoder.view_seperator"}
+    assert len(stood - encoder) < 0.1 * len(there)
 
 
 def test_without_a_font_it_does_not_go_on_unasked(
