@@ -64,6 +64,8 @@ def orthogonal(x: torch.Tensor) -> torch.Tensor:
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 faster than fp32: GPUs, and CPUs with AMX. AVX-512's instructions for it took one
-    and a half times as long as fp32 for a step of training, twice as long for a product of matrices."""
+    """Whether the device multiplies bf16 faster than fp32: GPUs, and CPUs with AMX.
+
+    With AVX-512's instructions for it alone a step of training took one and a half times as long as in fp32.
+    """
     return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16", False))

@@ -25,7 +25,7 @@ PICTURES = sorted(
     if path.suffix in (".png", ".jpg") and path.with_suffix(".txt").exists()
 )
 """The example pictures; beside each is a file with its text."""
-SIGN, RECEIPT = ROOT / "examples" / "sign.png", ROOT / "examples" / "receipt.png"
+SIGN, RECEIPT, NOTICE = (ROOT / "examples" / name for name in ("sign.png", "receipt.png", "notice.png"))
 
 
 def truth(picture: Path) -> str:

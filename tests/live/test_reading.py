@@ -13,6 +13,7 @@ import httpx
 import pytest
 from live_requests import (
     MODEL,
+    NOTICE,
     PICTURES,
     PROMPT,
     RECEIPT,
@@ -98,6 +99,13 @@ def test_every_example_is_read_to_the_letter(read: Callable[..., ChatCompletion]
     answer = read(picture)
     assert text_of(answer) == truth(picture)
     assert answer.choices[0].finish_reason == "stop"
+
+
+def test_tiles_are_read_across_their_borders(read: Callable[..., ChatCompletion]) -> None:
+    in_tiles, whole = read(NOTICE), read(NOTICE, ocr={"mode": "base"})
+    assert image_tokens(cost(in_tiles)) == SMALL_PICTURE + 30 * 21, "three rows of two tiles"
+    assert text_of(in_tiles) == truth(NOTICE)
+    assert text_of(whole) != truth(NOTICE), "without tiles it is too small to be read: they are what is read above"
 
 
 def test_the_answer_is_a_chat_completion(read: Callable[..., ChatCompletion]) -> None:
