@@ -67,6 +67,7 @@ def test_a_folder(ocr: Ocr) -> None:
     assert names == [
         ("letter.jpg", 1),
         ("market.png", 1),
+        ("notice.png", 1),
         *(("papers.pdf", number) for number in (1, 2, 3)),
         ("receipt.png", 1),
         ("sign.png", 1),
