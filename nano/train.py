@@ -329,6 +329,8 @@ def main() -> None:
         run.load(options.out)
     elif options.start:
         run.start(options.start, (pages[number] for number in trange(SETTLE, desc="heads", unit="batch")))
+    if options.decoder_alone:
+        run.let_encoder_stand()
     full = GO_ON if options.start else 1.0
     if run.batches >= options.batches:
         print("This run is finished.")
@@ -345,9 +347,7 @@ def main() -> None:
     bar = tqdm(loader, initial=run.batches, total=options.batches, unit="batch", smoothing=0.05)
     recent: deque[tuple[float, float, float, float]] = deque(maxlen=50)
     for batch in bar:
-        if options.decoder_alone:
-            run.let_encoder_stand()
-        elif options.start and run.batches >= STAND * options.batches:
+        if options.start and run.batches >= STAND * options.batches:
             run.let_sam_stand()
         losses = run.step(batch, full * rate(run.batches, options.batches))
         if batch.read:
