@@ -25,13 +25,15 @@ from nano.words import Split, made_up, number, word
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 Label = Literal["title", "text", "list", "table", "image"]
-Task = Literal["free", "lines", "markdown", "locate"]
+Task = Literal["free", "lines", "markdown", "locate", "ocr", "document"]
 
 PROMPTS: dict[Task, str] = {
     "free": "Free OCR.",
     "lines": "<|grounding|>OCR this image.",
     "markdown": "<|grounding|>Convert the document to markdown.",
     "locate": "Locate <|ref|>{word}<|/ref|> in the image.",
+    "ocr": "OCR this image.",
+    "document": "Convert the document to markdown.",
 }
 
 
@@ -112,12 +114,17 @@ class Page:
 
     def pieces(self, task: Task, rng: random.Random) -> tuple[str, list[Piece]]:
         """The same, with what is printed kept apart from what is not."""
-        if task == "free":
+        if task in ("free", "ocr"):
             return PROMPTS[task], joined([[printed(line)] for line in self.lines()], "\n")
         if task == "lines":
             return PROMPTS[task], joined([self._located(printed(line), line.box) for line in self.lines()], "\n")
         if task == "markdown":
-            return PROMPTS[task], joined([self._markdown(block) for block in self.blocks], "\n\n")
+            located = [[*self._located(Piece(block.label), block.box), *self._content(block)] for block in self.blocks]
+            return PROMPTS[task], joined(located, "\n\n")
+        if task == "document":
+            # Without grounding, an answer has no labels and no boxes; a figure leaves nothing to say.
+            contents = [self._content(block)[1:] for block in self.blocks if block.label != "image"]
+            return PROMPTS[task], joined(contents, "\n\n")
         wanted = self._lonely_words()
         if not wanted:
             return self.pieces("free", rng)
@@ -132,21 +139,23 @@ class Page:
         corners = Piece(f"<|/ref|><|det|>[[{left}, {top}, {right}, {bottom}]]<|/det|>", located=box)
         return [Piece("<|ref|>"), piece, corners]
 
-    def _markdown(self, block: Block) -> list[Piece]:
-        head = self._located(Piece(block.label), block.box)
-        lines = [[printed(line)] for line in block.lines]
+    def _content(self, block: Block) -> list[Piece]:
+        """A block's text as markdown, after the newline that separates it from its box.
+
+        Printed line breaks stay: markdown shows them as spaces, and to follow the lines is what the model can do.
+        """
         if block.label == "image":
-            return head
+            return []
         if block.label == "table":
-            body = [Piece("<table>")]
+            pieces = [Piece("\n"), Piece("<table>")]
             for row in block.rows:
-                body.append(Piece("<tr>"))
+                pieces.append(Piece("<tr>"))
                 for cell in row:
-                    body += [Piece("<td>"), printed(cell), Piece("</td>")]
-                body.append(Piece("</tr>"))
-            return [*head, Piece("\n"), *body, Piece("</table>")]
-        mark = "\n# " if block.label == "title" else "\n"
-        return [*head, Piece(mark), *joined(lines, "\n" if block.label == "list" else " ")]
+                    pieces += [Piece("<td>"), printed(cell), Piece("</td>")]
+                pieces.append(Piece("</tr>"))
+            return [*pieces, Piece("</table>")]
+        lines = joined([[printed(line)] for line in block.lines], "\n")
+        return [Piece("\n"), *([Piece("# ")] if block.label == "title" else []), *lines]
 
     def _lonely_words(self) -> list[Line]:
         """Words of three signs or more that stand on the page once."""
@@ -197,6 +206,12 @@ class Sheet:
     """Without noise, blur, tilt and the like."""
     structured: bool = False
     """With blocks: title, paragraphs, list, table, figure. Else lines alone."""
+    kinds: tuple[Label, ...] = ("text", "text", "list", "table", "image")
+    """The blocks of a structured page after its title, each as likely as often as it is named."""
+    titled: float = 0.8
+    """Share of the structured pages with a title."""
+    ragged: float = 0.0
+    """Share of the structured pages whose paragraphs have one to six lines, the last of any length."""
     full: bool = False
     """Lines from edge to edge and from top to bottom, words cut where they end: the most letters for the work of
     training on a page."""
@@ -246,15 +261,16 @@ class Press:
         self.right = sheet.width - rng.uniform(6, margin)
         self.y = self.top
         self.number_of_lines = 0
+        self.ragged = False
         self.alike = bool(sheet.alike) and rng.random() < sheet.alike
 
     def plain(self) -> list[Block]:
         """Lines of words, ragged as they come, in one column or (on wide pages of small print) two."""
         wanted = self.rng.randint(self.sheet.min_lines, self.sheet.max_lines)
-        block = Block("text")
         if self.rng.random() < self.sheet.blank:
             return []
         if self.sheet.full:
+            block = Block("text")
             while line := self.line(self.left, self.right, first=self.head(block.lines), cut=True):
                 block.lines.append(line)
             return [block]
@@ -262,16 +278,21 @@ class Press:
         if self.right - self.left > 22 * self.size and self.rng.random() < self.sheet.halved:
             middle = (self.left + self.right) / 2
             columns = [(self.left, middle - self.size), (middle + self.size, self.right)]
+        lines: list[Line] = []
+        blocks: list[Block] = []
         for left, right in columns:
             self.y = self.top
+            block = Block("text")
             for _ in range(math.ceil(wanted / len(columns))):
                 indent = self.rng.uniform(0, (right - left) / 3) if self.rng.random() < 0.25 else 0
                 length = (right - left - indent) * (1 if self.rng.random() < 0.6 else self.rng.random())
-                line = self.line(left + indent, left + indent + length, first=self.head(block.lines))
+                line = self.line(left + indent, left + indent + length, first=self.head(lines))
                 if line is None:
                     break
                 block.lines.append(line)
-        return [block]
+                lines.append(line)
+            blocks.append(block)
+        return blocks
 
     def head(self, above: list[Line]) -> str:
         """How a line is to begin: if this is such a page, now and then as one of those above it.
@@ -289,11 +310,12 @@ class Press:
     def blocks(self) -> list[Block]:
         """A document: a title, then paragraphs, lists, tables and figures."""
         blocks: list[Block] = []
-        if self.rng.random() < 0.8:
+        if self.rng.random() < self.sheet.titled:
             blocks.append(self.title())
+        self.ragged = bool(self.sheet.ragged) and self.rng.random() < self.sheet.ragged
         makers = {"text": self.paragraph, "list": self.bullets, "table": self.table, "image": self.figure}
         while self.number_of_lines < self.sheet.max_lines:
-            block = makers[self.rng.choice(("text", "text", "list", "table", "image"))]()
+            block = makers[self.rng.choice(self.sheet.kinds)]()
             if block is None:
                 break
             blocks.append(block)
@@ -309,8 +331,10 @@ class Press:
 
     def paragraph(self) -> Block | None:
         lines = []
-        for _ in range(self.rng.randint(2, 4)):
-            line = self.line(self.left, self.right)
+        wanted = self.rng.randint(1, 6) if self.ragged else self.rng.randint(2, 4)
+        for place in range(wanted):
+            words = self.rng.randint(1, 5) if self.ragged and place == wanted - 1 else 99
+            line = self.line(self.left, self.right, words=words)
             if line is None:
                 break
             lines.append(line)

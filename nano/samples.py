@@ -16,7 +16,7 @@ from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES, ResolutionMode
 from nano.labels import NOTHING, ViewMap, answer_labels, token_lines, token_places, view_labels, view_maps
 from nano.render import Page, Sheet, Task, render
-from nano.tokenizer import EOS, PAD, SPECIAL, make
+from nano.tokenizer import EOS, PAD, make
 
 
 @dataclass(frozen=True)
@@ -98,26 +98,42 @@ LARGE = {"min_print": 30, "max_print": 46, "max_lines": 8}
 """What signs and receipts say, as in the examples."""
 PLAIN_A4 = replace(A4, noise=False, alike=0.15)
 CLEAN_A4 = replace(PLAIN_A4, clean=True)
+DOCUMENT = replace(CLEAN, structured=True, ragged=0.5)
+LETTER = replace(DOCUMENT, kinds=("text",), titled=0.4, ragged=1.0)
+"""Paragraphs alone, as in letters and notices."""
+HANDLED = replace(PLAIN, alike=0.1, **LARGE)
+"""Signs and receipts as cameras give them."""
 LESSONS = (
-    Recipe(CLEAN, GUNDAM, 4, ("free", "lines"), weight=4),
-    Recipe(replace(CLEAN, **LARGE), GUNDAM, 5, ("free", "lines"), weight=5),
-    Recipe(replace(CLEAN, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=4),
-    Recipe(replace(CLEAN, tight=True, **CLOSE), GUNDAM, 4, ("free", "lines"), weight=4),
-    Recipe(replace(CLEAN, **CLOSEST), GUNDAM, 4, ("lines",), weight=2),
-    Recipe(replace(CLEAN, tight=True, **CLOSEST), GUNDAM, 4, ("lines",), weight=2),
-    Recipe(replace(PLAIN, **FINE_PRINT), GUNDAM, 4, ("free", "lines")),
-    Recipe(replace(CLEAN, full=True, **FINE_PRINT), GUNDAM, 3, ("free", "lines")),
+    Recipe(CLEAN, GUNDAM, 4, ("free", "markdown"), weight=4),
+    Recipe(CLEAN, GUNDAM, 4, ("lines", "markdown"), weight=3),
+    Recipe(replace(CLEAN, **LARGE), GUNDAM, 5, ("free", "markdown"), weight=3),
+    Recipe(replace(CLEAN, **LARGE), GUNDAM, 5, ("lines", "markdown", "ocr"), weight=3),
+    Recipe(HANDLED, GUNDAM, 5, ("lines", "markdown"), weight=3),
+    Recipe(replace(CLEAN, **CLOSE), GUNDAM, 4, ("free", "markdown"), weight=3),
+    Recipe(replace(CLEAN, **CLOSE), GUNDAM, 4, ("lines", "ocr"), weight=2),
+    Recipe(replace(CLEAN, tight=True, **CLOSE), GUNDAM, 4, ("lines", "markdown"), weight=4),
+    Recipe(replace(CLEAN, **CLOSEST), GUNDAM, 4, ("lines",), weight=1.5),
+    Recipe(replace(CLEAN, tight=True, **CLOSEST), GUNDAM, 4, ("free", "lines"), weight=1.5),
+    Recipe(replace(PLAIN, **FINE_PRINT), GUNDAM, 4, ("lines", "markdown")),
+    Recipe(replace(CLEAN, full=True, **FINE_PRINT), GUNDAM, 3, ("free", "markdown")),
     Recipe(PAGE, GUNDAM, 4, ("lines", "locate"), weight=1.5),
-    Recipe(replace(PAGE, structured=True), GUNDAM, 4, ("free", "markdown"), weight=2.5),
-    Recipe(CLEAN_A4, GUNDAM, 1, weight=6),
-    Recipe(replace(CLEAN_A4, min_lines=20, halved=0.45), GUNDAM, 1, weight=12),
-    Recipe(replace(CLEAN_A4, max_lines=20), GUNDAM, 1, ("free", "lines"), weight=3),
-    Recipe(PLAIN_A4, GUNDAM, 1, weight=2),
+    Recipe(CLEAN, GUNDAM, 4, ("markdown", "locate"), weight=1.5),
+    Recipe(LETTER, GUNDAM, 4, ("markdown", "free"), weight=3),
+    Recipe(replace(LETTER, **LARGE), GUNDAM, 4, ("markdown", "document"), weight=2),
+    Recipe(DOCUMENT, GUNDAM, 4, ("markdown",), weight=6),
+    Recipe(DOCUMENT, GUNDAM, 4, ("markdown", "document"), weight=3),
+    Recipe(replace(DOCUMENT, max_print=30), GUNDAM, 4, ("markdown",), weight=3),
+    Recipe(replace(PAGE, structured=True, ragged=0.5), GUNDAM, 4, ("free", "markdown"), weight=2),
+    Recipe(CLEAN_A4, GUNDAM, 1, weight=2),
+    Recipe(replace(CLEAN_A4, min_lines=20, halved=0.45), GUNDAM, 1, weight=3),
+    Recipe(replace(CLEAN_A4, max_lines=20), GUNDAM, 1, ("free", "markdown"), weight=3),
+    Recipe(replace(CLEAN_A4, max_lines=12, structured=True, ragged=0.5), GUNDAM, 1, ("markdown",), weight=3),
     Recipe(TILED, SMALL_TILES, 4, ("free", "lines")),
-    Recipe(replace(TILED, clean=True, noise=False), GUNDAM, 2, weight=1.4),
-    Recipe(PAGE, MODES["large"], 2, weight=1.4),
-    Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines")),
-    Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 7, ("free", "lines")),
+    Recipe(replace(TILED, clean=True, noise=False), GUNDAM, 2, ("free", "markdown"), weight=1.4),
+    Recipe(PAGE, MODES["large"], 2, weight=0.7),
+    Recipe(CLEAN, MODES["base"], 4, ("free", "markdown"), weight=1),
+    Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines"), weight=0.7),
+    Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 7, ("free", "lines"), weight=0.7),
 )
 """Everything that it is to know."""
 STAGES = (
@@ -255,7 +271,7 @@ class Pages(Dataset[Batch]):
         asked = self._tokenizer.encode("\n" + prompt, add_special_tokens=False).ids
         given, where, lines = answer_labels(pieces, self._tokenizer, view)
         silent = len(asked) - 1
-        shown = self._misread(given, rng) if task in ("free", "lines") and rng.random() < MISREAD else given
+        shown = self._misread(given, lines, rng) if task != "locate" and rng.random() < MISREAD else given
         return (
             torch.tensor([*asked, *shown, EOS]),
             torch.tensor([*[NOTHING] * silent, *given, EOS, NOTHING]),
@@ -263,15 +279,9 @@ class Pages(Dataset[Batch]):
             torch.tensor([*[NOTHING] * silent, *lines, *[NOTHING] * 2]),
         )
 
-    def _misread(self, given: list[int], rng: random.Random) -> list[int]:
-        """With signs of the same answer in the places of one in ten; newlines and boxes stay."""
-        assert self._tokenizer is not None
-        newline, opens, closes = (self._tokenizer.token_to_id(each) for each in ("Ċ", "<|det|>", "<|/det|>"))
-        printed, in_box = [], False
-        for place, token in enumerate(given):
-            in_box = token == opens or (in_box and token != closes)
-            if not in_box and token != newline and token >= len(SPECIAL):
-                printed.append(place)
+    def _misread(self, given: list[int], lines: list[int], rng: random.Random) -> list[int]:
+        """The answer with one in ten of its printed characters replaced by others of it; the rest stays."""
+        printed = [place for place, line in enumerate(lines) if line != NOTHING]
         shown = list(given)
         for place in printed:
             if rng.random() < 0.1:

@@ -202,9 +202,8 @@ def optimizers(trainer: Trainer) -> list[torch.optim.Optimizer]:
     ]
 
 
-def rate(number: int, batches: int) -> float:
-    """The share of the full learning rate at a batch."""
-    done = number / batches
+def rate(number: int, done: float) -> float:
+    """The share of the full learning rate at a batch, when that share of the run is done."""
     return min(1.0, (number + 1) / WARM_UP) * (1 if done < HOLD else max(0.02, 1 - (done - HOLD) / (1 - HOLD)))
 
 
@@ -303,6 +302,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="begin with this checkpoint's weights, in the last stage")
     parser.add_argument("--decoder-alone", action="store_true", help="the encoder stays as it is, from the start")
     parser.add_argument("--scale", type=int, default=1, help="times the pages of a batch, for a device that can")
+    parser.add_argument("--length", type=float, help="minutes that the run takes, if its batches take longer")
     parser.add_argument("--minutes", type=float, help="stop after this time; the next call goes on")
     parser.add_argument("--workers", type=int, default=1, help="processes that render pages")
     parser.add_argument("--seed", type=int, default=0)
@@ -332,7 +332,12 @@ def main() -> None:
     if options.decoder_alone:
         run.let_encoder_stand()
     full = GO_ON if options.start else 1.0
-    if run.batches >= options.batches:
+
+    def done() -> float:
+        """The share of the run, by batches or by time, whichever is further."""
+        return max(run.batches / options.batches, run.seconds / 60 / (options.length or float("inf")))
+
+    if done() >= 1:
         print("This run is finished.")
         return
 
@@ -347,9 +352,9 @@ def main() -> None:
     bar = tqdm(loader, initial=run.batches, total=options.batches, unit="batch", smoothing=0.05)
     recent: deque[tuple[float, float, float, float]] = deque(maxlen=50)
     for batch in bar:
-        if options.start and run.batches >= STAND * options.batches:
+        if options.start and done() >= STAND:
             run.let_sam_stand()
-        losses = run.step(batch, full * rate(run.batches, options.batches))
+        losses = run.step(batch, full * rate(run.batches, done()))
         if batch.read:
             recent.append((losses.text, losses.patches, losses.cells, losses.turns))
         now = time.monotonic()
@@ -360,8 +365,8 @@ def main() -> None:
             speed = f"{run.pages / run.seconds:.1f} pages/s"
             bar.set_postfix_str(f"{speed} text {text:.3f} patches {patches:.3f} cells {cells:.3f} turns {turns:.3f}")
         out_of_time = options.minutes is not None and now - started > options.minutes * 60
-        stops = out_of_time or bool(stopped)
-        if now - saved > options.save_every * 60 or stops or run.batches == options.batches:
+        stops = out_of_time or bool(stopped) or done() >= 1
+        if now - saved > options.save_every * 60 or stops:
             run.save(options.out)
             saved = now
             error = f", error {quick_error(run.average.module, device):.3f}" if batch.read else ""

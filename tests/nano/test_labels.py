@@ -135,7 +135,7 @@ def said(cells: Labels, x: int, y: int) -> list[str]:
     return ["".join("|" if kind == EDGE else chr(kind + 32) for kind in line if kind) for line in found]
 
 
-@pytest.mark.parametrize("task", ["free", "lines", "markdown", "locate"])
+@pytest.mark.parametrize("task", ["free", "lines", "markdown", "locate", "ocr", "document"])
 def test_the_decoder_is_told_where_each_sign_it_writes_stands(task: Task) -> None:
     page = render(replace(PAGE, structured=True, clean=True), random.Random(4))
     tokenizer = make()

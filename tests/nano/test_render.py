@@ -136,6 +136,23 @@ def test_documents_have_their_blocks_in_order() -> None:
     assert seen == {"title", "text", "list", "table", "image"}
 
 
+def test_markdown_keeps_printed_line_breaks_and_without_grounding_has_neither_labels_nor_boxes() -> None:
+    letter = replace(DOCUMENT, kinds=("text",), titled=1.0, ragged=1.0)
+    for seed in range(20):
+        printed = page(letter, seed)
+        prompt, plain = printed.answer("document", random.Random(0))
+        assert prompt == "Convert the document to markdown."
+        blocks = [[line.text for line in block.lines] for block in printed.blocks]
+        blocks[0][0] = f"# {blocks[0][0]}"
+        assert plain == "\n\n".join("\n".join(lines) for lines in blocks)
+        _, grounded = printed.answer("markdown", random.Random(0))
+        assert re.sub(r"<\|ref\|>.*<\|/det\|>\n", "", grounded) == plain
+    assert page(CLEAN, 3).answer("ocr", random.Random(0)) == (
+        "OCR this image.",
+        page(CLEAN, 3).answer("free", random.Random(0))[1],
+    )
+
+
 def test_a_word_to_locate_stands_on_the_page_once() -> None:
     for seed in range(20):
         printed = page(CLEAN, seed)
