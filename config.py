@@ -16,7 +16,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from deepseek_ocr.modes import ResolutionMode
-from ocr_server.keys import parse_keys
+from ocr_server.transport.keys import parse_keys
 
 ROOT = Path(__file__).resolve().parent
 EMBEDDED_CHECKPOINT = ROOT / "nano" / "checkpoint"

@@ -24,10 +24,10 @@ from typing import NoReturn
 import uvicorn
 
 import config
-from ocr_server import logs
-from ocr_server.connections import protocol, set_options
-from ocr_server.reading.engine_process import begin_imports
-from ocr_server.reading.environment import VLLM_LOG_LEVELS, set_up
+from ocr_server.engine.environment import VLLM_LOG_LEVELS, set_up
+from ocr_server.engine.process import begin_imports
+from ocr_server.observability import logs
+from ocr_server.transport.connections import protocol, set_options
 
 TRIM_SECONDS = 10.0
 LAST_STEPS_SECONDS = 3.0
@@ -95,9 +95,9 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
     """
     import torch
 
-    from ocr_server import tracing
     from ocr_server.app import create_app
-    from ocr_server.reading.supervisor import supervisor_for
+    from ocr_server.engine.supervisor import supervisor_for
+    from ocr_server.observability import tracing
 
     torch.set_num_threads(1)  # many small resizes run side by side here; the engine has a process of its own
     engine = supervisor_for(settings)
@@ -148,7 +148,7 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
 
 def explain(error: BaseException) -> None:
     """Say why the model could not be loaded: without a traceback where the user can do something about it."""
-    from ocr_server.reading.preflight import LoadError
+    from ocr_server.engine.preflight import LoadError
 
     if isinstance(error, LoadError):
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ from config import Settings
 from deepseek_ocr.encoder.deep_encoder import Views
 from deepseek_ocr.model import DeepseekOCRForCausalLM
 from deepseek_ocr.modes import CropGrid
-from ocr_server.reading.environment import set_up
+from ocr_server.engine.environment import set_up
 
 IN_TREE = "BENCH_IN_TREE"
 CHAT_TEMPLATE = (

@@ -26,8 +26,8 @@ from tqdm import tqdm
 from deploy.corpus import Collector, Corpus, CorpusError, CorpusPage, Document, Format, find
 
 if TYPE_CHECKING:
+    from ocr_server.dialects.ocr.plan import OcrReading
     from ocr_server.intake.source_page import SourcePage
-    from ocr_server.ocr_request import OcrReading
 
 Row = dict[str, Any]
 """Without None: a column of nothing else would come out of Ray as NaN. No error is an empty one."""
@@ -50,7 +50,7 @@ class OpensDocuments:
         options: of `POST /v1/ocr`.
         """
         from config import Settings
-        from ocr_server.background import EventLoopThread
+        from ocr_server.event_loop_thread import EventLoopThread
         from ocr_server.intake.build import intake_for
 
         chosen = Settings(**{"DECODE_WORKERS": 1, **settings})
@@ -102,9 +102,9 @@ class ReadsPages:
 
     def __init__(self, settings: Row, options: Row) -> None:
         from config import Settings
-        from ocr_server.background import EventLoopThread
-        from ocr_server.reading.engine_process import begin_imports
-        from ocr_server.reading.environment import set_up
+        from ocr_server.engine.environment import set_up
+        from ocr_server.engine.process import begin_imports
+        from ocr_server.event_loop_thread import EventLoopThread
 
         self._settings = Settings(**settings)
         set_up(self._settings)
@@ -116,10 +116,10 @@ class ReadsPages:
     async def _load(self) -> None:
         import torch
 
-        from ocr_server.admission import admission_for
+        from ocr_server.engine.supervisor import supervisor_for
         from ocr_server.intake.build import intake_for
+        from ocr_server.reading.admission import admission_for
         from ocr_server.reading.reader import Reader
-        from ocr_server.reading.supervisor import supervisor_for
 
         torch.set_num_threads(1)
         settings = self._settings
@@ -196,8 +196,8 @@ class ReadsPages:
 
 def filled(page: CorpusPage, reading: Any) -> CorpusPage:
     """With what was read."""
-    from ocr_server.reading.markdown import to_markdown
-    from ocr_server.reading.product import product_of
+    from ocr_server.output.artifacts import product_of
+    from ocr_server.output.markdown import to_markdown
 
     answer, product = reading.text(), product_of(reading)
     return CorpusPage(
@@ -217,8 +217,8 @@ def filled(page: CorpusPage, reading: Any) -> CorpusPage:
 
 def understood(options: Row, settings: Any) -> OcrReading:
     """The options of `POST /v1/ocr`, checked. Raises ApiError or ValidationError."""
-    from ocr_server.ocr_request import translate_ocr
-    from ocr_server.schemas.ocr import OcrRequest
+    from ocr_server.dialects.ocr.plan import translate_ocr
+    from ocr_server.dialects.ocr.wire import OcrRequest
 
     return translate_ocr(OcrRequest.model_validate(options | {"document": {"document_url": "data:,"}}), settings)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from config import Settings
-    from ocr_server.reading.engine import Engine
+    from ocr_server.engine.vllm_engine import Engine
 
 PAGES = "pages"
 HELD_SECONDS = 90.0
@@ -68,9 +68,9 @@ class OcrServer:
             metrics_port: the first of those on which a replica's metrics can be had; None for none.
         """
         from config import Settings
-        from ocr_server import logs
-        from ocr_server.reading.engine_process import begin_imports
-        from ocr_server.reading.environment import VLLM_LOG_LEVELS, set_up
+        from ocr_server.engine.environment import VLLM_LOG_LEVELS, set_up
+        from ocr_server.engine.process import begin_imports
+        from ocr_server.observability import logs
 
         self._settings = settings = for_a_cluster(Settings(**options))
         logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
@@ -80,7 +80,7 @@ class OcrServer:
 
         import torch
 
-        from ocr_server.reading.supervisor import supervisor_for
+        from ocr_server.engine.supervisor import supervisor_for
 
         torch.set_num_threads(1)
         self._engine = supervisor_for(settings)
@@ -90,8 +90,8 @@ class OcrServer:
             serve_metrics(metrics_port)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        from ocr_server import tracing
         from ocr_server.app import create_app
+        from ocr_server.observability import tracing
 
         app = create_app(self._settings, self._engine, tracing.provider())
         self._admission = app.state.context.admission

@@ -152,7 +152,7 @@ def check_gpu(machine: Machine) -> Finding:
 
 
 def check_model(machine: Machine) -> Finding:
-    from ocr_server.reading.preflight import LoadError, local_model
+    from ocr_server.engine.preflight import LoadError, local_model
 
     model = machine.model()
     folder = downloaded(model)
@@ -171,7 +171,7 @@ def check_memory(machine: Machine) -> Finding:
     """The GPU's if the model runs there, else this machine's."""
     import psutil  # type: ignore[import-untyped]
 
-    from ocr_server.reading import preflight
+    from ocr_server.engine import preflight
 
     free = psutil.virtual_memory().available / GIB
     on_gpu = machine.gpu if machine.vllm == "gpu" else None

@@ -20,25 +20,30 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ocr_server import __version__, metrics, tracing
-from ocr_server.admission import admission_for
-from ocr_server.auth import ApiKeys
+from ocr_server import __version__
 from ocr_server.batches.service import batches_for
-from ocr_server.context import Context
-from ocr_server.disconnect import CLIENT_CLOSED_REQUEST
+from ocr_server.dialects.batches import route as batch_routes
+from ocr_server.dialects.batches.wire import BatchRequest
+from ocr_server.dialects.chat import route as chat
+from ocr_server.dialects.chat.wire import ChatCompletionChunk, ChatCompletionRequest
+from ocr_server.dialects.files import route as files
+from ocr_server.dialects.ocr import route as ocr
+from ocr_server.dialects.ocr.wire import OcrPageEvent, OcrRequest
+from ocr_server.dialects.service import models
+from ocr_server.dialects.service import route as service
+from ocr_server.dialects.service.web_page import WebPage
+from ocr_server.dialects.validation import validation_body
+from ocr_server.engine.vllm_engine import Engine
 from ocr_server.errors import ApiError, error_body, internal_error
 from ocr_server.intake.build import MEGA, intake_for
-from ocr_server.keys import KeyRing, parse_keys
-from ocr_server.middleware import BodyLimit, CutOff, Observed, RequestId, SafeHeaders
-from ocr_server.reading.engine import Engine
+from ocr_server.observability import metrics, tracing
+from ocr_server.reading.admission import admission_for
 from ocr_server.reading.reader import Reader
-from ocr_server.routes import batches as batch_routes
-from ocr_server.routes import chat, files, models, ocr, service
-from ocr_server.routes.ui import WebPage
-from ocr_server.schemas.batches import BatchRequest
-from ocr_server.schemas.chat import ChatCompletionChunk, ChatCompletionRequest
-from ocr_server.schemas.ocr import OcrPageEvent, OcrRequest
-from ocr_server.validation import validation_body
+from ocr_server.runtime import Context
+from ocr_server.transport.auth import ApiKeys
+from ocr_server.transport.disconnect import CLIENT_CLOSED_REQUEST
+from ocr_server.transport.keys import KeyRing, parse_keys
+from ocr_server.transport.middleware import BodyLimit, CutOff, Observed, RequestId, SafeHeaders
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

@@ -22,24 +22,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ocr_server.admission import admission_for
-from ocr_server.background import EventLoopThread
+from ocr_server.dialects.ocr.plan import translate_ocr
+from ocr_server.dialects.ocr.wire import OcrRequest
+from ocr_server.engine.environment import set_up
+from ocr_server.engine.process import begin_imports
+from ocr_server.event_loop_thread import EventLoopThread
 from ocr_server.intake.build import intake_for
-from ocr_server.intake.prepare import Intake
-from ocr_server.ocr_request import translate_ocr
-from ocr_server.reading.blocks import Block
-from ocr_server.reading.engine_process import begin_imports
-from ocr_server.reading.environment import set_up
-from ocr_server.reading.markdown import to_markdown
+from ocr_server.intake.intake import Intake
+from ocr_server.output.artifacts import Figure, product_of
+from ocr_server.output.blocks import Block
+from ocr_server.output.markdown import to_markdown
+from ocr_server.reading.admission import admission_for
 from ocr_server.reading.page import PageReading
-from ocr_server.reading.product import Figure, product_of
 from ocr_server.reading.reader import Reader
-from ocr_server.schemas.ocr import OcrRequest
-from ocr_server.session import Session
+from ocr_server.reading.session import Session
 
 if TYPE_CHECKING:
     from config import Settings
-    from ocr_server.reading.engine import VllmEngine
+    from ocr_server.engine.vllm_engine import VllmEngine
 
 SUFFIXES = frozenset("pdf jpg jpeg png bmp gif webp tif tiff heic heif avif".split())
 
@@ -125,7 +125,7 @@ class Ocr:
 
     async def _open(self) -> tuple[Intake, Reader]:
         if self._engine is None:
-            from ocr_server.reading.engine import VllmEngine
+            from ocr_server.engine.vllm_engine import VllmEngine
 
             self._engine = VllmEngine(self._settings)
         await self._engine.loaded()

@@ -10,13 +10,13 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 
-from ocr_server import logs, metrics
 from ocr_server.batches.leases import Answer
 from ocr_server.batches.requests import Item
-from ocr_server.context import Context
-from ocr_server.endpoints import ENDPOINTS, Caller
+from ocr_server.dialects.endpoints import ENDPOINTS, Caller
+from ocr_server.dialects.validation import validation_body
 from ocr_server.errors import ApiError, TooMany, Unavailable, internal_error
-from ocr_server.validation import validation_body
+from ocr_server.observability import logs, metrics
+from ocr_server.runtime import Context
 
 logger = logging.getLogger(__name__)
 

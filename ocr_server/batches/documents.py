@@ -11,7 +11,7 @@ from ocr_server.batches.requests import Checked, Item, count_errors
 from ocr_server.batches.storage import Storage
 from ocr_server.errors import ApiError, InvalidRequest, NotFound, TooLarge
 from ocr_server.intake.document import Document
-from ocr_server.intake.prepare import Intake, Source
+from ocr_server.intake.intake import Intake, Source
 from ocr_server.intake.source_page import SourcePage
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ocr_server.errors import ApiError
 from ocr_server.intake.decode import is_pdf
-from ocr_server.intake.prepare import Opens
+from ocr_server.intake.intake import Opens
 
 HEAD_BYTES = 2048
 """Of a file's beginning, for `kind_of`."""

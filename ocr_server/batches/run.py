@@ -12,7 +12,6 @@ from functools import partial
 
 from sqlalchemy import RowMapping
 
-from ocr_server import metrics
 from ocr_server.batches.answer import answered, unanswered
 from ocr_server.batches.leases import Leases
 from ocr_server.batches.output import write_files
@@ -20,8 +19,9 @@ from ocr_server.batches.recorder import Recorder
 from ocr_server.batches.requests import Checked, Item, Requests
 from ocr_server.batches.room import Room
 from ocr_server.batches.storage import Storage
-from ocr_server.context import Context
 from ocr_server.errors import NotFound
+from ocr_server.observability import metrics
+from ocr_server.runtime import Context
 
 logger = logging.getLogger(__name__)
 

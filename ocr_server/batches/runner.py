@@ -14,8 +14,8 @@ from ocr_server.batches.room import Room
 from ocr_server.batches.run import Run
 from ocr_server.batches.sources import requests_of
 from ocr_server.batches.store import Store
-from ocr_server.context import Context
 from ocr_server.errors import ApiError
+from ocr_server.runtime import Context
 
 logger = logging.getLogger(__name__)
 

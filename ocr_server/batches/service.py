@@ -10,8 +10,8 @@ from ocr_server.batches.leases import Leases
 from ocr_server.batches.runner import Runner
 from ocr_server.batches.storage import Storage
 from ocr_server.batches.store import Store
-from ocr_server.context import Context
 from ocr_server.intake.build import MEGA
+from ocr_server.runtime import Context
 
 
 @dataclass(frozen=True)

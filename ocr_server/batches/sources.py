@@ -9,8 +9,8 @@ from ocr_server.batches.jsonl import JsonlRequests
 from ocr_server.batches.requests import Requests
 from ocr_server.batches.storage import Storage
 from ocr_server.batches.template import source_of
-from ocr_server.context import Context
 from ocr_server.intake.build import MEGA
+from ocr_server.runtime import Context
 
 ZIP_RATIO = 10
 """What the files in a zip may have, unpacked, in multiples of the largest upload: pictures hardly shrink."""

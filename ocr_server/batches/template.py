@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 
+from ocr_server.dialects.chat.plan import translate
+from ocr_server.dialects.chat.wire import ChatCompletionRequest
+from ocr_server.dialects.ocr.plan import translate_ocr
+from ocr_server.dialects.ocr.wire import OcrRequest
+from ocr_server.dialects.validation import parse_body, validation_body
 from ocr_server.errors import ApiError, InvalidRequest
-from ocr_server.intake.prepare import Source
-from ocr_server.ocr_request import translate_ocr
-from ocr_server.schemas.chat import ChatCompletionRequest
-from ocr_server.schemas.ocr import OcrRequest
-from ocr_server.translate import translate
-from ocr_server.validation import parse_body, validation_body
+from ocr_server.intake.intake import Source
 
 if TYPE_CHECKING:
     from config import Settings

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from ocr_server.intake.intake import Intake
 from ocr_server.intake.limits import IntakeLimits
-from ocr_server.intake.prepare import Intake
 from ocr_server.intake.workers import Workers
 
 if TYPE_CHECKING:

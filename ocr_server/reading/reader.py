@@ -10,13 +10,13 @@ from typing import Protocol
 
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import ResolutionMode, mode_name
+from ocr_server.engine.vllm_engine import Engine
 from ocr_server.errors import ApiError, Unavailable
 from ocr_server.intake.source_page import SourcePage
-from ocr_server.metrics import ENGINE_SECONDS, INTAKE_SECONDS, QUEUE_SECONDS
-from ocr_server.reading.engine import Engine
+from ocr_server.observability.metrics import ENGINE_SECONDS, INTAKE_SECONDS, QUEUE_SECONDS
+from ocr_server.observability.tracing import stage
 from ocr_server.reading.loops import REPETITION, LoopPolicy, attempt, next_attempt, with_detection
 from ocr_server.reading.page import Job, Page, PageDelta, PageReading
-from ocr_server.tracing import stage
 
 PAGE_SEPARATOR = "\n\n<--- Page Split --->\n\n"
 

@@ -17,10 +17,10 @@ from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.pdf_errors import PdfError
 from ocr_server.intake.picture_worker import decode_page
-from ocr_server.reading.blocks import blocks
-from ocr_server.reading.grounding import GroundingParser, Located, parse
-from ocr_server.reading.markdown import MarkdownStream, to_markdown
-from ocr_server.reading.tables import html_tables_to_markdown
+from ocr_server.output.blocks import blocks
+from ocr_server.output.grounding import GroundingParser, Located, parse
+from ocr_server.output.markdown import MarkdownStream, to_markdown
+from ocr_server.output.tables import html_tables_to_markdown
 from tests.ocr_server.intake import pdfs
 from tests.ocr_server.intake.bad_files import good_files
 

@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw
 from vllm.sampling_params import StructuredOutputsParams
 
 from config import EMBEDDED_CHECKPOINT, Settings
+from ocr_server.engine.vllm_engine import VllmEngine
 from ocr_server.errors import InvalidRequest
 from ocr_server.library import Ocr
-from ocr_server.reading.engine import VllmEngine
 from ocr_server.reading.page import Page, PageDelta
 
 pytestmark = pytest.mark.live

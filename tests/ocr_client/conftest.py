@@ -24,9 +24,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from config import EMBEDDED_CHECKPOINT, Settings
 from ocr_server.app import create_app
-from ocr_server.connections import protocol
 from ocr_server.errors import TooMany
 from ocr_server.reading.page import Page, PageDelta
+from ocr_server.transport.connections import protocol
 from tests.ocr_server.conftest import FakeEngine, delta
 from tests.ocr_server.intake.pdfs import filled, pdf
 

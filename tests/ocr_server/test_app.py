@@ -16,8 +16,8 @@ from config import ROOT, Settings
 from deepseek_ocr.modes import MODES
 from ocr_server import __version__
 from ocr_server.app import create_app
+from ocr_server.dialects.chat.wire import ChatCompletionRequest
 from ocr_server.errors import ApiError, EngineFailure, InvalidRequest, NotFound, TooLarge, Unavailable
-from ocr_server.schemas.chat import ChatCompletionRequest
 from tests.ocr_server.conftest import (
     CHAT,
     FakeEngine,

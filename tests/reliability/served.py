@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from ocr_server.connections import protocol, set_options
+from ocr_server.transport.connections import protocol, set_options
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from fastapi import FastAPI
 
 from config import Settings
 from ocr_server.app import create_app
-from ocr_server.connections import set_options
 from ocr_server.reading.page import Page, PageDelta
+from ocr_server.transport.connections import set_options
 from tests.ocr_server.conftest import CHAT, FakeEngine, chat, delta, never
 from tests.reliability.served import post, served, wait_until
 

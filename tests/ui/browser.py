@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 
 from ocr_server.reading.page import Page, PageDelta
 from tests.ocr_server.conftest import Script, delta
-from tests.ocr_server.reading.answers import marker
+from tests.ocr_server.output.answers import marker
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECEIPT = EXAMPLES / "receipt.png"

@@ -13,12 +13,12 @@ from playwright.sync_api import Browser
 from playwright.sync_api import Page as Tab
 
 from deepseek_ocr.modes import MODES
-from ocr_server.reading.blocks import blocks
-from ocr_server.reading.figures import figure_boxes, figure_name
-from ocr_server.reading.markdown import to_markdown
-from ocr_server.routes.service import PROMPTS
+from ocr_server.dialects.service.route import PROMPTS
+from ocr_server.output.blocks import blocks
+from ocr_server.output.figures import figure_boxes, figure_name
+from ocr_server.output.markdown import to_markdown
 from tests.ocr_server.conftest import examples
-from tests.ocr_server.reading.answers import PAGE, WORDS, answers
+from tests.ocr_server.output.answers import PAGE, WORDS, answers
 from tests.ui.conftest import Site
 
 WIDTH, HEIGHT = 1191, 1684

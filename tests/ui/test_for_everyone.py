@@ -9,7 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page as Tab
 from playwright.sync_api import expect
 
-from ocr_server.routes.ui import FILES
+from ocr_server.dialects.service.web_page import FILES
 from tests.ui.browser import PAPERS, RECEIPT, give, wait_read
 from tests.ui.conftest import Opens, Site
 

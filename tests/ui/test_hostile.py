@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page as Tab
 from playwright.sync_api import expect
 
-from tests.ocr_server.reading.answers import marker
+from tests.ocr_server.output.answers import marker
 from tests.ui.browser import RECEIPT, each_page, give, wait_read
 from tests.ui.conftest import Opens, Site
 

@@ -16,7 +16,7 @@ from PIL import Image
 from playwright.sync_api import Page as Tab
 from playwright.sync_api import expect
 
-from ocr_server.reading.markdown import to_markdown
+from ocr_server.output.markdown import to_markdown
 from tests.ui.browser import ANSWER, PAPERS, RECEIPT, give, wait_read
 from tests.ui.conftest import KEY, Opens, Site
 

@@ -12,8 +12,8 @@ from playwright.sync_api import Page as Tab
 from playwright.sync_api import expect
 
 from deepseek_ocr.modes import MODES
-from ocr_server.reading.blocks import blocks
-from ocr_server.routes.service import PROMPTS
+from ocr_server.dialects.service.route import PROMPTS
+from ocr_server.output.blocks import blocks
 from tests.ocr_server.conftest import endless
 from tests.reliability.served import wait_until
 from tests.ui.browser import ANSWER, PAPERS, RECEIPT, Gate, each_page, give, wait_read

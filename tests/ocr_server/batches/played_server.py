@@ -13,8 +13,8 @@ from pathlib import Path
 import uvicorn
 
 from config import EMBEDDED_CHECKPOINT, Settings
-from ocr_server import logs
 from ocr_server.app import create_app
+from ocr_server.observability import logs
 from ocr_server.reading.page import Page, PageDelta
 from tests.ocr_server.conftest import FakeEngine, delta
 

@@ -1,0 +1,104 @@
+"""`/v1/batches`: many requests at once, answered in the background."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from sqlalchemy import RowMapping
+
+from ocr_server.batches.template import body_of
+from ocr_server.dialects.batches.wire import (
+    Batch,
+    BatchError,
+    BatchErrors,
+    BatchList,
+    BatchRequest,
+    BatchRequestCounts,
+    BatchUsage,
+)
+from ocr_server.dialects.http import ERRORS, batches, client_of, context, parsed
+from ocr_server.errors import InvalidRequest
+
+router = APIRouter(prefix="/v1/batches", tags=["Batches"], responses=ERRORS)
+
+
+@router.post(
+    "",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/BatchRequest"}}},
+        }
+    },
+)
+async def create_batch(request: Request) -> Batch:
+    """Answer every request of a file; its input is looked through first, and told in `errors` if it is not sound."""
+    body, client, own = await parsed(request, BatchRequest), client_of(request), batches(request)
+    file = await own.files.get(client, body.input_file_id)
+    if file["purpose"] != "batch":
+        raise InvalidRequest("The input is a file with the purpose batch.", param="input_file_id")
+    each = None
+    if file["kind"] != "jsonl":
+        each = body_of(body.endpoint, body.request or {}, context(request).settings).decode()
+    elif body.request is not None:
+        raise InvalidRequest(
+            "request is for a PDF or a zip; the lines of a JSONL file have bodies of their own.", param="request"
+        )
+    row = await own.store.create(
+        client,
+        endpoint=body.endpoint,
+        input_file_id=body.input_file_id,
+        window=body.completion_window,
+        seconds=body.window_seconds,
+        kind=file["kind"],
+        body=each,
+        metadata=body.metadata,
+        output_seconds=None if body.output_expires_after is None else body.output_expires_after.seconds,
+    )
+    own.runner.poke()
+    return _object(row)
+
+
+@router.get("")
+async def list_batches(
+    request: Request, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> BatchList:
+    """Your own, the newest first."""
+    page = await batches(request).store.list(client_of(request), after=after, limit=limit)
+    data = [_object(row) for row in page.rows]
+    return BatchList(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=page.has_more,
+    )
+
+
+@router.get("/{batch_id}")
+async def retrieve_batch(request: Request, batch_id: str) -> Batch:
+    return _object(await batches(request).store.get(client_of(request), batch_id))
+
+
+@router.post("/{batch_id}/cancel")
+async def cancel_batch(request: Request, batch_id: str) -> Batch:
+    """What has been answered stays and is given."""
+    own = batches(request)
+    row = await own.store.cancel(client_of(request), batch_id)
+    own.runner.poke()
+    return _object(row)
+
+
+def _object(row: RowMapping) -> Batch:
+    errors = [BatchError(**error) for error in row["errors"] or ()]
+    plain = {name: row[name] for name in Batch.model_fields if name in row and name != "errors"}
+    return Batch(
+        **plain,
+        errors=BatchErrors(data=errors) if errors else None,
+        request_counts=BatchRequestCounts(total=row["total"], completed=row["completed"], failed=row["failed"]),
+        usage=BatchUsage(
+            input_tokens=row["prompt_tokens"],
+            output_tokens=row["completion_tokens"],
+            total_tokens=row["prompt_tokens"] + row["completion_tokens"],
+        ),
+    )

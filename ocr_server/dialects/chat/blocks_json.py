@@ -1,0 +1,83 @@
+"""Blocks as the answer's content: JSON that follows the schema a client sends with `response_format`.
+
+The model is not asked to write it. A client's schema says which of our fields it wants and under what shape it
+expects them; those are kept and the others left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ocr_server.dialects.pages import OcrExtension
+from ocr_server.errors import InvalidRequest
+
+Schema = dict[str, Any]
+
+LONGEST = 16
+"""How many references a client's schema may have one after the other; with more they turn in circles."""
+
+
+class BlocksJson:
+    """What of our answer a client wants."""
+
+    def __init__(self, schema: Schema | None) -> None:
+        """Args:
+        schema: the client's; None for all there is.
+
+        Raises:
+            InvalidRequest: it asks for something that our answer has not.
+        """
+        self._wanted = schema
+        if schema is not None:
+            ours = OcrExtension.model_json_schema()
+            _check(schema, schema, ours, ours, "")
+
+    def keep(self, value: Any) -> Any:
+        """The parts of `value`, as JSON, that the client wants."""
+        if self._wanted is None:
+            return value
+        return _kept(value, self._wanted, self._wanted)
+
+
+def _check(wanted: Schema, wanted_root: Schema, ours: Schema, our_root: Schema, place: str) -> None:
+    wanted, ours = _resolved(wanted, wanted_root), _resolved(ours, our_root)
+    for name, each in wanted.get("properties", {}).items():
+        path = f"{place}.{name}" if place else name
+        if name not in ours.get("properties", {}):
+            raise _refusal(
+                f"The schema asks for {path!r}, which blocks don't have; there are "
+                f"{', '.join(ours.get('properties', {})) or 'no fields'}"
+            )
+        _check(each, wanted_root, ours["properties"][name], our_root, path)
+    if isinstance(wanted.get("items"), dict) and isinstance(ours.get("items"), dict):
+        _check(wanted["items"], wanted_root, ours["items"], our_root, place)
+
+
+def _kept(value: Any, wanted: Schema, root: Schema) -> Any:
+    wanted = _resolved(wanted, root)
+    if isinstance(value, dict) and "properties" in wanted:
+        return {name: _kept(value.get(name), each, root) for name, each in wanted["properties"].items()}
+    if isinstance(value, list) and isinstance(wanted.get("items"), dict):
+        return [_kept(each, wanted["items"], root) for each in value]
+    return value
+
+
+def _resolved(schema: Any, root: Schema) -> Schema:
+    """The schema behind references and behind `anyOf` with null."""
+    for _ in range(LONGEST):
+        if not isinstance(schema, dict):
+            return {}
+        if isinstance(reference := schema.get("$ref"), str):
+            found: Any = root
+            for part in reference.removeprefix("#").split("/"):
+                found = found.get(part) if part and isinstance(found, dict) else found
+            schema = found
+        elif isinstance(choices := schema.get("anyOf"), list):
+            schema = next((each for each in choices if each != {"type": "null"}), {})
+        else:
+            return schema
+    return {}
+
+
+def _refusal(message: str) -> InvalidRequest:
+    return InvalidRequest(f"{message}.", param="response_format.json_schema.schema", code="invalid_schema")

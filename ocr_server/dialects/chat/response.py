@@ -1,0 +1,281 @@
+"""Pages as they are read → OpenAI's chat completion, whole or in chunks."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from ocr_server.dialects.chat.blocks_json import BlocksJson
+from ocr_server.dialects.chat.wire import (
+    AssistantMessage,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    Choice,
+    ChoiceLogprobs,
+    ChunkChoice,
+    Delta,
+    FinishReason,
+    PromptTokensDetails,
+    TableFormat,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+from ocr_server.dialects.page_report import page_opened, page_report
+from ocr_server.dialects.pages import OcrExtension, PageReport
+from ocr_server.errors import EngineFailure
+from ocr_server.output.figures import figure_name
+from ocr_server.output.markdown import MarkdownStream
+from ocr_server.reading.page import LogprobStep, PageReading
+from ocr_server.reading.page import TokenLogprob as Token
+from ocr_server.reading.reader import Event, Opened, Piece
+
+FIGURES_FOLDER = "images/"
+"""What stands before a figure's name in markdown, as upstream has it."""
+
+_TEXT = "{text}"
+"""In the place of the text of a chunk."""
+
+Events = AsyncGenerator[Event]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the pages' answers become one text."""
+
+    separator: str
+    markdown: bool = False
+    """As markdown without markers; else as the model said it."""
+    table_format: TableFormat = "html"
+    copies: int = 1
+    """How often the answer is given, where greedy decoding makes all choices the same."""
+    reports: bool = False
+    """Whether the answer says what became of each page."""
+    json: BlocksJson | None = None
+    """Makes the content the pages' blocks, as JSON, instead of their text; needs `reports`."""
+
+
+class ChatAnswer:
+    """The answer to one request. Use either `completion` or `chunks`, once."""
+
+    def __init__(self, *, request: ChatCompletionRequest, numbers: Sequence[int], form: Form, fingerprint: str) -> None:
+        """Args:
+        numbers: for each page of the answer, its number in its document, from 0.
+        """
+        self._model = request.model
+        self._fingerprint = fingerprint
+        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._choices = request.n or 1
+        self._form = form
+        self._numbers = numbers
+        self._top_logprobs = request.top_logprobs or 0
+        self._include_usage = request.stream_options is not None and request.stream_options.include_usage
+        self._image_tokens = self._prompt_tokens = self._completion_tokens = 0
+        self._cut: set[int] = set()
+        """Choices of which something is missing."""
+        self._page = defaultdict[int, int](int)
+        """For each choice: the page that its text has come to."""
+        self._around: dict[int, tuple[str, str]] = {}
+        """For each choice: what stands before and after the text in a chunk that has nothing else."""
+        self._markdown: dict[int, MarkdownStream] = {}
+        """For each choice: that page's, while it is under way."""
+
+    async def completion(self, events: Events) -> ChatCompletion:
+        """Wait for all of it."""
+        text: defaultdict[int, list[str]] = defaultdict(list)
+        steps: defaultdict[int, list[LogprobStep]] = defaultdict(list)
+        reports: list[PageReport] = []
+        has_logprobs = False
+        async with aclosing(events):
+            async for event in events:
+                report = self._report(event)
+                for choice, piece in self._texts(event, report):
+                    text[choice].append(piece)
+                if isinstance(event, PageReading):
+                    self._count(event)
+                    reports += [report] if report else []
+                elif isinstance(event, Piece) and event.delta.logprobs is not None:
+                    has_logprobs = True
+                    for choice in self._choices_of(event.delta.choice):
+                        steps[choice] += event.delta.logprobs
+        return ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=[
+                Choice(
+                    index=index,
+                    message=AssistantMessage(
+                        content="".join(text[index]), ocr=OcrExtension(pages=reports) if self._form.reports else None
+                    ),
+                    logprobs=self._logprobs(steps[index]) if has_logprobs else None,
+                    finish_reason=self._finish_reason(index),
+                )
+                for index in range(self._choices)
+            ],
+            usage=self._usage(),
+            system_fingerprint=self._fingerprint,
+        )
+
+    async def chunks(self, events: Events) -> AsyncGenerator[str]:
+        """The same as JSON chunks: the role first, then text as it comes, the ends, and the usage if asked for."""
+        started = False
+        async with aclosing(events):
+            async for event in events:
+                if not started:  # only now is it certain that there will be an answer
+                    started = True
+                    for index in range(self._choices):
+                        yield self._chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
+                if isinstance(event, Opened):
+                    opened = page_opened(event, pages=len(self._numbers))
+                    for index in range(self._choices):
+                        yield self._chunk(ChunkChoice(index=index, delta=Delta(ocr_page=opened)))
+                    continue
+                logprobs = None
+                if isinstance(event, Piece) and event.delta.logprobs:
+                    logprobs = self._logprobs(event.delta.logprobs)
+                report = self._report(event)
+                for choice, text in self._texts(event, report):
+                    if logprobs is not None:
+                        yield self._chunk(ChunkChoice(index=choice, delta=Delta(content=text), logprobs=logprobs))
+                    elif text:
+                        yield self._text_chunk(choice, text)
+                if isinstance(event, PageReading):
+                    self._count(event)
+                    if report is not None:
+                        ocr = OcrExtension(pages=[report])
+                        for index in range(self._choices):
+                            yield self._chunk(ChunkChoice(index=index, delta=Delta(ocr=ocr)))
+        for index in range(self._choices):
+            yield self._chunk(ChunkChoice(index=index, delta=Delta(), finish_reason=self._finish_reason(index)))
+        if self._include_usage:
+            yield self._chunk(None, usage=self._usage())
+
+    def _report(self, event: Event) -> PageReport | None:
+        return page_report(event) if self._form.reports and isinstance(event, PageReading) else None
+
+    def _texts(self, event: Event, report: PageReport | None) -> Iterator[tuple[int, str]]:
+        """What an event adds to the text of each choice."""
+        if isinstance(event, Opened):
+            return
+        if isinstance(event, Piece):
+            if self._form.json is not None:
+                return
+            for choice in self._choices_of(event.delta.choice):
+                yield choice, self._reach(choice, event.page) + self._written(choice, event.page, event.delta.text)
+            return
+        if self._form.json is not None:
+            assert report is not None, "blocks as JSON are made of reports"
+            yield from self._json_texts(report, self._form.json)
+            return
+        for choice in range(self._choices):
+            text = self._reach(choice, event.index)
+            if (stream := self._markdown.pop(choice, None)) is not None:
+                text += stream.close()
+            yield choice, text
+
+    def _json_texts(self, report: PageReport, kept: BlocksJson) -> Iterator[tuple[int, str]]:
+        """One document over all pages, in valid pieces: `{"pages": [`, the pages, `]}`."""
+        (page,) = kept.keep({"pages": [report.model_dump(mode="json")]}).get("pages", [None])
+        text = '{"pages": [' if report.index == 0 else ", "
+        text += json.dumps(page, ensure_ascii=False)
+        if report.index == len(self._numbers) - 1:
+            text += "]}"
+        for choice in range(self._choices):
+            yield choice, text
+
+    def _reach(self, choice: int, page: int) -> str:
+        """The separators between what a choice has and `page`."""
+        further = page - self._page[choice]
+        self._page[choice] = page
+        return self._form.separator * further
+
+    def _written(self, choice: int, page: int, text: str) -> str:
+        if not self._form.markdown:
+            return text
+        if choice not in self._markdown:
+            self._markdown[choice] = MarkdownStream(
+                name=lambda figure: FIGURES_FOLDER + figure_name(self._numbers[page] + 1, figure),
+                table_format=self._form.table_format,
+            )
+        return self._markdown[choice].feed(text)
+
+    def _choices_of(self, choice: int) -> range:
+        """The choices that a choice of the engine's answers."""
+        return range(choice, choice + self._form.copies)
+
+    def _count(self, reading: PageReading) -> None:
+        if reading.error is None and not reading.deltas:
+            raise EngineFailure("The engine gave no answer.")
+        self._prompt_tokens += reading.prompt_tokens
+        self._completion_tokens += reading.completion_tokens
+        self._image_tokens += reading.image_tokens
+        for choice in range(self._choices):
+            of_engine = choice if self._form.copies == 1 else 0
+            if reading.finish_reason(of_engine) != "stop":
+                self._cut.add(choice)
+
+    def _finish_reason(self, choice: int) -> FinishReason:
+        return "length" if choice in self._cut else "stop"
+
+    def _chunk(self, choice: ChunkChoice | None, usage: Usage | None = None) -> str:
+        chunk = ChatCompletionChunk(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=[] if choice is None else [choice],
+            usage=usage,
+            system_fingerprint=self._fingerprint,
+        )
+        # As OpenAI: a delta holds only what is new; `usage` is there only if it was asked for.
+        exclude: dict[str, Any] = {}
+        if not self._include_usage:
+            exclude["usage"] = True
+        if choice is not None:
+            exclude["choices"] = {"__all__": {"delta": _unset(choice)}}
+        return chunk.model_dump_json(exclude=exclude)
+
+    def _text_chunk(self, choice: int, text: str) -> str:
+        """The chunk for every token: as `_chunk` makes it, which takes five times as long."""
+        if choice not in self._around:
+            chunk = self._chunk(ChunkChoice(index=choice, delta=Delta(content=_TEXT)))
+            before, after = chunk.split(json.dumps(_TEXT))
+            self._around[choice] = before, after
+        before, after = self._around[choice]
+        return before + json.dumps(text, ensure_ascii=False) + after
+
+    def _usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            total_tokens=self._prompt_tokens + self._completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(image_tokens=self._image_tokens),
+        )
+
+    def _logprobs(self, steps: list[LogprobStep]) -> ChoiceLogprobs:
+        return ChoiceLogprobs(
+            content=[
+                TokenLogprob(
+                    **_token(step.chosen),
+                    top_logprobs=[TopLogprob(**_token(token)) for token in step.top[: self._top_logprobs]],
+                )
+                for step in steps
+            ]
+        )
+
+
+def _token(token: Token) -> dict[str, object]:
+    # JSON has no −inf; OpenAI gives −9999 for tokens that can't occur.
+    return {"token": token.token, "logprob": max(token.logprob, -9999.0), "bytes": list(token.token.encode())}
+
+
+def _unset(choice: ChunkChoice) -> set[str]:
+    return {"role", "content"} - choice.delta.model_fields_set

@@ -1,0 +1,389 @@
+"""The wire types of `POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from ocr_server.dialects.pages import Answer, Maybe, OcrExtension, PageOpened
+from ocr_server.intake.document import MAX_DPI, MIN_DPI
+
+MAX_CHOICES = 16
+MAX_TOP_LOGPROBS = 20
+
+# The names in deepseek_ocr.modes.MODES; a test holds the two together.
+ModeName = Literal["tiny", "small", "base", "large", "gundam", "gundam-m"]
+TableFormat = Literal["html", "markdown"]
+
+
+class Wire(BaseModel):
+    """What comes from a client: no coercion of types, no NaN, docstrings as documentation."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class ImageUrl(Wire):
+    url: str
+    """A `data:image/…;base64,…` URI or an http(s) URL."""
+    detail: Literal["auto", "low", "high"] = "auto"
+    """`low` reads in tiny mode, `high` in gundam mode, `auto` in the server's default mode."""
+
+
+class ImagePart(Wire):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class TextPart(Wire):
+    type: Literal["text"]
+    text: str
+
+
+class File(Wire):
+    file_data: str | None = None
+    """A PDF or picture: a `data:…;base64,…` URI, or its base64 alone."""
+    filename: str | None = None
+    """Accepted; what the file is, its content decides."""
+    file_id: str | None = None
+    """Refused: files are kept for batches only."""
+
+
+class FilePart(Wire):
+    type: Literal["file"]
+    file: File
+
+
+class OtherPart(BaseModel):
+    """A part this server has no use for in a user's message; history may hold such parts."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Annotated[str, Field(json_schema_extra={"not": {"enum": ["text", "image_url", "file"]}})]
+
+
+AnyPart = TextPart | ImagePart | FilePart | OtherPart
+
+
+def _part_kind(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return {"text": "<text>", "image_url": "<image>", "file": "<file>"}.get(str(kind), "<other>")
+
+
+def _content_kind(value: Any) -> str:
+    return "<parts>" if isinstance(value, list) else "<string>"
+
+
+# Tags in angle brackets are left out of the parameter's name in an error (errors.UNION_TAGS).
+Part = Annotated[
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image>")]
+    | Annotated[FilePart, Tag("<file>")]
+    | Annotated[OtherPart, Tag("<other>")],
+    Discriminator(_part_kind),
+]
+Content = Annotated[
+    Annotated[str, Tag("<string>")] | Annotated[list[Part], Tag("<parts>")],
+    Discriminator(_content_kind),
+]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content | None = None
+
+
+PageNumbers = str | list[int]
+
+
+class ReadingOptions(Wire):
+    """How pages are made, and how the model is run on them."""
+
+    dpi: Annotated[int | None, Field(ge=MIN_DPI, le=MAX_DPI)] = None
+    """At which a PDF's pages are rendered, 36 to 600; 144 if not given."""
+    password: str | None = None
+    """Opens an encrypted PDF."""
+    mode: ModeName | None = None
+    """A named resolution mode; the fields below change it."""
+    base_size: int | None = None
+    """Side of the global view, pixels; a multiple of 16 from 64 to 1280."""
+    image_size: int | None = None
+    """Side of a tile, pixels; a multiple of 16 from 64 to 1280."""
+    crop_mode: bool | None = None
+    """Whether large pictures are cut into tiles."""
+    min_crops: int | None = None
+    """Fewest tiles of a picture that is cut, 1 to 9."""
+    max_crops: int | None = None
+    """Most tiles, 1 to 9."""
+    ngram_size: int | None = None
+    """No n-gram of this length is repeated within the window; 0 turns the guard off; at most 128."""
+    window_size: int | None = None
+    """How many of the last tokens the guard looks at."""
+    whitelist_token_ids: list[int] | None = None
+    """Tokens the guard never bans; `<td>` and `</td>` if not given."""
+    table_format: TableFormat | None = None
+    """How tables are written in markdown: `html`, as the model does, or `markdown`."""
+
+    MODE_FIELDS: ClassVar = ("base_size", "image_size", "crop_mode", "min_crops", "max_crops")
+    GUARD_FIELDS: ClassVar = ("ngram_size", "window_size", "whitelist_token_ids")
+
+    def given(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """The fields among `names` that the client set."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+class OcrOptions(ReadingOptions):
+    """What is particular to this server; the SDK sends it with `extra_body={"ocr": {…}}`."""
+
+    output: Literal["raw", "markdown", "blocks"] = "raw"
+    """`raw`: what the model said, to the letter. `markdown`: without markers, figures linked. `blocks`: markdown,
+    and beside it each page's located blocks."""
+    pages: PageNumbers | None = None
+    """Which pages of the documents, from 1: `"1-3,7"`, `"5-"` or a list; all if not given."""
+    page_separator: Annotated[str | None, Field(max_length=1000)] = None
+    """What stands between two pages."""
+    include_figures: bool = False
+    """With blocks: send the figures as data URIs."""
+    include_page_images: bool = False
+    """In a stream: send each page's picture before its text, also of a PDF, TIFF or HEIC; and a report after it."""
+    confidence: bool = False
+    """With blocks: say how sure the model was of each page and block."""
+
+
+class JsonSchema(Wire):
+    name: str
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(Wire):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_with_its_type(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise PydanticCustomError("json_schema", "json_schema is needed with type json_schema, and only with it")
+        return self
+
+
+class StreamOptions(Wire):
+    include_usage: bool = False
+    """Send the usage in a last chunk, with `choices: []`."""
+    include_obfuscation: bool | None = None
+    """Accepted; there is nothing to obfuscate."""
+
+
+REFUSED: dict[str, str] = {
+    "tools": "DeepSeek-OCR can't call tools",
+    "tool_choice": "DeepSeek-OCR can't call tools",
+    "functions": "DeepSeek-OCR can't call functions",
+    "function_call": "DeepSeek-OCR can't call functions",
+    "audio": "DeepSeek-OCR has no audio output",
+    "modalities": "DeepSeek-OCR answers in text only",
+    "prediction": "predicted outputs are not supported",
+    "web_search_options": "DeepSeek-OCR can't search the web",
+    "reasoning_effort": "DeepSeek-OCR does not reason",
+    "verbosity": "DeepSeek-OCR has no verbosity setting",
+}
+"""OpenAI's parameters that would change the answer and can't be honoured, with the reason."""
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+}
+"""Values of them that ask for nothing, and are accepted."""
+
+
+class ChatCompletionRequest(Wire):
+    """OpenAI's request, with vLLM's and DeepSeek-OCR's own options beside it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "deepseek-ocr",
+                    "messages": [
+                        {
+                            "role": "user",
+                            "content": [
+                                {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo…"}},
+                                {"type": "text", "text": "Free OCR."},
+                            ],
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    """The last user message is read. If it has no picture, the nearest earlier user message that has
+    one gives it."""
+    stream: bool = False
+    """Answer with server-sent events."""
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    """Most tokens to generate for each page; clamped to what the context leaves."""
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    """The newer name of `max_tokens`, and the one that counts where both are given."""
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    """0 unless given: reading is no place for chance."""
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
+    """Answers for each request."""
+    stop: str | list[str] | None = None
+    """Up to 16 texts at which a page's answer ends; they are not part of it."""
+    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
+    presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    """Token id → what is added to its logit."""
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
+    response_format: ResponseFormat | None = None
+    """`json_object` and `json_schema` hold for a single picture."""
+
+    top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
+    """vLLM: sample from the k likeliest tokens; 0 or −1 is all."""
+    min_p: Annotated[float | None, Field(ge=0, le=1)] = None
+    """vLLM: least probability of a token, relative to the likeliest."""
+    repetition_penalty: Annotated[float | None, Field(gt=0, le=10)] = None
+    """vLLM: above 1 discourages tokens that have occurred."""
+    min_tokens: Annotated[int | None, Field(ge=0)] = None
+    """vLLM: no end before this many tokens."""
+    ignore_eos: bool | None = None
+    """vLLM: go on after the end token."""
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]] | None, Field(max_length=16)] = None
+    """vLLM: further tokens that end the answer."""
+
+    ocr: OcrOptions | None = None
+
+    user: str | None = None
+    """Accepted without effect, as are the fields below."""
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    parallel_tool_calls: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: value
+            for name, value in data.items()
+            if not (name in REFUSED and (value is None or value in NEUTRAL.get(name, ())))
+        }
+
+    @model_validator(mode="after")
+    def _parameters_agree(self) -> ChatCompletionRequest:
+        """The type of each error is the name of its parameter."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stops) > 16 or not all(stops):
+            raise PydanticCustomError("stop", "stop must be at most 16 texts, none of them empty")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs: true")
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError("stream_options", "stream_options needs stream: true")
+        if self.most_tokens is not None and (self.min_tokens or 0) > self.most_tokens:
+            raise PydanticCustomError("min_tokens", "min_tokens must not be above max_tokens")
+        return self
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The limit under whichever name it was given."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class TopLogprob(Answer):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(Answer):
+    content: list[TokenLogprob] | None
+    refusal: None = None
+
+
+FinishReason = Literal["stop", "length"]
+
+
+class AssistantMessage(Answer):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+    ocr: Maybe[OcrExtension] = None
+    """What became of each page; there with documents, several pages, or an `ocr.output` other than raw."""
+
+
+class Choice(Answer):
+    index: int
+    message: AssistantMessage
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: FinishReason
+
+
+class PromptTokensDetails(Answer):
+    cached_tokens: int = 0
+    image_tokens: int
+    """Tokens of the prompt that stand for pictures."""
+
+
+class Usage(Answer):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class ChatCompletion(Answer):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    system_fingerprint: str
+
+
+class Delta(Answer):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    ocr: Maybe[OcrExtension] = None
+    """After a page's text: what became of it."""
+    ocr_page: Maybe[PageOpened] = None
+    """Before a page's text, with `ocr.include_page_images`: how it looks."""
+
+
+class ChunkChoice(Answer):
+    index: int
+    delta: Delta
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatCompletionChunk(Answer):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    system_fingerprint: str

@@ -1,0 +1,147 @@
+"""`/v1/files`: what batches read and leave."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+from pydantic import TypeAdapter
+from sqlalchemy import RowMapping
+from starlette.concurrency import iterate_in_threadpool
+from starlette.datastructures import UploadFile
+
+from ocr_server.batches.requests import HEAD_BYTES, kind_of
+from ocr_server.batches.storage import CHUNK
+from ocr_server.dialects.files.wire import LEAST_SECONDS, MOST_SECONDS, FileDeleted, FileList, FileObject
+from ocr_server.dialects.http import ERRORS, batches, client_of, context
+from ocr_server.errors import InvalidRequest, TooLarge
+from ocr_server.intake.build import MEGA
+
+router = APIRouter(prefix="/v1/files", tags=["Files"], responses=ERRORS)
+
+MOST_NAME_CHARS = 255
+ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+_FORM = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "enum": ["batch"]},
+        ANCHOR: {"type": "string", "enum": ["created_at"]},
+        SECONDS: {"type": "integer", "minimum": LEAST_SECONDS, "maximum": MOST_SECONDS},
+    },
+}
+
+
+@router.post(
+    "",
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
+)
+async def upload_file(request: Request) -> FileObject:
+    """Keep a file for a batch: requests as JSONL, a PDF, or a zip of pictures."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise InvalidRequest("A file is uploaded as multipart/form-data.", param="file")
+    most = context(request).settings.MAX_FILE_MB * MEGA
+    async with request.form(max_files=1, max_fields=10) as form:
+        file, fields = form.get("file"), {name: value for name, value in form.items() if name != "file"}
+        if not isinstance(file, UploadFile):
+            raise InvalidRequest("The form has no file.", param="file")
+        seconds = _checked(fields)
+        size = file.size or 0
+        if size == 0:
+            raise InvalidRequest("The file is empty (0 bytes).", param="file")
+        if size > most:
+            raise TooLarge(f"The file has {size:,} bytes; the limit is {most:,} bytes.", param="file")
+        head = await file.read(HEAD_BYTES)
+        await file.seek(0)
+        row = await batches(request).files.upload(
+            client_of(request),
+            iter(lambda: file.file.read(CHUNK), b""),
+            filename=_name(file.filename),
+            kind=kind_of(head),
+            size=size,
+            seconds=seconds,
+        )
+    return _object(row)
+
+
+def _checked(fields: dict[str, Any]) -> int | None:
+    """What an upload says beside the file; the seconds for which it is kept, if it says so."""
+    if fields.get("purpose") != "batch":
+        raise InvalidRequest("Files are kept for batches: the purpose is batch.", param="purpose")
+    for name in fields.keys() - {"purpose", ANCHOR, SECONDS}:
+        raise InvalidRequest(f"Unknown parameter: {name}.", param=name, code="unsupported_parameter")
+    if ANCHOR not in fields and SECONDS not in fields:
+        return None
+    if fields.get(ANCHOR) != "created_at":
+        raise InvalidRequest("A file expires some seconds after created_at.", param=ANCHOR)
+    seconds = str(fields.get(SECONDS, ""))
+    if not (seconds.isascii() and seconds.isdigit() and LEAST_SECONDS <= int(seconds[:12]) <= MOST_SECONDS):
+        raise InvalidRequest(f"seconds must be a number from {LEAST_SECONDS} to {MOST_SECONDS}.", param=SECONDS)
+    return int(seconds)
+
+
+def _name(name: str | None) -> str:
+    """As it may be shown: no folders, no control characters."""
+    shown = "".join(sign for sign in (name or "").replace("\\", "/").rsplit("/", 1)[-1] if sign.isprintable())
+    return shown[:MOST_NAME_CHARS] or "file"
+
+
+@router.get("")
+async def list_files(
+    request: Request,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: Annotated[str | None, Query(max_length=64, pattern=r"^[^\x00]*$")] = None,
+) -> FileList:
+    """Your own, by the time they were made."""
+    page = await batches(request).files.list(
+        client_of(request), after=after, limit=limit, newest_first=order == "desc", purpose=purpose
+    )
+    data = [_object(row) for row in page.rows]
+    return FileList(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=page.has_more,
+    )
+
+
+@router.get("/{file_id}")
+async def retrieve_file(request: Request, file_id: str) -> FileObject:
+    return _object(await batches(request).files.get(client_of(request), file_id))
+
+
+@router.delete("/{file_id}")
+async def delete_file(request: Request, file_id: str) -> FileDeleted:
+    """Not while a batch needs it that has not ended."""
+    await batches(request).files.delete(client_of(request), file_id)
+    return FileDeleted(id=file_id)
+
+
+@router.get(
+    "/{file_id}/content",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/octet-stream": {}}}},
+)
+async def download_file(request: Request, file_id: str) -> StreamingResponse:
+    files = batches(request).files
+    row = await files.get(client_of(request), file_id)
+    return StreamingResponse(
+        iterate_in_threadpool(files.storage.chunks(file_id)),
+        media_type="application/octet-stream",
+        headers={
+            "content-length": str(row["bytes"]),
+            "content-disposition": f"attachment; filename*=UTF-8''{quote(row['filename'])}",
+        },
+    )
+
+
+_FILE = TypeAdapter(FileObject)
+
+
+def _object(row: RowMapping) -> FileObject:
+    return _FILE.validate_python({name: row[name] for name in FileObject.model_fields if name in row})

@@ -1,0 +1,363 @@
+"""The one seam to vLLM: pages go in, pieces of text come out."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import re
+import threading
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+import psutil  # type: ignore[import-untyped]
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import TokensPrompt
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from ocr_server.engine.pace import Pace
+from ocr_server.engine.prompt import PromptEncoder
+from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable, invalid_parameters
+from ocr_server.observability import tracing
+from ocr_server.reading.page import LogprobStep, Page, PageDelta, TokenLogprob
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from config import Settings
+
+T = TypeVar("T")
+
+RETRY_SECONDS = 5.0
+"""An engine can't tell how long it will go on loading."""
+
+LOADING_THREAD = "load"
+SEGMENT = re.compile(r"/dev/shm/(psm_\w+)$", re.MULTILINE)
+END_SECONDS = 5.0
+"""How long processes that were killed may take to be gone: the driver frees a GPU's memory first."""
+LOADING_ENDS_SECONDS = 2.0
+"""How long an engine that is closed while it loads is kept from starting processes."""
+
+
+class Engine(Protocol):
+    """What the HTTP side needs of an engine."""
+
+    def unavailable(self) -> str | None:
+        """Why no page can be read now, as a sentence for the client; None if one can."""
+
+    @property
+    def retry_after(self) -> float:
+        """While none can be read: the seconds after which trying again makes sense, as far as can be told."""
+
+    def start(self) -> None:
+        """Begin to load, in the background."""
+
+    async def close(self) -> None:
+        """Stop and leave no process behind."""
+
+    def read(self, page: Page) -> AsyncGenerator[PageDelta]:
+        """Read one page. Closing the generator aborts the work in the engine.
+
+        Raises:
+            InvalidRequest: the page or its parameters can't be read; before the first piece.
+            Unavailable: the engine is loading, or died.
+            EngineFailure: it failed on this page.
+        """
+
+
+class VllmEngine:
+    """vLLM's async engine with our model, loaded in the background."""
+
+    def __init__(self, settings: Settings, *, serves: bool = False) -> None:
+        """Args:
+        serves: the process exists to serve the engine, so that what the garbage collector does in it may be changed.
+        """
+        self._settings = settings
+        self._serves = serves
+        self._llm: AsyncLLM | None = None
+        self._encoder: PromptEncoder | None = None
+        self._loading: asyncio.Future[None] | None = None
+        self._processes: list[psutil.Process] = []
+        self._shared_memory: set[str] = set()
+        self._unavailable: str | None = "The engine has not been started."
+        self._pace = Pace()
+
+    @property
+    def retry_after(self) -> float:
+        return RETRY_SECONDS
+
+    def start(self) -> None:
+        if self._loading is None:
+            self._unavailable = "The model is being loaded."
+            self._loading = asyncio.ensure_future(self._load())
+
+    async def loaded(self) -> None:
+        """Start, and wait until the engine is ready.
+
+        Raises:
+            Exception: what kept it from loading.
+        """
+        self.start()
+        assert self._loading is not None
+        await asyncio.shield(self._loading)
+
+    def unavailable(self) -> str | None:
+        if self._llm is not None and self._llm.errored:
+            return "The engine has stopped working; see the server's log."
+        return self._unavailable
+
+    async def close(self) -> None:
+        self._unavailable = "The server is shutting down."
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            if llm.output_handler is not None:
+                llm.output_handler.cancel()  # it would take the engine's end for its death
+            await asyncio.to_thread(llm.shutdown)
+        elif self._loading is not None and not self._loading.done():
+            self._loading.cancel()
+            await _end_while_loading()
+        await asyncio.to_thread(_end, self._processes, self._shared_memory)
+
+    async def kill(self) -> None:
+        """Close without asking: for an engine that died in part, or that hangs."""
+        _kill(self._processes)
+        await self.close()
+
+    async def read(self, page: Page) -> AsyncGenerator[PageDelta]:
+        llm, encoder = self._ready()
+        prompt_ids = encoder.encode(page.prompt)
+        params = self._fit_context(page, prompt_tokens=len(prompt_ids) - 1 + page.image.num_tokens)
+        prompt = TokensPrompt(prompt_token_ids=prompt_ids, multi_modal_data={"image": [page.image]})
+        try:
+            (rendered,) = await llm.renderer.render_cmpl_async([prompt])
+            trace_headers = tracing.headers() if llm.observability_config.otlp_traces_endpoint else None
+            outputs = llm.generate(rendered, params, request_id=uuid.uuid4().hex, trace_headers=trace_headers)
+            async with aclosing(outputs):
+                with self._pace.page() as pace:
+                    async for output in outputs:
+                        prompt_tokens = len(output.prompt_token_ids or ())
+                        for completion in output.outputs:
+                            if delta := _delta(completion, prompt_tokens, encoder):
+                                yield delta
+                        if not output.finished:
+                            await pace.wait()
+        except VLLMClientError as error:
+            raise invalid_parameters(error, params) from error
+        except EngineGenerateError as error:
+            raise EngineFailure("The engine failed on this page.") from error
+        except EngineDeadError as error:
+            raise Unavailable(self.unavailable() or "The engine has stopped working.") from error
+
+    def _ready(self) -> tuple[AsyncLLM, PromptEncoder]:
+        reason = self.unavailable()
+        if reason is not None:
+            raise Unavailable(reason)
+        assert self._llm is not None
+        assert self._encoder is not None
+        return self._llm, self._encoder
+
+    def _fit_context(self, page: Page, prompt_tokens: int) -> SamplingParams:
+        """The page's parameters with `max_tokens` clamped to what its prompt leaves of the context."""
+        context = self._settings.MAX_MODEL_LEN
+        left = context - prompt_tokens
+        if left < 1:
+            raise InvalidRequest(
+                f"The picture and the prompt take {prompt_tokens} tokens, but the model's context is {context}. "
+                "Use a shorter prompt or a smaller resolution mode.",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        params = page.params.clone()
+        params.max_tokens = left if params.max_tokens is None else min(params.max_tokens, left)
+        params.min_tokens = min(params.min_tokens, params.max_tokens)
+        return params
+
+    async def _load(self) -> None:
+        try:
+            self._llm, self._encoder = await _in_daemon_thread(build, self._settings)
+        except Exception:
+            self._unavailable = "The model could not be loaded; see the server's log."
+            raise
+        self._processes = engine_processes()
+        self._shared_memory = shared_memory(self._processes)
+        if self._serves:
+            freeze_heap()
+        self._unavailable = None
+
+
+def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
+    """Load the model; takes from half a minute to several, and blocks.
+
+    Raises:
+        LoadError: with what to do about it.
+    """
+    from vllm import AsyncEngineArgs
+    from vllm.config import StructuredOutputsConfig
+    from vllm.platforms import current_platform
+    from vllm.tokenizers import cached_tokenizer_from_config
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from deepseek_ocr.no_repeat_ngram import guard_for
+    from ocr_server.engine.preflight import check_architecture, check_memory, explained, gpu_memory, local_model
+    from ocr_server.engine.process import engine_process
+
+    on_cpu = current_platform.is_cpu()
+    folder = local_model(settings.model_path)
+    gpu = None if on_cpu else gpu_memory()
+    if on_cpu or gpu is not None:
+        check_memory(folder, settings, gpu)
+    with explained():
+        config = AsyncEngineArgs(
+            model=str(folder),
+            served_model_name=[settings.MODEL_NAME],
+            dtype="bfloat16",
+            max_model_len=settings.MAX_MODEL_LEN,
+            max_num_seqs=settings.MAX_CONCURRENCY,
+            gpu_memory_utilization=settings.GPU_MEMORY_UTILIZATION,
+            tensor_parallel_size=settings.TENSOR_PARALLEL_SIZE,
+            data_parallel_size=settings.DATA_PARALLEL_SIZE,
+            enforce_eager=on_cpu or settings.ENFORCE_EAGER,
+            limit_mm_per_prompt={"image": 1},
+            # White space that a grammar allows, a model that was not trained on JSON may write without end.
+            structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
+            # No picture is expected twice, so neither cache would earn its keep.
+            enable_prefix_caching=False,
+            mm_processor_cache_gb=0,
+            otlp_traces_endpoint=tracing.engine_endpoint(),
+            skip_mm_profiling=on_cpu,  # a CPU's KV cache has a fixed size: there is nothing to profile for
+        ).create_engine_config()
+        check_architecture(config.model_config)
+        config.model_config.logits_processors = [guard_for(config)]
+        encoder = PromptEncoder(cached_tokenizer_from_config(config.model_config))
+        with engine_process(config, fork=on_cpu and config.parallel_config.world_size == 1):
+            return AsyncLLM.from_vllm_config(config), encoder
+
+
+def freeze_heap() -> None:
+    """Keep the garbage collector from what has been loaded by now: to look through it all takes it a quarter of a
+    second, in which no token is passed on."""
+    gc.unfreeze()  # what is left of an engine that died
+    gc.collect()
+    gc.freeze()
+
+
+def engine_processes() -> list[psutil.Process]:
+    """vLLM's processes below this one: its engine core and what that has started."""
+    found: list[psutil.Process] = []
+    for child in multiprocessing.active_children():
+        if child.name.startswith("EngineCore"):
+            with suppress(psutil.NoSuchProcess):
+                core = psutil.Process(child.pid)
+                found += [core, *core.children(recursive=True)]
+    return found
+
+
+def shared_memory(processes: list[psutil.Process]) -> set[str]:
+    """Names of the segments through which processes talk: those that are killed don't remove them."""
+    found: set[str] = set()
+    for process in processes:
+        with suppress(OSError):
+            found.update(SEGMENT.findall(Path(f"/proc/{process.pid}/maps").read_text()))
+    return found
+
+
+async def _end_while_loading() -> None:
+    """The thread that loads can't be interrupted, but it ends with this process; so must what it starts."""
+    until = time.monotonic() + LOADING_ENDS_SECONDS
+    while time.monotonic() < until and any(thread.name == LOADING_THREAD for thread in threading.enumerate()):
+        _kill(engine_processes())
+        await asyncio.sleep(0.05)
+
+
+def _end(processes: list[psutil.Process], segments: set[str]) -> None:
+    """Kill what is left of them, as when a parent died before its child, and wait until they are gone."""
+    _kill(processes)
+    until = time.monotonic() + END_SECONDS
+    while any(map(_is_alive, processes)) and time.monotonic() < until:
+        time.sleep(0.02)
+    for name in segments:
+        with suppress(OSError):  # mostly it is not there any more
+            segment = SharedMemory(name)
+            segment.close()
+            segment.unlink()
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()  # psutil makes sure that its number has not passed to another
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    # Not psutil's wait(): it would take the exit status from multiprocessing.
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _delta(completion: CompletionOutput, prompt_tokens: int, encoder: PromptEncoder) -> PageDelta | None:
+    if completion.finish_reason in ("abort", "error"):
+        raise EngineFailure("The engine stopped reading this page.")
+    text = encoder.clean(completion.text)
+    if not text and not completion.token_ids and completion.finish_reason is None:
+        return None
+    return PageDelta(
+        choice=completion.index,
+        text=text,
+        num_tokens=len(completion.token_ids),
+        prompt_tokens=prompt_tokens,
+        logprobs=_logprobs(completion),
+        finish_reason=completion.finish_reason,
+        stop_reason=completion.stop_reason,
+    )
+
+
+def _logprobs(completion: CompletionOutput) -> list[LogprobStep] | None:
+    if completion.logprobs is None:
+        return None
+    steps: list[LogprobStep] = []
+    alternatives: Sequence[Any] = completion.logprobs
+    for token_id, candidates in zip(completion.token_ids, alternatives, strict=False):
+        ranked = sorted(candidates.values(), key=lambda candidate: candidate.rank)
+        chosen = candidates[token_id]
+        steps.append(
+            LogprobStep(
+                chosen=TokenLogprob(chosen.decoded_token or "", chosen.logprob),
+                top=[TokenLogprob(each.decoded_token or "", each.logprob) for each in ranked],
+            )
+        )
+    return steps
+
+
+async def _in_daemon_thread(function: Callable[[Settings], T], settings: Settings) -> T:
+    """Unlike asyncio.to_thread, what runs there does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def report(result: T | None, error: Exception | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast(T, result))
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function(settings)
+        except Exception as failure:
+            error = failure
+        with suppress(RuntimeError):  # the loop is gone: so is whoever waited
+            loop.call_soon_threadsafe(report, result, error)
+
+    threading.Thread(target=work, name=LOADING_THREAD, daemon=True).start()
+    return await done

@@ -1,0 +1,306 @@
+"""What is accepted from a client, what is refused, and that nothing whatever brings the server down."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocr_server.dialects.chat.wire import NEUTRAL, REFUSED, ChatCompletionRequest, OcrOptions
+from tests.ocr_server.conftest import (
+    CHAT,
+    WHITE,
+    chat,
+    client_of,
+    envelope,
+    error_of,
+    events,
+    examples,
+    message,
+    picture,
+)
+
+NOT_A_NUMBER = float("nan")
+
+
+async def refused(client: httpx.AsyncClient, param: str | None, **fields: Any) -> dict[str, Any]:
+    """The error of a request with these fields, sent as `json.dumps` writes it, NaN and all."""
+    error = error_of(await client.post(CHAT, content=json.dumps(chat(**fields))), 400)
+    assert error["param"] == param, error
+    assert error["type"] == "invalid_request_error"
+    return error
+
+
+class TestStrictness:
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("model", 5),
+            ("model", None),
+            ("stream", "true"),
+            ("stream", 1),
+            ("max_tokens", "5"),
+            ("max_tokens", 5.5),
+            ("max_tokens", 0),
+            ("max_tokens", True),
+            ("max_completion_tokens", -1),
+            ("temperature", "0"),
+            ("temperature", -0.1),
+            ("temperature", 2.1),
+            ("temperature", True),
+            ("top_p", 0),
+            ("top_p", 1.1),
+            ("n", 0),
+            ("n", 17),
+            ("seed", 2**63),
+            ("seed", 1.5),
+            ("presence_penalty", 2.1),
+            ("frequency_penalty", -2.1),
+            ("logprobs", "yes"),
+            ("top_k", -2),
+            ("min_p", 1.1),
+            ("repetition_penalty", 0),
+            ("min_tokens", -1),
+            ("ignore_eos", 1),
+            ("metadata", []),
+            ("messages", []),
+            ("messages", None),
+            ("messages", {}),
+            ("ocr", []),
+            ("user", 5),
+        ],
+    )
+    async def test_values_are_not_bent(self, client: httpx.AsyncClient, field: str, value: Any) -> None:
+        await refused(client, field, **{field: value})
+
+    @pytest.mark.parametrize("value", [NOT_A_NUMBER, float("inf"), -float("inf")])
+    @pytest.mark.parametrize(
+        "field", ["temperature", "top_p", "presence_penalty", "frequency_penalty", "min_p", "repetition_penalty"]
+    )
+    async def test_numbers_are_finite(self, client: httpx.AsyncClient, field: str, value: float) -> None:
+        await refused(client, field, **{field: value})
+
+    @pytest.mark.parametrize("value", [NOT_A_NUMBER, 101, -101, "1", None])
+    async def test_logit_bias(self, client: httpx.AsyncClient, value: Any) -> None:
+        await refused(client, "logit_bias.5", logit_bias={"5": value})
+
+    @pytest.mark.parametrize("stop", ["", [""], ["a", ""], ["a"] * 17])
+    async def test_stop(self, client: httpx.AsyncClient, stop: Any) -> None:
+        await refused(client, "stop", stop=stop)
+
+    async def test_a_least_above_the_most(self, client: httpx.AsyncClient) -> None:
+        await refused(client, "min_tokens", min_tokens=6, max_tokens=5)
+
+    async def test_parameters_that_need_others(self, client: httpx.AsyncClient) -> None:
+        await refused(client, "top_logprobs", top_logprobs=1)
+        await refused(client, "stream_options", stream_options={"include_usage": True})
+
+    @pytest.mark.parametrize(
+        "form", [{"type": "json_schema"}, {"type": "text", "json_schema": {"name": "x", "schema": {}}}]
+    )
+    async def test_a_schema_goes_with_its_type(self, client: httpx.AsyncClient, form: Any) -> None:
+        await refused(client, "response_format", response_format=form)
+
+    @pytest.mark.parametrize(
+        ("messages", "param"),
+        [
+            ([message("x", role="boss")], "messages[0].role"),
+            ([{"content": "x"}], "messages[0].role"),
+            ([message("x"), {"role": "user", "content": 5}], "messages[1].content"),
+            ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
+            ([{"role": "user", "content": [{"text": "x"}]}], "messages[0].content[0].type"),
+            ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
+            ([message(picture(detail="best"))], "messages[0].content[0].image_url.detail"),
+            ([message({"type": "image_url", "image_url": WHITE})], "messages[0].content[0].image_url"),
+            ([message({"type": "image_url", "image_url": {}})], "messages[0].content[0].image_url.url"),
+        ],
+    )
+    async def test_messages(self, client: httpx.AsyncClient, messages: Any, param: str) -> None:
+        error = error_of(await client.post(CHAT, json=chat(*messages)), 400)
+        assert error["param"] == param
+
+
+class TestUnknownAndRefused:
+    @pytest.mark.parametrize("name", ["temprature", "Stream", "best_of", "<x>", ""])
+    async def test_an_unknown_parameter(self, client: httpx.AsyncClient, name: str) -> None:
+        error = error_of(await client.post(CHAT, json=chat(**{name: 1})), 400)
+        assert error["code"] == "unsupported_parameter"
+        shown = name or '""'
+        assert error["param"] == shown
+        assert error["message"] == f"Unknown parameter: {shown}."
+
+    async def test_an_unknown_option(self, client: httpx.AsyncClient) -> None:
+        error = error_of(await client.post(CHAT, json=chat(ocr={"modus": "tiny"})), 400)
+        assert error["param"] == "ocr.modus"
+
+    @pytest.mark.parametrize("name", REFUSED)
+    async def test_a_parameter_that_would_change_the_answer(self, client: httpx.AsyncClient, name: str) -> None:
+        error = await refused(client, name, **{name: ["something"]})
+        assert error["code"] == "unsupported_parameter"
+        assert error["message"] == f"{name} is not supported: {REFUSED[name]}."
+
+    @pytest.mark.parametrize(("name", "value"), [(name, value) for name in NEUTRAL for value in (*NEUTRAL[name], None)])
+    async def test_a_value_that_asks_for_nothing(self, client: httpx.AsyncClient, name: str, value: Any) -> None:
+        assert (await client.post(CHAT, json=chat(**{name: value}))).status_code == 200
+
+    @pytest.mark.parametrize("name", [name for name in REFUSED if name not in NEUTRAL])
+    async def test_null_asks_for_nothing(self, client: httpx.AsyncClient, name: str) -> None:
+        assert (await client.post(CHAT, json=chat(**{name: None}))).status_code == 200
+
+    async def test_harmless_parameters(self, client: httpx.AsyncClient) -> None:
+        harmless = {
+            "user": "me",
+            "metadata": {"a": "b"},
+            "store": True,
+            "service_tier": "auto",
+            "safety_identifier": "s",
+            "prompt_cache_key": "k",
+            "prompt_cache_retention": "24h",
+            "parallel_tool_calls": False,
+        }
+        assert (await client.post(CHAT, json=chat(**harmless))).status_code == 200
+
+    async def test_every_optional_parameter_can_be_null(self, client: httpx.AsyncClient) -> None:
+        optional = [name for name, field in ChatCompletionRequest.model_fields.items() if field.default is None]
+        assert len(optional) > 20
+        assert (await client.post(CHAT, json=chat(**dict.fromkeys(optional)))).status_code == 200
+
+    async def test_a_named_person_may_speak(self, client: httpx.AsyncClient) -> None:
+        assert (await client.post(CHAT, json=chat({**message(picture()), "name": "Ada"}))).status_code == 200
+
+
+VALID: list[dict[str, Any]] = [
+    chat(),
+    chat(stream=True, stream_options={"include_usage": True}, n=2, logprobs=True, top_logprobs=2),
+    chat(temperature=0.5, top_p=0.5, top_k=3, min_p=0.1, n=2, seed=1, stop=["a"], logit_bias={"5": 1.0}),
+    chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}),
+    chat(
+        message("Read.", role="system"),
+        message(picture(detail="low"), "a"),
+        message("b", role="assistant"),
+        message("c"),
+        ocr={"mode": "tiny", "ngram_size": 3, "window_size": 9, "whitelist_token_ids": [1], "max_crops": 2},
+        stop_token_ids=[5],
+        max_tokens=5,
+    ),
+]
+NAMES = sorted(
+    {*ChatCompletionRequest.model_fields, *OcrOptions.model_fields, *REFUSED, "role", "content", "type", "url"}
+)
+ANY_TEXT = st.text(st.characters(), max_size=8)  # lone surrogates too, which JSON can express
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 70),
+    st.sampled_from([2**31, 2**63, -(2**63), 10**40, 1e308, 5e-324]),
+    st.floats(),
+    ANY_TEXT,
+    st.sampled_from(["data:image/png;base64,AAAA", WHITE, "http://127.0.0.1/", "file:///etc/passwd", "tiny", "user"]),
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES) | ANY_TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def containers(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        yield value
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from containers(each)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> dict[str, Any]:
+    """A valid request with up to three values replaced, added or taken away, anywhere in it."""
+    body = copy.deepcopy(draw(st.sampled_from(VALID)))
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.sampled_from(list(containers(body))))
+        if isinstance(place, list):
+            position = draw(st.integers(0, len(place)))
+            place[position : position + 1] = draw(st.lists(JSON, max_size=2))
+        elif draw(st.integers(0, 5)) == 0 and place:
+            del place[draw(st.sampled_from(list(place)))]
+        else:
+            known = st.sampled_from([*place, *NAMES])
+            place[draw(known | known | ANY_TEXT)] = draw(JSON)
+    return body
+
+
+async def post(app: FastAPI, body: bytes | str) -> httpx.Response:
+    async with client_of(app) as client:
+        return await client.post(CHAT, content=body)
+
+
+def answered_properly(response: httpx.Response) -> None:
+    assert response.status_code == 200 or 400 <= response.status_code < 500, response.text
+    if response.status_code != 200:
+        envelope(response.json())
+    elif response.headers["content-type"].startswith("text/event-stream"):
+        *chunks, done = events(response.text)
+        assert done == "[DONE]"
+        assert all("error" not in chunk for chunk in chunks)
+    else:
+        assert response.json()["object"] == "chat.completion"
+
+
+class TestHostileInput:
+    @pytest.mark.parametrize("body", VALID)
+    async def test_what_is_mutated_was_right(self, app: FastAPI, body: dict[str, Any]) -> None:
+        response = await post(app, json.dumps(body))
+        assert response.status_code == 200, response.text
+        answered_properly(response)
+
+    @given(body=mutated())
+    @examples(400)
+    def test_any_json_object(self, app: FastAPI, body: dict[str, Any]) -> None:
+        answered_properly(asyncio.run(post(app, json.dumps(body))))
+
+    @given(body=JSON)
+    @examples(50)
+    def test_any_json(self, app: FastAPI, body: Any) -> None:
+        response = asyncio.run(post(app, json.dumps(body)))
+        assert response.status_code == 400
+        envelope(response.json())
+
+    @given(body=st.binary(max_size=30))
+    @examples(50)
+    def test_any_bytes(self, app: FastAPI, body: bytes) -> None:
+        response = asyncio.run(post(app, body))
+        assert response.status_code == 400
+        envelope(response.json())
+
+    @pytest.mark.parametrize("place", ["unknown", "metadata", "messages", "type", "content", "schema", "tools"])
+    def test_nesting(self, app: FastAPI, place: str) -> None:
+        for depth in (50, 300, 600, *range(700, 1000, 20), 20_000):
+            deep = "[" * depth + "]" * depth
+            parts = f'[{{"type": "image_url", "image_url": {{"url": "{WHITE}"}}}}, PART]'
+            body = {
+                "unknown": f'{{"model": "deepseek-ocr", "messages": [], "x": {deep}}}',
+                "metadata": f'{{"model": "deepseek-ocr", "messages": [], "metadata": {{"x": {deep}}}}}',
+                "messages": f'{{"model": "deepseek-ocr", "messages": {deep}}}',
+                "type": f'{{"model": "deepseek-ocr", "messages": [{{"role": "user", "content": {parts}}}]}}'.replace(
+                    "PART", f'{{"type": {deep}}}'
+                ),
+                "content": f'{{"model": "deepseek-ocr", "messages": [{{"role": "user", "content": {deep}}}]}}',
+                "schema": '{"model": "deepseek-ocr", "messages": [], "response_format": '
+                f'{{"type": "json_schema", "json_schema": {{"name": "x", "schema": {{"x": {deep}}}}}}}}}',
+                "tools": f'{{"model": "deepseek-ocr", "messages": [], "tools": {deep}}}',
+            }[place]
+            response = asyncio.run(post(app, body))
+            assert response.status_code == 400, (depth, response.text)
+            envelope(response.json())
+
+    @pytest.mark.parametrize("name", ["\ud800", "a\udfffb", "\0", "\u2028", "😀"])
+    async def test_names_that_cannot_be_written_back(self, app: FastAPI, name: str) -> None:
+        for body in (chat(**{name: 1}), chat(ocr={name: 1}), chat(logit_bias={name: 1.0}), chat(metadata={name: 1})):
+            answered_properly(await post(app, json.dumps(body)))

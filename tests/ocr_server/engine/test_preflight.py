@@ -1,0 +1,202 @@
+"""What is checked before the model loads, and how what goes wrong is said."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+from vllm import ModelRegistry
+
+from config import EMBEDDED_CHECKPOINT, Settings
+from deepseek_ocr import ARCHITECTURE, MODEL_CLASS
+from ocr_server.engine.preflight import (
+    GIB,
+    GpuMemory,
+    LoadError,
+    check_architecture,
+    check_memory,
+    explained,
+    local_model,
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder that passes."""
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [ARCHITECTURE]}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    return tmp_path
+
+
+def refusal(name: str | Path) -> str:
+    with pytest.raises(LoadError) as caught:
+        local_model(str(name))
+    return str(caught.value)
+
+
+class TestLocalModel:
+    def test_a_good_folder(self, checkpoint: Path) -> None:
+        assert local_model(str(checkpoint)) == checkpoint
+        assert local_model(str(EMBEDDED_CHECKPOINT)) == EMBEDDED_CHECKPOINT
+
+    @pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "~/no-such-folder", "name", "a/b/c", ""])
+    def test_no_folder(self, name: str) -> None:
+        said = refusal(name)
+        assert repr(name) in said
+        assert "--model" in said or "config.json" in said
+
+    def test_neither_a_folder_nor_an_id(self) -> None:
+        assert "neither a folder nor a Hugging Face id" in refusal("not a/sound id")
+
+    def test_a_file(self, checkpoint: Path) -> None:
+        assert "no folder" in refusal(checkpoint / "config.json")
+
+    def test_no_config(self, checkpoint: Path) -> None:
+        (checkpoint / "config.json").unlink()
+        assert "no config.json" in refusal(checkpoint)
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"5", b"\xff\xfe", b'"text"'])
+    def test_a_damaged_config(self, checkpoint: Path, content: bytes) -> None:
+        (checkpoint / "config.json").write_bytes(content)
+        assert "config.json" in refusal(checkpoint)
+        assert "can't be read" in refusal(checkpoint)
+
+    @pytest.mark.parametrize("found", [["LlamaForCausalLM"], [], None, [ARCHITECTURE, "Other"], ARCHITECTURE])
+    def test_another_model(self, checkpoint: Path, found: Any) -> None:
+        (checkpoint / "config.json").write_text(json.dumps({"architectures": found}))
+        assert f"its architectures are {found}" in refusal(checkpoint)
+
+    def test_no_architectures(self, checkpoint: Path) -> None:
+        (checkpoint / "config.json").write_text("{}")
+        assert "not a DeepSeek-OCR checkpoint" in refusal(checkpoint)
+
+    def test_no_weights(self, checkpoint: Path) -> None:
+        (checkpoint / "model.safetensors").rename(checkpoint / "model.bin")
+        assert "no *.safetensors" in refusal(checkpoint)
+
+
+class TestMemory:
+    def with_cache(self, gib: int) -> Settings:
+        return Settings(CPU_KV_CACHE_GIB=gib)
+
+    def test_enough(self) -> None:
+        check_memory(EMBEDDED_CHECKPOINT, self.with_cache(1), gpu=None)
+
+    def test_too_little_for_the_cache(self, checkpoint: Path) -> None:
+        with pytest.raises(LoadError, match="--cpu-kv-cache-gib") as caught:
+            check_memory(checkpoint, self.with_cache(100_000), gpu=None)
+        needed, free = map(float, re.findall(r"([\d.]+) GiB", str(caught.value)))
+        assert needed == 100_002
+        assert 0 < free < 100_000
+
+    def test_weights_count(self, checkpoint: Path) -> None:
+        with (checkpoint / "more.safetensors").open("wb") as file:
+            file.truncate(30_000 * GIB // 3)  # holes only: no disk is used
+        (checkpoint / "other.bin").write_bytes(b"")
+        with pytest.raises(LoadError) as caught:
+            check_memory(checkpoint, self.with_cache(1), gpu=None)
+        assert "10003.0 GiB" in str(caught.value)
+
+
+class TestGpuMemory:
+    @pytest.fixture
+    def published(self, checkpoint: Path) -> Path:
+        """Weights of the real model's size."""
+        with (checkpoint / "model.safetensors").open("wb") as file:
+            file.truncate(6_672_212_480)  # holes only: no disk is used
+        return checkpoint
+
+    def test_enough(self, published: Path) -> None:
+        check_memory(published, Settings(), GpuMemory(free=23.5, total=24))
+
+    def test_something_else_runs_there(self, published: Path) -> None:
+        with pytest.raises(LoadError) as caught:
+            check_memory(published, Settings(), GpuMemory(free=9.5, total=24))
+        assert "0.9 asks for 21.6 GiB of GPU memory, but 9.5 GiB are free" in str(caught.value)
+        assert "nvidia-smi" in str(caught.value)
+
+    def test_the_gpu_is_too_small(self, published: Path) -> None:
+        with pytest.raises(LoadError, match=r"needs about 8\.2 GiB of memory, but there are 7\.2 GiB"):
+            check_memory(published, Settings(), GpuMemory(free=7.9, total=8))
+
+    def test_two_small_ones_together_are_enough(self, published: Path) -> None:
+        check_memory(published, Settings(TENSOR_PARALLEL_SIZE=2), GpuMemory(free=7.9, total=8))
+
+
+class TestExplained:
+    def explanation(self, error: Exception) -> LoadError:
+        with pytest.raises(LoadError) as caught, explained():
+            raise error
+        return caught.value
+
+    @pytest.mark.parametrize(
+        "text", ["No available memory for the cache blocks. Try …", "CUDA out of memory. Tried …", "Out of memory"]
+    )
+    def test_too_little_memory(self, text: str) -> None:
+        error = ValueError(text)
+        explained_error = self.explanation(error)
+        assert "--max-model-len" in str(explained_error)
+        assert "--gpu-memory-utilization" in str(explained_error)
+        assert explained_error.__cause__ is error
+
+    def test_the_engines_process(self) -> None:
+        said = str(self.explanation(RuntimeError("Engine core initialization failed. See root cause above.")))
+        assert "engine process could not start" in said
+
+    def test_anything_else(self) -> None:
+        assert str(self.explanation(RuntimeError("odd"))) == "vLLM could not load the model: odd"
+
+    def test_what_is_explained_already(self) -> None:
+        error = LoadError("as it is")
+        assert self.explanation(error) is error
+
+    def test_nothing_wrong(self) -> None:
+        with explained():
+            pass
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)])
+    def test_an_interruption_stays_one(self, error: BaseException) -> None:
+        with pytest.raises(type(error)), explained():
+            raise error
+
+
+class Foreign(nn.Module):
+    """Somebody else's model of the same name."""
+
+
+class TestArchitecture:
+    CONFIG = SimpleNamespace(model_impl="auto", convert_type="none", runner_type="generate")
+
+    @pytest.fixture(autouse=True)
+    def _restored(self) -> Iterator[None]:
+        """The registry as it was: it is one for the process."""
+        before = ModelRegistry.models[ARCHITECTURE]
+        yield
+        ModelRegistry.models[ARCHITECTURE] = before
+
+    def test_ours(self) -> None:
+        ModelRegistry.register_model(ARCHITECTURE, self.class_named(MODEL_CLASS))
+        check_architecture(self.CONFIG)
+
+    def test_a_foreign_one(self) -> None:
+        ModelRegistry.register_model(ARCHITECTURE, Foreign)
+        with pytest.raises(LoadError, match="pip install -e") as caught:
+            check_architecture(self.CONFIG)
+        assert f"{Foreign.__module__}:Foreign" in str(caught.value)
+
+    def test_one_of_the_same_class_name(self) -> None:
+        namesake = type(MODEL_CLASS.partition(":")[2], (nn.Module,), {"__module__": "elsewhere"})
+        ModelRegistry.register_model(ARCHITECTURE, namesake)
+        with pytest.raises(LoadError, match=r"elsewhere:DeepseekOCRForCausalLM"):
+            check_architecture(self.CONFIG)
+
+    def class_named(self, name: str) -> type[nn.Module]:
+        """A stand-in of our class's full name: what is checked is the name that the registry leads to."""
+        module, _, qualified = name.partition(":")
+        return type(qualified, (nn.Module,), {"__module__": module})

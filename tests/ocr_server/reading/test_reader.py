@@ -1,0 +1,361 @@
+"""Many pages at once, answered in order; pages that fail, and pages that loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vllm.sampling_params import SamplingParams
+
+from deepseek_ocr.images import PreparedImage
+from deepseek_ocr.modes import MODES, ResolutionMode
+from deepseek_ocr.no_repeat_ngram import Guard
+from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable
+from ocr_server.intake.source_page import SourcePage
+from ocr_server.reading.admission import Admission, Ticket
+from ocr_server.reading.loops import LoopPolicy
+from ocr_server.reading.page import Job, Page, PageDelta, PageReading
+from ocr_server.reading.reader import AHEAD, Event, Piece, Reader
+from tests.ocr_server.conftest import FakeEngine, delta, endless, examples, prepared, until
+
+PICTURE = SourcePage(np.zeros((20, 30, 3), np.uint8), dpi=None)
+
+
+class Loads:
+    """Where pages come from; counts those that are in memory."""
+
+    def __init__(self, broken: tuple[int, ...] = ()) -> None:
+        self.broken = broken
+        self.loaded: list[int] = []
+
+    def jobs(self, count: int, mode: str = "tiny") -> list[Job]:
+        return [self.job(number, mode) for number in range(count)]
+
+    def job(self, number: int, mode: str) -> Job:
+        async def load() -> SourcePage:
+            await asyncio.sleep(0)
+            self.loaded.append(number)
+            if number in self.broken:
+                raise InvalidRequest(f"page {number} is torn", code="torn")
+            return PICTURE
+
+        return Job(load, MODES[mode], f"page {number}", SamplingParams(), source=0, number=number)
+
+
+async def prepare(_: SourcePage, mode: ResolutionMode) -> PreparedImage:
+    return prepared(tokens=mode.base_size)
+
+
+def reader(engine: FakeEngine, at_once: int = 32, loops: LoopPolicy = "retry") -> Reader:
+    return Reader(engine, prepare, at_once=at_once, loops=loops)
+
+
+def ticket(pages: int = 1000, slots: int = 1000) -> Ticket:
+    """A place with room for all."""
+    ticket = Admission(slots=slots, most_waiting=1).enter()
+    ticket.expect(pages)
+    return ticket
+
+
+def jobs(count: int) -> list[Job]:
+    return Loads().jobs(count)
+
+
+async def all_of(events: AsyncGenerator[Event]) -> list[Event]:
+    return [event async for event in events]
+
+
+def pieces(events: list[Event]) -> list[tuple[int, str]]:
+    return [(event.page, event.delta.text) for event in events if isinstance(event, Piece)]
+
+
+def readings(events: list[Event]) -> list[PageReading]:
+    return [event for event in events if isinstance(event, PageReading)]
+
+
+class TestOrder:
+    @given(
+        delays=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=6),
+        live=st.booleans(),
+        at_once=st.integers(1, 4),
+    )
+    @examples(60)
+    def test_pages_come_in_order_whenever_they_are_ready(
+        self, delays: list[list[int]], live: bool, at_once: int
+    ) -> None:
+        async def script(_: int, page: Page) -> AsyncGenerator[PageDelta]:
+            number = int(page.prompt.removeprefix("page "))
+            for piece, turns in enumerate(delays[number]):
+                for _turn in range(turns):
+                    await asyncio.sleep(0)
+                yield delta(f"{number}.{piece}", finish="stop" if piece == len(delays[number]) - 1 else None)
+
+        engine = FakeEngine(script)
+        events = asyncio.run(all_of(reader(engine, at_once).read(jobs(len(delays)), ticket(), live=live)))
+        expected = [(page, f"{page}.{piece}") for page, of_page in enumerate(delays) for piece in range(len(of_page))]
+        assert pieces(events) == expected
+        assert [reading.index for reading in readings(events)] == list(range(len(delays)))
+        assert [reading.text() for reading in readings(events)] == [
+            "".join(f"{page}.{piece}" for piece in range(len(of_page))) for page, of_page in enumerate(delays)
+        ]
+        assert sorted(engine.finished) == list(range(len(delays)))
+
+    async def test_a_reading_says_what_was_read(self) -> None:
+        (reading,) = readings(await all_of(reader(FakeEngine()).read(Loads().jobs(1, "small"), ticket())))
+        assert (reading.width, reading.height, reading.dpi) == (30, 20, None)
+        assert (reading.text(), reading.finish_reason(), reading.image_tokens) == ("Hello", "stop", 640)
+        assert (reading.prompt_tokens, reading.completion_tokens) == (10, 1)
+        assert [(each.mode, each.finish_reason) for each in reading.attempts] == [(MODES["small"], "stop")]
+
+    async def test_no_pages(self) -> None:
+        assert await all_of(reader(FakeEngine()).read([], ticket())) == []
+
+    async def test_the_first_page_streams_while_others_run(self) -> None:
+        gate = asyncio.Event()
+
+        async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
+            if number > 0:
+                await gate.wait()
+            yield delta(f"{number} begins")
+            await gate.wait()
+            yield delta(f"{number} ends")
+
+        engine = FakeEngine(script)
+        reading = reader(engine).read(jobs(3), ticket(), live=True)
+        async with asyncio.timeout(5):
+            first = await anext(reading)
+        assert isinstance(first, Piece)
+        assert first.delta.text == "0 begins"
+        await until(lambda: engine.running == 3)
+        gate.set()
+        rest = pieces(await all_of(reading))
+        assert [text for _, text in rest] == ["0 ends", "1 begins", "1 ends", "2 begins", "2 ends"]
+
+
+class TestBounds:
+    async def test_as_many_at_once_as_allowed(self) -> None:
+        gate, most = asyncio.Event(), 0
+
+        async def script(_: int, __: Page) -> AsyncGenerator[PageDelta]:
+            await gate.wait()
+            yield delta("x", finish="stop")
+
+        engine, loads = FakeEngine(script), Loads()
+        reading = asyncio.ensure_future(all_of(reader(engine, at_once=4).read(loads.jobs(50), ticket())))
+        await until(lambda: engine.running == 4)
+        for _ in range(50):
+            await asyncio.sleep(0)
+            most = max(most, engine.running)
+        assert most == 4
+        assert loads.loaded == [0, 1, 2, 3]
+        gate.set()
+        assert len(readings(await reading)) == 50
+
+    async def test_slots_are_given_back_whenever_it_ends(self) -> None:
+        for turns in range(40):
+            admission = Admission(slots=2, most_waiting=1000)
+            place = admission.enter()
+            place.expect(6)
+            reading = asyncio.create_task(all_of(reader(FakeEngine(), at_once=4).read(jobs(6), place)))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            place.close()
+            await asyncio.sleep(0)
+            assert (admission.pages_in_flight, admission.pages_waiting) == (0, 0), turns
+
+    async def test_a_long_page_holds_nobody_up_until_there_are_many_answers(self) -> None:
+        gate = asyncio.Event()
+
+        async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
+            if number == 0:
+                await gate.wait()
+            yield delta("x", finish="stop")
+
+        engine = FakeEngine(script)
+        reading = asyncio.ensure_future(all_of(reader(engine, at_once=3).read(jobs(100), ticket())))
+        await until(lambda: len(engine.finished) == AHEAD * 3 - 1)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(engine.pages) == AHEAD * 3
+        gate.set()
+        assert len(readings(await reading)) == 100
+
+
+class TestFailures:
+    async def test_a_page_that_can_not_be_had_loses_no_other(self) -> None:
+        events = await all_of(reader(FakeEngine()).read(Loads(broken=(0, 2)).jobs(4), ticket(), live=True))
+        assert [(reading.index, reading.finish_reason()) for reading in readings(events)] == [
+            (0, "error"),
+            (1, "stop"),
+            (2, "error"),
+            (3, "stop"),
+        ]
+        assert [reading.error.code if reading.error else None for reading in readings(events)] == [
+            "torn",
+            None,
+            "torn",
+            None,
+        ]
+        assert pieces(events) == [(1, "Hello"), (3, "Hello")]
+
+    @pytest.mark.parametrize("live", [False, True])
+    async def test_a_page_on_which_the_engine_fails_loses_no_other(self, live: bool) -> None:
+        async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
+            yield delta("half")
+            if number == 1:
+                raise EngineFailure("broken")
+            yield delta("", finish="stop")
+
+        events = await all_of(reader(FakeEngine(script)).read(jobs(3), ticket(), live=live))
+        assert [reading.finish_reason() for reading in readings(events)] == ["stop", "error", "stop"]
+        assert readings(events)[1].text() == "half"
+
+    @pytest.mark.parametrize("live", [False, True])
+    @pytest.mark.parametrize("count", [1, 3])
+    async def test_where_all_pages_fail_the_request_fails(self, count: int, live: bool) -> None:
+        """And nothing comes before the error, so that it can be the answer's status."""
+        with pytest.raises(InvalidRequest, match="page 0 is torn"):
+            await anext(reader(FakeEngine()).read(Loads(broken=(0, 1, 2)).jobs(count), ticket(), live=live))
+
+    async def test_an_engine_that_stopped_ends_the_request(self) -> None:
+        async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
+            if number == 1:
+                raise Unavailable("gone")
+            yield delta("x", finish="stop")
+
+        with pytest.raises(Unavailable):
+            await all_of(reader(FakeEngine(script)).read(jobs(3), ticket()))
+
+    async def test_a_bug_is_not_a_page_error(self) -> None:
+        async def script(_: int, __: Page) -> AsyncGenerator[PageDelta]:
+            raise RuntimeError("bug")
+            yield
+
+        with pytest.raises(RuntimeError, match="bug"):
+            await all_of(reader(FakeEngine(script)).read(jobs(2), ticket()))
+
+    async def test_closing_early_aborts_all_pages(self) -> None:
+        engine = FakeEngine(endless)
+        reading = reader(engine).read(jobs(5), ticket(), live=True)
+        await anext(reading)
+        await until(lambda: engine.running == 5)
+        await reading.aclose()
+        assert sorted(engine.aborted) == [0, 1, 2, 3, 4]
+
+    async def test_cancelling_aborts_all_pages(self) -> None:
+        engine = FakeEngine(endless)
+        reading = asyncio.create_task(all_of(reader(engine, at_once=3).read(jobs(9), ticket())))
+        await until(lambda: engine.running == 3)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert sorted(engine.aborted) == [0, 1, 2]
+        assert engine.running == 0
+
+
+class TestFinish:
+    async def test_it_sees_the_page_with_its_picture_and_before_its_turn(self) -> None:
+        gate, seen = asyncio.Event(), []
+
+        async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
+            if number == 0:
+                await gate.wait()
+            yield delta(str(number), finish="stop")
+
+        async def finish(reading: PageReading, source: SourcePage) -> object:
+            assert source is PICTURE
+            seen.append(reading.text())
+            return f"made of {reading.text()}"
+
+        reading = asyncio.ensure_future(all_of(reader(FakeEngine(script)).read(jobs(3), ticket(), finish=finish)))
+        await until(lambda: sorted(seen) == ["1", "2"])
+        gate.set()
+        assert [each.product for each in readings(await reading)] == ["made of 0", "made of 1", "made of 2"]
+
+
+class TestLoops:
+    """The engine ends a page that repeats itself."""
+
+    @staticmethod
+    def engine(times: int, *, page: int = 0) -> FakeEngine:
+        """One whose page loops so many times."""
+        tries = [0]
+
+        async def script(_: int, given: Page) -> AsyncGenerator[PageDelta]:
+            if given.prompt != f"page {page}":
+                yield delta("fine", finish="stop")
+                return
+            tries[0] += 1
+            yield delta("la ")
+            for _turn in range(5):  # time for a reader to take it
+                await asyncio.sleep(0)
+            yield delta("la", finish="repetition" if tries[0] <= times else "stop")
+
+        return FakeEngine(script)
+
+    async def test_it_is_read_again_with_a_stricter_guard(self) -> None:
+        engine = self.engine(1)
+        (reading,) = readings(await all_of(reader(engine).read(jobs(1), ticket())))
+        assert (reading.text(), reading.finish_reason()) == ("la la", "stop")
+        first, second = (Guard.of(page.params) for page in engine.pages)
+        assert (first.ngram_size, first.window_size) == (30, 90)
+        assert (second.ngram_size, second.window_size) == (20, 1024)
+        assert [(each.ngram_size, each.window_size, each.finish_reason) for each in reading.attempts] == [
+            (30, 90, "repetition"),
+            (20, 1024, "stop"),
+        ]
+
+    async def test_then_in_another_mode(self) -> None:
+        engine = self.engine(2)
+        (reading,) = readings(await all_of(reader(engine).read(Loads().jobs(1, "gundam"), ticket())))
+        assert reading.finish_reason() == "stop"
+        assert [each.mode for each in reading.attempts] == [MODES["gundam"], MODES["gundam"], MODES["base"]]
+
+    async def test_then_no_more(self) -> None:
+        engine = self.engine(9)
+        events = await all_of(reader(engine).read(jobs(1), ticket()))
+        (reading,) = readings(events)
+        assert (reading.text(), reading.finish_reason(), len(engine.pages)) == ("la la", "repetition", 3)
+        assert pieces(events) == [(0, "la "), (0, "la")]
+
+    @pytest.mark.parametrize(("policy", "watched"), [("end", True), ("off", False)])
+    async def test_policies(self, policy: LoopPolicy, watched: bool) -> None:
+        engine = self.engine(1)
+        (reading,) = readings(await all_of(reader(engine, loops=policy).read(jobs(1), ticket())))
+        assert reading.finish_reason() == "repetition"
+        assert [page.params.repetition_detection is not None for page in engine.pages] == [watched]
+
+    async def test_what_a_client_has_seen_is_not_taken_back(self) -> None:
+        engine = self.engine(1)
+        events = await all_of(reader(engine).read(jobs(1), ticket(), live=True))
+        assert len(engine.pages) == 1
+        assert pieces(events) == [(0, "la "), (0, "la")]
+
+    async def test_a_later_page_of_a_stream_is_read_again(self) -> None:
+        gate = asyncio.Event()
+        looping = self.engine(1, page=1)
+
+        async def script(number: int, page: Page) -> AsyncGenerator[PageDelta]:
+            if page.prompt == "page 0":
+                await gate.wait()
+            async for each in looping.script(number, page):
+                yield each
+
+        engine = FakeEngine(script)
+        reading = asyncio.ensure_future(all_of(reader(engine).read(jobs(2), ticket(), live=True)))
+        await until(lambda: len(engine.finished) == 2)
+        gate.set()
+        assert [each.finish_reason() for each in readings(await reading)] == ["stop", "stop"]
+
+    async def test_several_choices_are_left_as_they_are(self) -> None:
+        job = jobs(1)[0]
+        job.params.n, job.params.temperature = 2, 1.0
+        engine = self.engine(1)
+        await all_of(reader(engine).read([job], ticket()))
+        assert len(engine.pages) == 1
