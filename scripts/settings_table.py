@@ -1,11 +1,16 @@
-"""Keep the guide's table of settings true to config.py.
+"""Keep the table of settings in both API guides in line with config.py.
 
-python scripts/settings_table.py           rewrites the table in OPENAI_API_GUIDE.md
-python scripts/settings_table.py --check   exits with 1 if it is out of date
+python scripts/settings_table.py           rewrites the tables in OPENAI_API_GUIDE.md and OPENAI_API_GUIDE.zh-CN.md
+python scripts/settings_table.py --check   exits with 1 if a table is out of date
+
+Names, flags and defaults come from config.py, and so do the English descriptions. The Chinese descriptions are written
+by hand, in the last column of the Chinese table, and are kept when the table is rewritten. A new setting gets a row
+with an empty description; the script reports it and exits with 1 until somebody fills it in.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,36 +20,84 @@ sys.path.insert(0, str(ROOT))
 
 from config import ENV_PREFIX, Settings  # noqa: E402
 
-GUIDE = ROOT / "OPENAI_API_GUIDE.md"
+ENGLISH = ROOT / "OPENAI_API_GUIDE.md"
+CHINESE = ROOT / "OPENAI_API_GUIDE.zh-CN.md"
 BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
+ROW = re.compile(r"^\| `(?P<name>[A-Z0-9_]+)` \|.*?(?<!\\)\|.*?(?<!\\)\| ?(?P<description>.*?) ?\|$", re.MULTILINE)
 
 
-def table() -> str:
-    rows = ["| setting | flag | default | |", "|---|---|---|---|"]
+def english_table() -> str:
+    descriptions = {
+        name: " ".join((field.description or "").split()).replace("|", "\\|")
+        for name, field in Settings.model_fields.items()
+    }
+    return "\n".join(
+        [
+            "| setting | flag | default | description |",
+            "|---|---|---|---|",
+            *_rows(descriptions, no_default="none"),
+            "",
+            f"The environment variable is the name with `{ENV_PREFIX}` in front: `{ENV_PREFIX}PORT=8080`.",
+        ]
+    )
+
+
+def chinese_table(descriptions: dict[str, str]) -> str:
+    return "\n".join(
+        [
+            "| 设置 | 命令行参数 | 默认值 | 说明 |",
+            "|---|---|---|---|",
+            *_rows(descriptions, no_default="无"),
+            "",
+            f"环境变量名是在设置名前加上 `{ENV_PREFIX}`，例如 `{ENV_PREFIX}PORT=8080`。",
+        ]
+    )
+
+
+def written_descriptions(guide: str) -> dict[str, str]:
+    """Return the description of each setting in the table of `guide`, as it is written there."""
+    return {row["name"]: row["description"] for row in ROW.finditer(_split(guide)[1])}
+
+
+def _rows(descriptions: dict[str, str], no_default: str) -> list[str]:
+    rows = []
     for name, field in Settings.model_fields.items():
-        flag = f"`--{name.lower().replace('_', '-')}`"
-        if name == "MODEL_PATH":
-            flag = "`--model`"
-        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-        rows.append(f"| `{name}` | {flag} | {_default(field.default)} | {meaning} |")
-    rows.append(f"\nThe environment variable is the name with `{ENV_PREFIX}` in front: `{ENV_PREFIX}PORT=8080`.")
-    return "\n".join(rows)
+        flag = "--model" if name == "MODEL_PATH" else f"--{name.lower().replace('_', '-')}"
+        default = _default(field.default) or no_default
+        rows.append(f"| `{name}` | `{flag}` | {default} | {descriptions.get(name, '')} |")
+    return rows
 
 
 def _default(value: Any) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return "`" + text.replace("|", "\\|") + "`" if text else "none"
+    return "`" + text.replace("|", "\\|") + "`" if text else ""
+
+
+def _split(guide: str) -> tuple[str, str, str]:
+    """Split a guide into what precedes the table, the table, and what follows it."""
+    before, rest = guide.split(f"{BEGIN}\n")
+    table, after = rest.split(f"\n{END}")
+    return before, table, after
 
 
 def main() -> int:
-    text = GUIDE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    made = f"{before}{BEGIN}\n{table()}\n{END}{after}"
-    if "--check" in sys.argv:
-        return 0 if made == text else 1
-    GUIDE.write_text(made, encoding="utf-8")
-    return 0
+    english, chinese = ENGLISH.read_text(encoding="utf-8"), CHINESE.read_text(encoding="utf-8")
+    descriptions = written_descriptions(chinese)
+    problems = [
+        f"{CHINESE.name}: {name} has no description; write one in the last column of the table."
+        for name in Settings.model_fields
+        if not descriptions.get(name)
+    ]
+    for path, text, table in ((ENGLISH, english, english_table()), (CHINESE, chinese, chinese_table(descriptions))):
+        before, current, after = _split(text)
+        if current == table:
+            continue
+        if "--check" in sys.argv:
+            problems.append(f"{path.name}: the table of settings is out of date; run python scripts/settings_table.py.")
+        else:
+            path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    print("\n".join(problems), end="\n" if problems else "", file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
