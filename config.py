@@ -1,8 +1,9 @@
-"""Every setting of the server, once.
+"""All settings of the server, each defined and documented in one place.
 
-Three ways to set one, the later winning: edit its default here, set the environment variable
-`DEEPSEEK_OCR_<NAME>`, or give the flag (`BASE_SIZE` is `--base-size`). `python openai_api_server.py
---help` lists them all; so does the table in OPENAI_API_GUIDE.md, which is made from this file.
+A setting can be changed in three ways, in order of increasing precedence: edit its default in this file, set the
+environment variable `DEEPSEEK_OCR_<NAME>`, or pass the flag (`BASE_SIZE` becomes `--base-size`).
+`python openai_api_server.py --help` lists all settings, and so does the table in OPENAI_API_GUIDE.md, which is
+generated from this file.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Settings(BaseSettings):
         extra="forbid",
         validate_default=True,
         use_attribute_docstrings=True,
-        hide_input_in_errors=True,  # it may be a key
+        hide_input_in_errors=True,  # the input may be an API key
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_prog_name="openai_api_server.py",
@@ -43,186 +44,200 @@ class Settings(BaseSettings):
 
     # The server
     HOST: str = "0.0.0.0"
-    """Address to listen on; 127.0.0.1 keeps the server to this machine."""
+    """Address to listen on. Use 127.0.0.1 to accept connections from this machine only."""
     PORT: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on. 0 selects a free port."""
     MODEL_NAME: Annotated[str, Field(pattern=r"^[^:\s]+$")] = "deepseek-ocr"
-    """The name that requests use. `<name>:<mode>` asks for a resolution mode."""
+    """Model name that clients use in requests. `<name>:<mode>` selects a resolution mode."""
     SHUTDOWN_TIMEOUT: Seconds = 30.0
-    """Seconds that requests in flight have to finish after SIGTERM."""
+    """Seconds that requests in progress have to finish after SIGTERM."""
     LOG_LEVEL: Literal["debug", "info", "warning", "error"] = "info"
-    """How much is logged."""
+    """Minimum level of the messages that are logged."""
 
     # The model
     MODEL_PATH: str = "auto"
-    """A folder or a Hugging Face id. `auto` is deepseek-ai/DeepSeek-OCR where there is an NVIDIA GPU,
-    else the small embedded checkpoint."""
+    """Folder or Hugging Face id of the model. `auto` selects deepseek-ai/DeepSeek-OCR if there is an NVIDIA GPU, and
+    otherwise the small embedded checkpoint."""
     MAX_MODEL_LEN: Annotated[int, Field(ge=256)] = 8192
-    """Longest prompt and answer together, tokens, picture included; 8192 is the model's own limit."""
+    """Maximum number of tokens of prompt, image and answer together. The model's own limit is 8192."""
     GPU_MEMORY_UTILIZATION: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of the GPU's memory that vLLM may take for weights, activations and KV cache."""
+    """Fraction of the GPU's memory that vLLM may use for weights, activations and KV cache."""
     CPU_KV_CACHE_GIB: Positive = 2
-    """Size of the KV cache without a GPU, GiB."""
+    """Size of the KV cache in GiB when running without a GPU."""
     TENSOR_PARALLEL_SIZE: Positive = 1
-    """GPUs that one copy of the model is spread over; this model fits on one."""
+    """Number of GPUs that one copy of the model is spread over. This model fits on a single GPU."""
     DATA_PARALLEL_SIZE: Positive = 1
-    """Copies of the model behind this one server, each on GPUs of its own. Several servers do the same."""
+    """Number of copies of the model behind this server, each on its own GPUs. Several servers have the same effect."""
     MAX_CONCURRENCY: Positive = 100
-    """Most pages that the engine reads at once; further ones wait."""
+    """Maximum number of pages that the engine reads at the same time. Further pages wait."""
     ENFORCE_EAGER: bool = False
-    """Skip torch.compile and CUDA graphs: starts sooner, reads slower. Without a GPU it is always so."""
+    """Disable torch.compile and CUDA graphs: the server starts sooner and reads more slowly. Always in effect without a
+    GPU."""
     ENGINE_STALL_TIMEOUT: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds without a single token after which an engine that has pages to read is restarted; 0 is 120 with a GPU
-    and 1200 without, where the pictures of a few large pages can take minutes."""
+    """Seconds without a new token after which an engine that has pages to read is restarted. 0 means 120 with a GPU,
+    and 1200 without one, because encoding a few large pages on a CPU can take minutes."""
     ENGINE_RESTARTS: Annotated[int, Field(ge=0)] = 5
-    """Most times within an hour that an engine which died or hangs is replaced; then the server ends."""
+    """Maximum number of times per hour that an engine which crashed or hangs is replaced. After that, the server
+    exits."""
 
-    # How pictures are read, unless a request says otherwise
+    # How images are read, unless the request says otherwise
     BASE_SIZE: int = 1024
-    """Side of the global view, pixels."""
+    """Side length of the global view in pixels."""
     IMAGE_SIZE: int = 640
-    """Side of a tile, pixels."""
+    """Side length of a tile in pixels."""
     CROP_MODE: bool = True
-    """Cut pictures larger than a tile into tiles, beside the global view (gundam mode)."""
+    """Split images that are larger than a tile into tiles, in addition to the global view (gundam mode)."""
     MIN_CROPS: int = 2
-    """Fewest tiles of a picture that is cut."""
+    """Minimum number of tiles for an image that is split."""
     MAX_CROPS: int = 6
-    """Most tiles of a picture; at most 9. Lower it where GPU memory is short."""
+    """Maximum number of tiles per image, up to 9. Lower it if GPU memory is short."""
     DEFAULT_PROMPT: str = "<|grounding|>Convert the document to markdown."
-    """What is asked about a picture that comes without text."""
+    """Prompt for images that are sent without text."""
     NGRAM_SIZE: Annotated[int, Field(ge=0, le=128)] = 30
-    """No n-gram of this length is repeated within the window; 0 turns the guard off; at most 128."""
+    """Length of the n-grams that may not be repeated within the window, up to 128. 0 disables the n-gram guard."""
     WINDOW_SIZE: Annotated[int, Field(gt=0, le=8192)] = 90
-    """How many of the last tokens the n-gram guard looks at."""
+    """Number of most recent tokens that the n-gram guard examines."""
     LOOPS: Literal["off", "end", "retry"] = "retry"
-    """Pages on which the model repeats itself: `end` them early, `retry` them with a stricter guard and then in
-    another mode, or leave them to the guard alone."""
+    """What to do with pages on which the model repeats itself: `end` stops them early, `retry` reads them again with a
+    stricter guard and then in another mode, `off` relies on the n-gram guard alone."""
     PAGES_AT_ONCE: Positive = 32
-    """Most pages of one request that are read at once; each takes about 20 MB while it is."""
+    """Maximum number of pages of one request that are read at the same time. Each of them takes about 20 MB of
+    memory."""
 
-    # What is accepted
+    # Limits on what clients may send
     MAX_IMAGES: Positive = 64
-    """Most pictures and documents in one request."""
+    """Maximum number of images and documents in one request."""
     MAX_PAGES: Positive = 2000
-    """Most pages in one request, those of all its documents together."""
+    """Maximum number of pages in one request, counting all of its documents."""
     MAX_WAITING_PAGES: Positive = 4000
-    """Pages waiting for their turn, from which on new requests are refused with 429 until there are fewer."""
+    """Number of waiting pages at which new requests are rejected with status 429, until fewer pages are waiting."""
     MAX_PAGES_OF_CLIENT: Annotated[int, Field(ge=0)] = 0
-    """The same for each API key: pages waiting or being read; 0 for no such bound."""
+    """Maximum number of pages, waiting or being read, for each API key. 0 means no limit."""
     MAX_BODY_MB: Positive = 100
-    """Largest request body, megabytes."""
+    """Maximum size of a request body in megabytes."""
     MAX_BODIES_MB: Positive = 1000
-    """Bytes of the bodies of all requests that are under way, megabytes; what would go beyond is refused with 429. In
-    memory they take up to three times as much."""
+    """Maximum total size, in megabytes, of the bodies of all requests in progress. Requests beyond it are rejected with
+    status 429. In memory, bodies take up to three times their size."""
     RECEIVE_TIMEOUT: Seconds = 120.0
-    """Seconds in which a request's head must have arrived, and then its body."""
+    """Seconds within which the headers of a request must arrive, and, counted separately, its body."""
     SEND_TIMEOUT: Seconds = 60.0
-    """Seconds in which a client must take 48 KiB of an answer that waits for it; one that is slower is cut off."""
+    """Seconds within which a client must accept 48 KiB of a response that is ready to be sent. Slower clients are
+    disconnected."""
     MAX_IMAGE_MB: Positive = 50
-    """Largest single picture or document, as a file, megabytes."""
+    """Maximum file size of an image or document in megabytes."""
     MAX_IMAGE_MEGAPIXELS: Positive = 100
-    """Largest picture, decoded, megapixels; a larger page of a PDF is rendered at a lower resolution."""
+    """Maximum size of a decoded image in megapixels. Larger pages of a PDF are rendered at a lower resolution."""
     MAX_PROMPT_CHARS: Positive = 8000
-    """Longest text beside a picture, characters."""
+    """Maximum length of the text that is sent with an image, in characters."""
     ALLOW_URLS: bool = True
-    """Fetch pictures from http(s) URLs."""
+    """Download images and documents from http(s) URLs that requests contain."""
     ALLOW_PRIVATE_URLS: bool = False
-    """Fetch also from private and loopback addresses. Leave it off where strangers can send requests."""
+    """Also download from private and loopback addresses. Leave this off if untrusted clients can send requests."""
     ALLOWED_IMAGE_HOSTS: str = ""
-    """The only hosts that pictures are fetched from, with commas between: `images.example.com`, or `*.example.com` for
-    all below it; any if empty."""
+    """Comma-separated list of the hosts that images may be downloaded from: `images.example.com`, or `*.example.com`
+    for all hosts below it. Empty allows every host."""
     FETCH_TIMEOUT: Seconds = 20.0
-    """Seconds in which a picture must have been fetched."""
+    """Seconds within which the download of an image must finish."""
     PREPARE_THREADS: Annotated[int, Field(ge=0)] = 0
-    """Threads that resize pictures; 0 is one for each core, at most 16."""
+    """Number of threads that resize images. 0 means one for each CPU core, up to 16."""
     DECODE_WORKERS: Annotated[int, Field(ge=0)] = 0
-    """Processes that decode pictures and render PDFs; 0 is one for each core, at most 8. They start when needed."""
+    """Number of processes that decode images and render PDFs. 0 means one for each CPU core, up to 8. They are started
+    on demand."""
     DECODE_TIMEOUT: Seconds = 30.0
-    """Seconds that a page may take to be decoded or rendered."""
+    """Maximum number of seconds for decoding or rendering a page."""
     DECODE_MEMORY_MB: Positive = 4000
-    """Memory that such a process may take, megabytes of address space."""
+    """Maximum address space of each of the processes that decode images and render PDFs, in megabytes."""
 
-    # Batches, and the files they need
+    # Batches and their files
     BATCHES: bool = True
     """Serve /v1/files and /v1/batches."""
     DATABASE_URL: SecretStr = SecretStr("")
-    """Where files and batches are listed, as SQLAlchemy writes it: `postgresql+psycopg://user:password@host/name`.
-    Empty is SQLite in the folder data of this project. Servers with one database and one storage share the work."""
+    """Database of files and batches, as an SQLAlchemy URL: `postgresql+psycopg://user:password@host/name`. Empty
+    selects SQLite in this project's `data` folder. Servers that have the same database and the same storage share their
+    work."""
     STORAGE_URL: str = ""
-    """Where files lie, as fsspec writes it: a folder, or `s3://bucket/prefix`. Empty is data/files of this project."""
+    """Storage for the content of files, as an fsspec URL: a folder, or `s3://bucket/prefix`. Empty selects this
+    project's `data/files` folder."""
     BATCH_CONCURRENCY: Annotated[int, Field(ge=0)] = 0
-    """Most pages of batches that are read at once, while no other request waits; 0 is half of MAX_CONCURRENCY."""
+    """Maximum number of pages of batches that are read at the same time, while no other request is waiting. 0 means
+    half of MAX_CONCURRENCY."""
     BATCH_LEASE: Annotated[float, Field(ge=1)] = 30.0
-    """Seconds after which another server takes over the batches of one that has died."""
+    """Seconds after which another server takes over the batches of a server that has died."""
     MAX_BATCH_REQUESTS: Positive = 50_000
-    """Most requests in a batch."""
+    """Maximum number of requests in a batch."""
     MAX_BATCHES_OF_CLIENT: Positive = 100
-    """Most batches of an API key that have not ended."""
+    """Maximum number of unfinished batches for each API key."""
     MAX_FILE_MB: Positive = 200
-    """Largest file that is uploaded for a batch, megabytes; MAX_BODIES_MB bounds it too."""
+    """Maximum size, in megabytes, of a file uploaded for a batch. MAX_BODIES_MB limits it as well."""
     MAX_STORED_MB: Positive = 20_000
-    """Bytes of all stored files and of the answers of unfinished batches, megabytes. Beyond it, uploads are refused,
-    and what is left of a batch fails."""
+    """Maximum total size, in megabytes, of all stored files and of the answers of unfinished batches. Beyond it,
+    uploads are rejected, and the remaining requests of a batch fail."""
     MAX_STORED_MB_OF_CLIENT: Annotated[int, Field(ge=0)] = 0
-    """The same for each API key; 0 for no such bound."""
+    """Maximum total size, in megabytes, of the stored files and of the answers of unfinished batches of each API key. 0
+    means no limit."""
     FILE_DAYS: Positive = 30
-    """Days after which a file is deleted, unless it says otherwise, and a batch that has ended is forgotten."""
+    """Days after which a file is deleted, unless the file has its own expiry, and after which a finished batch is
+    deleted."""
 
-    # Who may ask, and what is told
+    # Access, and logging
     API_KEYS: SecretStr = SecretStr("")
-    """API keys, with commas between: `KEY`, `sha256:HASH` or either with a label for the log, `alice:KEY`. None, and no
-    API_KEYS_FILE: anyone may ask. Set it in the environment rather than by the flag, which other users can see."""
+    """Comma-separated list of API keys: `KEY`, or `sha256:HASH`, or either one with a label for the log, such as
+    `alice:KEY`. If this and API_KEYS_FILE are both empty, requests need no key. Set it in the environment rather than
+    by the flag, which other users of the machine can see."""
     API_KEYS_FILE: str = ""
-    """A file of further API keys, one a line, written the same way, # for comments; read again when it changes. If it
-    is missing or empty, it lets nobody in."""
+    """File with further API keys in the same form, one per line, with # for comments. It is read again when it changes.
+    If it is missing or empty, it grants access to nobody."""
     METRICS_KEY_REQUIRED: bool = True
-    """Whether /metrics needs an API key too, if there are any."""
+    """Whether /metrics requires an API key, if any are configured."""
     CORS_ORIGINS: str = ""
-    """Origins whose web pages may use this server from a browser, with commas between, or *; none by default."""
+    """Comma-separated list of origins whose web pages may use this server from a browser, or * for all. Empty allows
+    none."""
     LOG_FORMAT: Literal["text", "json"] = "text"
-    """Log lines for people, or one JSON object a line."""
+    """Format of the log: `text` for people, or `json` for one JSON object per line."""
 
     @field_validator("API_KEYS")
     @classmethod
-    def _legal_keys(cls, value: SecretStr) -> SecretStr:
+    def _check_keys(cls, value: SecretStr) -> SecretStr:
         parse_keys(value.get_secret_value())
         return value
 
     @field_validator("DATABASE_URL")
     @classmethod
-    def _legal_database(cls, value: SecretStr) -> SecretStr:
+    def _check_database_url(cls, value: SecretStr) -> SecretStr:
         if "://" not in (value.get_secret_value() or "sqlite://"):
-            raise ValueError("it is no URL, such as sqlite:////var/lib/ocr/batches.db")
+            raise ValueError("not a valid URL, such as sqlite:////var/lib/ocr/batches.db")
         return value
 
     @field_validator("ALLOWED_IMAGE_HOSTS")
     @classmethod
-    def _legal_hosts(cls, value: str) -> str:
-        for host in _listed(value):
+    def _check_hosts(cls, value: str) -> str:
+        for host in _split_list(value):
             if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:.]+", host):
-                raise ValueError(f"{host!r} is no host, such as images.example.com or *.example.com")
+                raise ValueError(f"{host!r} is not a valid host, such as images.example.com or *.example.com")
         return value
 
     @field_validator("CORS_ORIGINS")
     @classmethod
-    def _legal_origins(cls, value: str) -> str:
-        for origin in _listed(value):
+    def _check_origins(cls, value: str) -> str:
+        for origin in _split_list(value):
             if not re.fullmatch(r"\*|https?://[^/\s]+", origin):
-                raise ValueError(f"{origin!r} is no origin, such as https://example.org or http://localhost:3000")
+                raise ValueError(
+                    f"{origin!r} is not a valid origin, such as https://example.org or http://localhost:3000"
+                )
         return value
 
     @model_validator(mode="after")
-    def _legal_mode(self) -> Settings:
-        _ = self.resolution_mode  # raises what is wrong with it
+    def _check_consistency(self) -> Settings:
+        _ = self.resolution_mode  # raises ValueError if the sizes are invalid
         if self.MAX_BODIES_MB < self.MAX_BODY_MB:
-            raise ValueError(f"MAX_BODIES_MB must not be below MAX_BODY_MB ({self.MAX_BODY_MB})")
+            raise ValueError(f"MAX_BODIES_MB must not be less than MAX_BODY_MB ({self.MAX_BODY_MB})")
         if self.NGRAM_SIZE > self.WINDOW_SIZE:
-            raise ValueError(f"NGRAM_SIZE must not be above WINDOW_SIZE ({self.WINDOW_SIZE})")
+            raise ValueError(f"NGRAM_SIZE must not be greater than WINDOW_SIZE ({self.WINDOW_SIZE})")
         return self
 
     @property
     def resolution_mode(self) -> ResolutionMode:
-        """The mode of pictures for which a request names none."""
+        """The resolution mode for requests that do not select one."""
         return ResolutionMode(
             base_size=self.BASE_SIZE,
             image_size=self.IMAGE_SIZE,
@@ -233,44 +248,44 @@ class Settings(BaseSettings):
 
     @property
     def model_path(self) -> str:
-        """MODEL_PATH with `auto` resolved."""
+        """MODEL_PATH, with `auto` resolved."""
         if self.MODEL_PATH != "auto":
             return self.MODEL_PATH
         return PUBLISHED_MODEL if has_nvidia_gpu() else str(EMBEDDED_CHECKPOINT)
 
     @property
     def engine_stall_timeout(self) -> float:
-        """ENGINE_STALL_TIMEOUT with 0 resolved, seconds."""
+        """ENGINE_STALL_TIMEOUT in seconds, with 0 resolved."""
         return self.ENGINE_STALL_TIMEOUT or (120.0 if has_nvidia_gpu() else 1200.0)
 
     @property
     def database_url(self) -> str:
-        """DATABASE_URL with its default resolved."""
+        """DATABASE_URL, or the default if it is empty."""
         return self.DATABASE_URL.get_secret_value() or f"sqlite:///{DATA / 'batches.db'}"
 
     @property
     def storage_url(self) -> str:
-        """STORAGE_URL with its default resolved."""
+        """STORAGE_URL, or the default if it is empty."""
         return self.STORAGE_URL or str(DATA / "files")
 
     @property
     def batch_concurrency(self) -> int:
-        """BATCH_CONCURRENCY with 0 resolved."""
+        """BATCH_CONCURRENCY, with 0 resolved."""
         return self.BATCH_CONCURRENCY or max(1, self.MAX_CONCURRENCY // 2)
 
     @property
     def allowed_image_hosts(self) -> tuple[str, ...]:
-        """ALLOWED_IMAGE_HOSTS one by one, in lower case."""
-        return tuple(host.lower() for host in _listed(self.ALLOWED_IMAGE_HOSTS))
+        """The hosts of ALLOWED_IMAGE_HOSTS in lower case."""
+        return tuple(host.lower() for host in _split_list(self.ALLOWED_IMAGE_HOSTS))
 
     @property
     def cors_origins(self) -> list[str]:
-        """CORS_ORIGINS one by one."""
-        return _listed(self.CORS_ORIGINS)
+        """The origins of CORS_ORIGINS."""
+        return _split_list(self.CORS_ORIGINS)
 
     @property
     def checkpoint_name(self) -> str:
-        """What is served, as it may be shown to clients: no path of this machine."""
+        """Name of the checkpoint that may be shown to clients: it contains no path of this machine."""
         if self.is_embedded:
             return "the embedded checkpoint (nano)"
         folder = Path(self.model_path)
@@ -278,28 +293,35 @@ class Settings(BaseSettings):
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the small embedded checkpoint is served, not the real model."""
+        """Whether the server uses the small embedded checkpoint instead of a real model."""
         return Path(self.model_path).resolve() == EMBEDDED_CHECKPOINT
 
 
 def load(arguments: list[str] | None = None) -> Settings:
-    """Settings from this file, the environment and flags; exits with a clear message if one is wrong."""
+    """Load the settings from this file, the environment and the flags.
+
+    Args:
+        arguments: the command-line arguments; None means those of this process.
+
+    Raises:
+        SystemExit: with code 2, after printing a message for each invalid setting.
+    """
     try:
         return CliApp.run(Settings, cli_args=sys.argv[1:] if arguments is None else arguments)
     except ValidationError as error:
         for problem in error.errors():
             name = str(problem["loc"][0]) if problem["loc"] else "settings"
             print(f"error: {name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
-        print("Run with --help to see every setting.", file=sys.stderr)
+        print("Run with --help to list all settings.", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def _listed(text: str) -> list[str]:
+def _split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether there is a GPU that the installed torch can use."""
-    import torch  # takes seconds, and most settings need no answer
+    """Return whether there is a GPU that the installed torch can use."""
+    import torch  # imported here because it takes seconds and is rarely needed
 
     return bool(torch.cuda.is_available())

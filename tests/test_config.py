@@ -1,4 +1,4 @@
-"""Settings: where they come from, which one wins, and how a wrong one is said."""
+"""Settings: their sources and precedence, and how invalid values are reported."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "CORS_ORIGINS": ("https://example.org", "https://example.org"),
     "LOG_FORMAT": ("json", "json"),
 }
-"""Each setting: a value that isn't the default, as text and as it is."""
+"""For each setting, a value other than the default: as text, and as parsed."""
 
 
 @pytest.fixture(autouse=True)
@@ -91,8 +91,8 @@ def flag(name: str) -> str:
     return "--" + name.lower().replace("_", "-")
 
 
-def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What is printed when the settings are wrong."""
+def error_output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return what is printed for invalid settings."""
     with pytest.raises(SystemExit) as caught:
         load(list(arguments))
     assert caught.value.code == 2
@@ -103,22 +103,22 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 class TestPrecedence:
-    def test_the_table_above_is_complete(self) -> None:
+    def test_every_setting_has_a_changed_value(self) -> None:
         assert list(CHANGES) == list(FIELDS)
 
     @pytest.mark.parametrize("name", CHANGES)
-    def test_each_has_its_default_in_the_file(self, name: str) -> None:
+    def test_default(self, name: str) -> None:
         assert getattr(load([]), name) == FIELDS[name].default
         assert FIELDS[name].default != CHANGES[name][1]
 
     @pytest.mark.parametrize("name", CHANGES)
-    def test_each_can_be_set_by_the_environment(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_environment_variable(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         written, value = CHANGES[name]
         monkeypatch.setenv(ENV_PREFIX + name, written)
         assert getattr(load([]), name) == value
 
     @pytest.mark.parametrize("name", CHANGES)
-    def test_each_can_be_set_by_a_flag(self, name: str) -> None:
+    def test_flag(self, name: str) -> None:
         written, value = CHANGES[name]
         if isinstance(value, bool):
             arguments = [flag(name) if value else flag(name).replace("--", "--no-", 1)]
@@ -129,24 +129,24 @@ class TestPrecedence:
         others = {other: getattr(settings, other) for other in FIELDS if other != name}
         assert others == {other: FIELDS[other].default for other in others}
 
-    def test_a_flag_wins_over_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_flag_overrides_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"{ENV_PREFIX}PORT", "1111")
         monkeypatch.setenv(f"{ENV_PREFIX}MAX_CROPS", "4")
         settings = load(["--port", "2222"])
         assert (settings.PORT, settings.MAX_CROPS) == (2222, 4)
 
-    def test_other_variables_do_not_matter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_variables_without_the_prefix_are_ignored(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PORT", "1111")
         monkeypatch.setenv("MODEL_NAME", "other")
         assert (load([]).PORT, load([]).MODEL_NAME) == (8000, "deepseek-ocr")
 
     @pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.annotation is bool])
-    def test_switches(self, name: str) -> None:
+    def test_boolean_flags(self, name: str) -> None:
         assert getattr(load([flag(name)]), name) is True
         assert getattr(load([flag(name).replace("--", "--no-", 1)]), name) is False
 
 
-class TestWrongValues:
+class TestInvalidValues:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
@@ -184,36 +184,38 @@ class TestWrongValues:
             ("LOG_FORMAT", "xml"),
         ],
     )
-    def test_the_setting_is_named(
+    def test_the_error_names_the_setting(
         self, name: str, value: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        by_flag = complaint(capsys, f"{flag(name)}={value}")
+        by_flag = error_output(capsys, f"{flag(name)}={value}")
         assert name in by_flag.upper()
         monkeypatch.setenv(ENV_PREFIX + name, value)
-        by_environment = complaint(capsys)
+        by_environment = error_output(capsys)
         assert name in by_environment.upper()
         assert "--help" in by_environment
 
     @pytest.mark.parametrize("name", ["CROP_MODE", "ALLOW_URLS", "ENFORCE_EAGER"])
-    def test_switches(self, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_invalid_boolean(
+        self, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv(ENV_PREFIX + name, "perhaps")
-        assert name in complaint(capsys)
+        assert name in error_output(capsys)
 
-    def test_every_wrong_one_is_named(self, capsys: pytest.CaptureFixture[str]) -> None:
-        said = complaint(capsys, "--port=-1", "--max-images=0")
-        assert "PORT" in said
-        assert "MAX_IMAGES" in said
+    def test_the_error_names_every_invalid_setting(self, capsys: pytest.CaptureFixture[str]) -> None:
+        printed = error_output(capsys, "--port=-1", "--max-images=0")
+        assert "PORT" in printed
+        assert "MAX_IMAGES" in printed
 
-    def test_an_unknown_flag(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "--prot" in complaint(capsys, "--prot", "5")
+    def test_unknown_flag(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "--prot" in error_output(capsys, "--prot", "5")
 
-    def test_unknown_names_in_code(self) -> None:
+    def test_unknown_setting_in_code(self) -> None:
         with pytest.raises(ValueError, match="PROT"):
             Settings(PROT=5)  # type: ignore[call-arg]
 
 
 class TestHelp:
-    def test_every_setting_is_explained_where_it_stands(self) -> None:
+    def test_every_setting_is_documented(self) -> None:
         for name, field in FIELDS.items():
             assert field.description, name
             assert field.description.rstrip().endswith("."), name
@@ -229,18 +231,18 @@ class TestHelp:
             assert first_words in " ".join(printed.split()), name
         assert "openai_api_server.py" in printed
 
-    def test_every_setting_is_flat_upper_case(self) -> None:
+    def test_every_name_is_upper_case(self) -> None:
         assert all(re.fullmatch(r"[A-Z][A-Z_]+", name) for name in FIELDS)
 
 
 class TestModel:
     @pytest.mark.parametrize("arguments", [["--model", "a/b"], ["--model=a/b"], ["--model-path", "a/b"]])
-    def test_two_names(self, arguments: list[str]) -> None:
+    def test_model_is_a_short_name_of_model_path(self, arguments: list[str]) -> None:
         settings = load(arguments)
         assert (settings.MODEL_PATH, settings.model_path, settings.checkpoint_name) == ("a/b", "a/b", "a/b")
         assert not settings.is_embedded
 
-    def test_the_choice_of_the_machine(self) -> None:
+    def test_auto_depends_on_the_gpu(self) -> None:
         expected = PUBLISHED_MODEL if torch.cuda.is_available() else str(EMBEDDED_CHECKPOINT)
         assert load([]).model_path == expected
         assert load([]).is_embedded is not torch.cuda.is_available()
@@ -252,10 +254,10 @@ class TestModel:
         assert "embedded" in settings.checkpoint_name
         assert (EMBEDDED_CHECKPOINT / "config.json").is_file()
 
-    def test_the_embedded_checkpoint_by_another_path(self) -> None:
+    def test_the_embedded_checkpoint_is_recognised_by_any_path(self) -> None:
         assert load(["--model", f"{EMBEDDED_CHECKPOINT}/../checkpoint/"]).is_embedded
 
-    def test_a_folder_is_named_without_its_path(self, tmp_path: Any) -> None:
+    def test_the_checkpoint_name_of_a_folder_has_no_path(self, tmp_path: Any) -> None:
         folder = tmp_path / "mine"
         folder.mkdir()
         assert load(["--model", str(folder)]).checkpoint_name == "mine"
@@ -265,6 +267,6 @@ class TestMode:
     def test_the_default_is_gundam(self) -> None:
         assert load([]).resolution_mode == MODES["gundam"]
 
-    def test_it_is_made_of_the_settings(self) -> None:
+    def test_the_mode_follows_the_settings(self) -> None:
         arguments = ["--base-size=512", "--image-size=512", "--no-crop-mode"]
         assert load(arguments).resolution_mode == MODES["tiny"]
