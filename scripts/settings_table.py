@@ -37,7 +37,7 @@ def english_table() -> str:
             "|---|---|---|---|",
             *_rows(descriptions, no_default="none"),
             "",
-            f"The environment variable is the name with `{ENV_PREFIX}` in front: `{ENV_PREFIX}PORT=8080`.",
+            f"The environment variable is the name with the prefix `{ENV_PREFIX}`, as in `{ENV_PREFIX}PORT=8080`.",
         ]
     )
 
@@ -57,6 +57,20 @@ def chinese_table(descriptions: dict[str, str]) -> str:
 def written_descriptions(guide: str) -> dict[str, str]:
     """Return the description of each setting in the table of `guide`, as it is written there."""
     return {row["name"]: row["description"] for row in ROW.finditer(_split(guide)[1])}
+
+
+def updated(english: str, chinese: str) -> tuple[str, str]:
+    """Return the text of both guides with their tables made anew."""
+    return (
+        _with_table(english, english_table()),
+        _with_table(chinese, chinese_table(written_descriptions(chinese))),
+    )
+
+
+def undescribed(chinese: str) -> list[str]:
+    """Return the settings that have no description in the Chinese guide."""
+    descriptions = written_descriptions(chinese)
+    return [name for name in Settings.model_fields if not descriptions.get(name)]
 
 
 def _rows(descriptions: dict[str, str], no_default: str) -> list[str]:
@@ -80,23 +94,27 @@ def _split(guide: str) -> tuple[str, str, str]:
     return before, table, after
 
 
+def _with_table(guide: str, table: str) -> str:
+    before, _, after = _split(guide)
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
 def main() -> int:
-    english, chinese = ENGLISH.read_text(encoding="utf-8"), CHINESE.read_text(encoding="utf-8")
-    descriptions = written_descriptions(chinese)
+    guides = (ENGLISH, CHINESE)
+    english, chinese = (guide.read_text(encoding="utf-8") for guide in guides)
     problems = [
-        f"{CHINESE.name}: {name} has no description; write one in the last column of the table."
-        for name in Settings.model_fields
-        if not descriptions.get(name)
+        f"{CHINESE.name}: {name} has no description; write one in the last column of its row."
+        for name in undescribed(chinese)
     ]
-    for path, text, table in ((ENGLISH, english, english_table()), (CHINESE, chinese, chinese_table(descriptions))):
-        before, current, after = _split(text)
-        if current == table:
+    for guide, old, new in zip(guides, (english, chinese), updated(english, chinese), strict=True):
+        if old == new:
             continue
         if "--check" in sys.argv:
-            problems.append(f"{path.name}: the table of settings is out of date; run python scripts/settings_table.py.")
+            problems.append(f"{guide.name}: the settings table is out of date; run python scripts/settings_table.py.")
         else:
-            path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
-    print("\n".join(problems), end="\n" if problems else "", file=sys.stderr)
+            guide.write_text(new, encoding="utf-8")
+    for problem in problems:
+        print(problem, file=sys.stderr)
     return 1 if problems else 0
 
 
