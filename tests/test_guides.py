@@ -19,8 +19,8 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 FENCE = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w*)\n(?P<code>.*?)```\n", re.DOTALL)
 HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-COMMENT = re.compile(r"(^|\s+)# .*$", re.MULTILINE)
-LISTING_COMMENT = re.compile(r"(?<=\S)\s{2,}\S.*$", re.MULTILINE)
+COMMENT = re.compile(r"(^|[ \t]+)# .*$", re.MULTILINE)
+LISTING_COMMENT = re.compile(r"(?<=\S) {2,}\S.*$", re.MULTILINE)
 """In a block without a language, such as a listing of a folder: what follows two or more spaces."""
 
 
