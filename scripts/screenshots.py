@@ -1,4 +1,4 @@
-"""Make the pictures of docs/images from a running server.
+"""Create the screenshots in docs/images from a running server.
 
 python scripts/screenshots.py --base-url http://localhost:8000
 """
@@ -20,23 +20,29 @@ IMAGES = ROOT / "docs" / "images"
 MARKET = ROOT / "examples" / "market.png"
 WIDE = {"width": 1200, "height": 780}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
-LINES = 1
-"""The place of `OCR this image` among the page's prompts."""
-READ = re.compile("^Read,|识别完毕")
+LINES_PROMPT = 1
+"""Index of the prompt `OCR this image` among the page's prompts."""
+FINISHED = re.compile("^Read the page|^识别完毕")
 
 
-def shoot(browser: Browser, base_url: str, name: str, *, block: int | None = None, **context: Any) -> None:
-    """Read the lines of an example in a new window, point at a block, and keep what is seen."""
+def take_screenshot(browser: Browser, base_url: str, name: str, *, block: int | None = None, **context: Any) -> None:
+    """Read the lines of an example in a new window, hover over a block, and save a screenshot.
+
+    Args:
+        name: of the file, without suffix.
+        block: index of the block to hover over; without it, the screenshot shows the full page.
+        context: options of the browser context.
+    """
     window = browser.new_context(**context)
     tab = window.new_page()
     tab.goto(f"{base_url}/ui/")
     tab.locator("#model:not(:empty)").wait_for(state="attached")
-    tab.locator("#prompts input").nth(LINES).check(force=True)
+    tab.locator("#prompts input").nth(LINES_PROMPT).check(force=True)
     tab.set_input_files("#file", MARKET)
-    expect(tab.locator("#status")).to_have_text(READ, timeout=120_000)
+    expect(tab.locator("#status")).to_have_text(FINISHED, timeout=120_000)
     if block is not None:
         tab.locator(".block").nth(block).hover()
-    tab.wait_for_timeout(700)  # until colours have faded in
+    tab.wait_for_timeout(700)  # until the colour transitions have ended
     path = IMAGES / f"{name}.png"
     tab.screenshot(path=path, full_page=block is None)
     window.close()
@@ -44,8 +50,8 @@ def shoot(browser: Browser, base_url: str, name: str, *, block: int | None = Non
     smaller.save(path, optimize=True)
 
 
-def overlay(base_url: str) -> None:
-    """The example with its lines drawn on it, as the server does."""
+def save_overlay(base_url: str) -> None:
+    """Save the overlay that the server draws on the example."""
     with MARKET.open("rb") as file:
         answer = httpx.post(
             f"{base_url}/v1/ocr",
@@ -61,13 +67,13 @@ def main() -> None:
     parser.add_argument("--base-url", default="http://localhost:8000")
     base_url = parser.parse_args().base_url
     IMAGES.mkdir(exist_ok=True)
-    overlay(base_url)
+    save_overlay(base_url)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        shoot(browser, base_url, "page", block=2, viewport=WIDE)
-        shoot(browser, base_url, "page-dark", block=1, viewport=WIDE, color_scheme="dark")
-        shoot(browser, base_url, "page-zh", block=2, viewport=WIDE, locale="zh-CN")
-        shoot(browser, base_url, "phone", **PHONE)
+        take_screenshot(browser, base_url, "page", block=2, viewport=WIDE)
+        take_screenshot(browser, base_url, "page-dark", block=1, viewport=WIDE, color_scheme="dark")
+        take_screenshot(browser, base_url, "page-zh", block=2, viewport=WIDE, locale="zh-CN")
+        take_screenshot(browser, base_url, "phone", **PHONE)
 
 
 if __name__ == "__main__":

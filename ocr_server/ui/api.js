@@ -1,10 +1,10 @@
-// Requests to the server, and the events of its streams.
+// Requests to the server, and the server-sent events of its streams.
 
 const ROOT = new URL("../", document.baseURI);
-const KEY = "api-key";
+const STORAGE_KEY = "api-key";
 
-// What went wrong: `kind` is one of network, key, busy, unavailable, refused, broken; `message` is the server's own.
-export class Failure extends Error {
+// A failed request. `kind` is one of network, key, busy, unavailable, refused, broken; `message` comes from the server.
+export class RequestError extends Error {
   constructor(kind, message = "", { code = null, retryAfter = null } = {}) {
     super(message);
     this.kind = kind;
@@ -13,29 +13,29 @@ export class Failure extends Error {
   }
 }
 
-export const key = {
-  get: () => sessionStorage.getItem(KEY) ?? "",
-  set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
+export const apiKey = {
+  get: () => sessionStorage.getItem(STORAGE_KEY) ?? "",
+  set: (value) => (value ? sessionStorage.setItem(STORAGE_KEY, value) : sessionStorage.removeItem(STORAGE_KEY)),
 };
 
 export const url = (path) => new URL(path, ROOT).href;
 
-export async function models() {
-  return (await answer("v1/models")).json();
+export async function listModels() {
+  return (await request("v1/models")).json();
 }
 
-// Null when pages can be read, else why not.
-export async function unavailable() {
+// Returns null if the server can read pages, otherwise the reason why it can't.
+export async function unavailableReason() {
   try {
     const health = await (await fetch(url("health"))).json();
     return health.status === "ok" ? null : health.reason;
   } catch {
-    throw new Failure("network");
+    throw new RequestError("network");
   }
 }
 
 export async function post(path, body, signal) {
-  return answer(path, {
+  return request(path, {
     method: "POST",
     headers: { "content-type": "application/json" },
     body: JSON.stringify(body),
@@ -43,53 +43,53 @@ export async function post(path, body, signal) {
   });
 }
 
-// The chunks of a chat completion as they come. An error event is thrown.
-export async function* chunks(body, signal) {
+// Yields the chunks of a streamed chat completion. Throws a RequestError if the stream contains an error event.
+export async function* streamChat(body, signal) {
   const response = await post("v1/chat/completions", body, signal);
   let ended = false;
-  for await (const data of events(response.body)) {
+  for await (const data of serverSentEvents(response.body)) {
     if (data === "[DONE]") {
       ended = true;
       break;
     }
     const chunk = JSON.parse(data);
-    if (chunk.error) throw failure(500, chunk.error);
+    if (chunk.error) throw errorOf(500, chunk.error);
     yield chunk;
   }
-  if (!ended) throw new Failure("network");
+  if (!ended) throw new RequestError("network");
 }
 
-async function answer(path, options = {}) {
+async function request(path, options = {}) {
   const headers = { ...options.headers };
-  if (key.get()) headers.authorization = `Bearer ${key.get()}`;
+  if (apiKey.get()) headers.authorization = `Bearer ${apiKey.get()}`;
   let response;
   try {
     response = await fetch(url(path), { ...options, headers });
   } catch (error) {
-    throw error.name === "AbortError" ? error : new Failure("network");
+    throw error.name === "AbortError" ? error : new RequestError("network");
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => ({}));
-  throw failure(response.status, body.error ?? {}, response.headers.get("retry-after"));
+  throw errorOf(response.status, body.error ?? {}, response.headers.get("retry-after"));
 }
 
-function failure(status, { message, code }, retryAfter = null) {
+function errorOf(status, { message, code }, retryAfter = null) {
   const kind = { 401: "key", 429: "busy", 503: "unavailable" }[status] ?? (status < 500 ? "refused" : "broken");
-  return new Failure(code === "engine_unavailable" ? "unavailable" : kind, message, { code, retryAfter });
+  return new RequestError(code === "engine_unavailable" ? "unavailable" : kind, message, { code, retryAfter });
 }
 
-// The data of server-sent events, as this server frames them: one line each, a blank one between, comments between.
-async function* events(stream) {
+// Yields the data of server-sent events as this server sends them: one `data:` line per event. Comments are skipped.
+async function* serverSentEvents(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
+  let pending = "";
   try {
     for (;;) {
       const { value, done } = await reader.read().catch((error) => {
-        throw error.name === "AbortError" ? error : new Failure("network");
+        throw error.name === "AbortError" ? error : new RequestError("network");
       });
       if (done) return;
-      const lines = (rest + value).split("\n");
-      rest = lines.pop();
+      const lines = (pending + value).split("\n");
+      pending = lines.pop();
       for (const line of lines) {
         if (line.startsWith("data: ")) yield line.slice(6);
       }

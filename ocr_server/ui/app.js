@@ -1,145 +1,145 @@
-// The page as a whole: a file comes in, is read, and is shown.
+// The page as a whole: opens a file, has it read, and shows the result.
 
-import { key, models, unavailable, url } from "./api.js";
+import { apiKey, listModels, unavailableReason, url } from "./api.js";
 import { setUpChoices, showTokens } from "./choices.js";
-import { $, dataUriOf, setText } from "./dom.js";
+import { $, blobToDataUri, setText } from "./dom.js";
 import * as download from "./download.js";
 import { setUpFiles } from "./files.js";
 import { switchLanguage, t, translate } from "./i18n.js";
+import { buildRequest, Job } from "./job.js";
 import { PageView } from "./page_view.js";
 import { loadImage } from "./pictures.js";
-import { Reading, requestOf } from "./reading.js";
 import { ResultView } from "./result_view.js";
 import * as snippets from "./snippets.js";
 
-const SHOWN_BY_BROWSERS = /^image\/(png|jpeg|webp|gif|bmp|avif)$/;
-const POLL_MS = 3000;
-const SHOW_MS = 60;
-const NOTE_MS = 2500;
+const BROWSER_IMAGE_TYPES = /^image\/(png|jpeg|webp|gif|bmp|avif)$/;
+const HEALTH_POLL_MS = 3000;
+const REFRESH_MS = 60;
+const NOTE_DURATION_MS = 2500;
 
 const state = {
-  model: "", // as the API calls it
+  model: "", // its id in the API
   defaultTokens: 0,
   file: null,
-  picture: null, // of a file that the browser can show: {url, width, height}
-  reading: null,
-  picked: null, // index of the page that was picked in the strip
-  note: "", // shown in the status's place
+  picture: null, // {url, width, height} if the browser can display the file, else null
+  job: null,
+  selectedPage: null, // index of the page that was selected in the strip
+  note: "", // shown instead of the status
 };
-const left = new PageView(pointed, (index) => {
-  state.picked = index;
+const pageView = new PageView(highlightBlock, (index) => {
+  state.selectedPage = index;
   show();
 });
-const right = new ResultView(pointed);
+const resultView = new ResultView(highlightBlock);
 
-// A file comes in
+// Reading a file
 
-async function take(file) {
-  state.reading?.dispose();
+async function openFile(file) {
+  state.job?.dispose();
   if (state.picture) URL.revokeObjectURL(state.picture.url);
-  Object.assign(state, { file, picture: null, reading: null });
-  const isDocument = !SHOWN_BY_BROWSERS.test(file.type);
+  Object.assign(state, { file, picture: null, job: null });
+  const isDocument = !BROWSER_IMAGE_TYPES.test(file.type);
   document.body.classList.toggle("document", isDocument);
   $("pages").value = $("password").value = "";
-  const picture = isDocument ? null : await pictureOf(file);
-  if (file !== state.file) return; // another one has come meanwhile
+  const picture = isDocument ? null : await loadPicture(file);
+  if (file !== state.file) return; // another file has been opened meanwhile
   state.picture = picture;
   $("read").disabled = false;
   await read();
 }
 
-async function pictureOf(file) {
+async function loadPicture(file) {
   const address = URL.createObjectURL(file);
   try {
     const { naturalWidth: width, naturalHeight: height } = await loadImage(address);
     return { url: address, width, height };
   } catch {
     URL.revokeObjectURL(address);
-    return null; // the server will say what is wrong with it
+    return null; // the server's error will say what is wrong with it
   }
 }
 
 async function read() {
   const { file, picture } = state;
-  state.reading?.dispose();
+  state.job?.dispose();
   showError(null);
   rememberKey();
-  if (!state.model && !(await meet())) return;
-  const dataUri = await dataUriOf(file).catch(() => null);
+  if (!state.model && !(await connect())) return;
+  const dataUri = await blobToDataUri(file).catch(() => null);
   if (file !== state.file) return;
   if (dataUri === null) {
     showError("error_unreadable");
     return;
   }
-  const body = requestOf({
+  const body = buildRequest({
     model: state.model,
     name: file.name,
     type: file.type,
     dataUri,
-    shown: picture !== null,
+    displayable: picture !== null,
     prompt: $("prompt").value,
     mode: $("mode").value,
     pages: $("pages").value.trim(),
     password: $("password").value,
   });
-  const reading = new Reading(body, picture, () => reading === state.reading && showSoon());
-  Object.assign(state, { reading, picked: null });
-  right.clear();
+  const job = new Job(body, picture, () => job === state.job && scheduleShow());
+  Object.assign(state, { job, selectedPage: null });
+  resultView.clear();
   show();
   if (matchMedia("(max-width: 860px)").matches) $("viewer").scrollIntoView({ behavior: "smooth" });
-  await reading.run();
-  if (reading === state.reading && reading.failure) showFailure(reading.failure);
+  await job.run();
+  if (job === state.job && job.error) showRequestError(job.error);
 }
 
-// What is shown
+// Showing the state
 
-let showing = 0;
-function showSoon() {
-  showing ||= setTimeout(() => {
-    showing = 0;
+let showTimer = 0;
+function scheduleShow() {
+  showTimer ||= setTimeout(() => {
+    showTimer = 0;
     show();
-  }, SHOW_MS);
+  }, REFRESH_MS);
 }
 
-// The page that was picked, else the one that is being read, else the one that was read last.
+// The selected page, else the page that is being read, else the page that was read last.
 function currentIndex() {
-  const begun = state.reading?.pages.findLastIndex((page) => page.state !== "waiting") ?? 0;
-  return state.picked ?? Math.max(begun, 0);
+  const latest = state.job?.pages.findLastIndex((page) => page.state !== "waiting") ?? 0;
+  return state.selectedPage ?? Math.max(latest, 0);
 }
 
 function currentPage() {
-  return state.reading?.pages[currentIndex()];
+  return state.job?.pages[currentIndex()];
 }
 
 function show() {
-  const { reading, file } = state;
+  const { job, file } = state;
   const page = currentPage();
-  const running = reading?.state === "reading";
+  const running = job?.state === "reading";
   $("drop").hidden = file !== null;
   $("viewer").hidden = file === null;
   $("name").textContent = file?.name ?? "";
-  $("nothing").hidden = Boolean(page?.raw);
-  $("actions").hidden = !reading;
+  $("empty-hint").hidden = Boolean(page?.raw);
+  $("actions").hidden = !job;
   $("read").hidden = running;
   $("stop").hidden = !running;
   $("progress").hidden = !running;
   showTokens(page?.picture ?? state.picture, state.defaultTokens);
-  if (!reading) return;
+  if (!job) return;
   if (page) {
-    left.show(page);
-    left.showStrip(reading.pages, currentIndex());
-    right.show(page);
+    pageView.show(page);
+    pageView.showStrip(job.pages, currentIndex());
+    resultView.show(page);
   }
   $("save-overlay").disabled = !page?.picture;
-  $("save-pdf").disabled = running || reading.pages.length < 2;
-  if (reading.pages.length > 1) {
-    $("progress").max = reading.pages.length;
-    $("progress").value = reading.pagesDone;
+  $("save-pdf").disabled = running || job.pages.length < 2;
+  if (job.pages.length > 1) {
+    $("progress").max = job.pages.length;
+    $("progress").value = job.pagesDone;
   } else {
     $("progress").removeAttribute("value");
   }
-  $("clock").textContent = `${reading.seconds.toFixed(1)} s`;
-  setText($("status"), state.note || statusOf(reading));
+  $("clock").textContent = `${job.seconds.toFixed(1)} s`;
+  setText($("status"), state.note || statusOf(job));
 }
 
 function statusOf({ pages, pagesDone, state: stage, tokens }) {
@@ -151,16 +151,16 @@ function statusOf({ pages, pagesDone, state: stage, tokens }) {
   }
   if (stage === "stopped") return t("status_stopped");
   if (stage === "failed") return "";
-  const cut = pages.filter((page) => page.state !== "stop");
-  if (!cut.length) return t(total > 1 ? "status_done" : "status_done_one", { total, tokens });
-  const list = cut.map((page) => t("page_state", { number: page.number, state: t(`state_${page.state}`) }));
+  const incomplete = pages.filter((page) => page.state !== "stop");
+  if (!incomplete.length) return t(total > 1 ? "status_done" : "status_done_one", { total, tokens });
+  const list = incomplete.map((page) => t("page_state", { number: page.number, state: t(`state_${page.state}`) }));
   return t("status_incomplete", { list: list.join("; ") });
 }
 
-function note(text, { stays = false } = {}) {
+function showNote(text, { permanent = false } = {}) {
   state.note = text;
   show();
-  if (text && !stays) setTimeout(() => state.note === text && note(""), NOTE_MS);
+  if (text && !permanent) setTimeout(() => state.note === text && showNote(""), NOTE_DURATION_MS);
 }
 
 function showError(name, values = {}) {
@@ -168,44 +168,45 @@ function showError(name, values = {}) {
   $("error").textContent = name === null ? "" : t(name, values);
 }
 
-function showFailure({ kind, message, code, retryAfter }) {
+function showRequestError({ kind, message, code, retryAfter }) {
   if (kind === "key") {
     $("key-field").hidden = false;
     $("key").focus();
-    showError(key.get() ? "error_key_wrong" : "error_key");
+    showError(apiKey.get() ? "error_key_wrong" : "error_key");
     return;
   }
   showError(`error_${kind}`, { message, seconds: retryAfter ?? 5 });
   if (code?.startsWith("pdf_password")) $("password").focus();
 }
 
-function pointed(block, chosen = false) {
-  left.light(block);
-  right.light(block);
-  if (!chosen) return;
-  left.reveal(block);
-  right.reveal(block);
+// Highlights a block on both sides; `reveal` also scrolls to it.
+function highlightBlock(block, reveal = false) {
+  pageView.highlight(block);
+  resultView.highlight(block);
+  if (!reveal) return;
+  pageView.reveal(block);
+  resultView.reveal(block);
 }
 
-// The server
+// Connecting to the server
 
 function rememberKey() {
-  key.set($("key").value.trim());
+  apiKey.set($("key").value.trim());
 }
 
-// Asks what is served here; whether it has said so.
-async function meet() {
+// Asks the server for its model. Returns whether it has answered.
+async function connect() {
   try {
-    const reason = await unavailable();
-    const { data } = await models();
+    const reason = await unavailableReason();
+    const { data } = await listModels();
     Object.assign(state, { model: data[0].id, defaultTokens: data[0].max_vision_tokens });
     $("model").textContent = data[0].root.split("/").slice(-2).join("/");
     show();
     showError(reason === null ? null : "error_unavailable", { message: reason });
-    if (reason !== null) setTimeout(meet, POLL_MS);
+    if (reason !== null) setTimeout(connect, HEALTH_POLL_MS);
     return true;
-  } catch (failure) {
-    showFailure(failure);
+  } catch (error) {
+    showRequestError(error);
     return false;
   }
 }
@@ -214,22 +215,22 @@ async function meet() {
 
 function setUpButtons() {
   const on = (id, action) => $(id).addEventListener("click", action);
-  const copies = (id, text) => on(id, () => download.copy(text()).then(() => note(t("copied"))));
+  const onCopy = (id, text) => on(id, () => download.copy(text()).then(() => showNote(t("copied"))));
   const name = () => state.file.name.replace(/\.[^.]*$/, "") || "page";
-  const whole = { markdown: download.wholeMarkdown, raw: download.wholeRaw, json: download.wholeJson };
-  const snippet = (make, path) => make(state.reading.body, state.file.name, url(path), key.get() !== "");
-  copies("copy", () => whole[right.tab](state.reading));
-  copies("copy-curl", () => snippet(snippets.curl, "v1/chat/completions"));
-  copies("copy-python", () => snippet(snippets.python, "v1"));
-  on("save-markdown", () => download.saveMarkdown(state.reading, name()));
-  on("save-json", () => download.saveJson(state.reading, name()));
+  const exports = { markdown: download.allMarkdown, raw: download.allRaw, json: download.allJson };
+  const snippet = (make, path) => make(state.job.body, state.file.name, url(path), apiKey.get() !== "");
+  onCopy("copy", () => exports[resultView.tab](state.job));
+  onCopy("copy-curl", () => snippet(snippets.curl, "v1/chat/completions"));
+  onCopy("copy-python", () => snippet(snippets.python, "v1"));
+  on("save-markdown", () => download.saveMarkdown(state.job, name()));
+  on("save-json", () => download.saveJson(state.job, name()));
   on("save-overlay", () => download.saveOverlay(currentPage(), name()));
   on("save-pdf", async () => {
-    note(t("saving"), { stays: true });
-    await download.saveOverlayPdf(state.reading, name()).catch(showFailure);
-    note("");
+    showNote(t("saving"), { permanent: true });
+    await download.saveOverlayPdf(state.job, name()).catch(showRequestError);
+    showNote("");
   });
-  on("stop", () => state.reading.stop());
+  on("stop", () => state.job.stop());
   on("language", () => {
     switchLanguage();
     show();
@@ -242,7 +243,7 @@ function setUpButtons() {
   }
   $("key").addEventListener("change", () => {
     rememberKey();
-    meet();
+    connect();
   });
   $("controls").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -251,9 +252,9 @@ function setUpButtons() {
 }
 
 setUpChoices(show);
-setUpFiles(take);
+setUpFiles(openFile);
 setUpButtons();
-$("key").value = key.get();
-$("key-field").hidden = key.get() === "";
+$("key").value = apiKey.get();
+$("key-field").hidden = apiKey.get() === "";
 translate();
-meet();
+connect();

@@ -1,24 +1,24 @@
-// Small helpers for elements.
+// Small helpers for DOM elements.
 
 export const $ = (id) => document.getElementById(id);
 
-// element("button.tab", {type: "button"}, "text", child, …)
-export function element(what, attributes = {}, ...children) {
-  const [tag, ...classes] = what.split(".");
-  const made = document.createElement(tag);
-  if (classes.length) made.className = classes.join(" ");
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
+// Creates an element: element("button.tab", {type: "button"}, "text", child, …)
+export function element(selector, attributes = {}, ...children) {
+  const [tag, ...classes] = selector.split(".");
+  const node = document.createElement(tag);
+  if (classes.length) node.className = classes.join(" ");
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
 }
 
-// Left alone where nothing changes: a selection stays, and nothing is read aloud again.
-export function setText(place, text) {
-  if (place.textContent !== text) place.textContent = text;
+// Sets the text only if it has changed, so that the selection is kept and screen readers do not repeat the text.
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
 }
 
-// One stop of the Tab key for a list of elements; arrow keys go from one to the next.
-export function roving(container, selector) {
+// Makes a list of elements one tab stop; arrow keys, Home and End move the focus within it ("roving tabindex").
+export function rovingTabIndex(container, selector) {
   container.addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
     const items = [...container.querySelectorAll(selector)];
@@ -36,13 +36,13 @@ export function roving(container, selector) {
   });
 }
 
-export function blobOf(dataUri) {
+export function dataUriToBlob(dataUri) {
   const [head, base64] = dataUri.split(",", 2);
-  const bytes = Uint8Array.from(atob(base64), (sign) => sign.charCodeAt(0));
+  const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
   return new Blob([bytes], { type: head.slice(5).split(";")[0] });
 }
 
-export function dataUriOf(blob) {
+export function blobToDataUri(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);

@@ -1,44 +1,44 @@
-// What leaves the page: files to keep, and text for the clipboard.
+// Files to download, and text for the clipboard.
 
 import { post } from "./api.js";
 import { element } from "./dom.js";
-import { cut, overlay } from "./pictures.js";
-import { pretty } from "./reading.js";
+import { prettyJson } from "./job.js";
+import { crop, drawOverlay } from "./pictures.js";
 
 const { fflate } = globalThis;
-const BETWEEN_PAGES = "\n\n";
+const PAGE_SEPARATOR = "\n\n";
 
-export const wholeMarkdown = (reading) => reading.pages.map((page) => page.markdown).join(BETWEEN_PAGES);
-export const wholeRaw = (reading) => reading.pages.map((page) => page.raw).join(BETWEEN_PAGES);
-export const wholeJson = (reading) => pretty({ pages: reading.pages.map((page) => page.json) });
+export const allMarkdown = (job) => job.pages.map((page) => page.markdown).join(PAGE_SEPARATOR);
+export const allRaw = (job) => job.pages.map((page) => page.raw).join(PAGE_SEPARATOR);
+export const allJson = (job) => prettyJson({ pages: job.pages.map((page) => page.json) });
 
-export async function saveMarkdown(reading, name) {
-  const files = { [`${name}.md`]: fflate.strToU8(`${wholeMarkdown(reading)}\n`) };
-  for (const page of reading.pages.filter((each) => each.picture)) {
+export async function saveMarkdown(job, name) {
+  const files = { [`${name}.md`]: fflate.strToU8(`${allMarkdown(job)}\n`) };
+  for (const page of job.pages.filter((each) => each.picture)) {
     for (const figure of page.figures) {
-      const jpeg = await cut(page.picture, figure.box).catch(() => null);
+      const jpeg = await crop(page.picture, figure.box).catch(() => null);
       if (jpeg) files[`images/${figure.name}`] = [new Uint8Array(await jpeg.arrayBuffer()), { level: 0 }];
     }
   }
   save(new Blob([fflate.zipSync(files)], { type: "application/zip" }), `${name}.zip`);
 }
 
-export function saveJson(reading, name) {
-  save(new Blob([wholeJson(reading)], { type: "application/json" }), `${name}.json`);
+export function saveJson(job, name) {
+  save(new Blob([allJson(job)], { type: "application/json" }), `${name}.json`);
 }
 
 export async function saveOverlay(page, name) {
-  save(await overlay(page.picture, page.blocks), `${name}-page-${page.number}.png`);
+  save(await drawOverlay(page.picture, page.blocks), `${name}-page-${page.number}.png`);
 }
 
-// The server draws a PDF only of what it has just read, so it reads the document once more.
-export async function saveOverlayPdf(reading, name) {
-  const { ocr: { mode, password } = {}, messages, model } = reading.body;
+// The server draws boxes only on pages that it reads in the same request, so this reads the document again.
+export async function saveOverlayPdf(job, name) {
+  const { ocr: { mode, password } = {}, messages, model } = job.body;
   const [{ file, image_url: image }, { text: prompt }] = messages[0].content;
   const request = {
     model,
     document: { document_url: file?.file_data ?? image.url },
-    pages: reading.pages.map((page) => page.number - 1),
+    pages: job.pages.map((page) => page.number - 1),
     prompt,
     output: "overlay",
     ...(mode ? { mode } : {}),
@@ -47,14 +47,14 @@ export async function saveOverlayPdf(reading, name) {
   save(await (await post("v1/ocr", request)).blob(), `${name}-boxes.pdf`);
 }
 
-// navigator.clipboard is there only over HTTPS and on localhost.
+// navigator.clipboard exists only over HTTPS and on localhost.
 export async function copy(text) {
   if (navigator.clipboard) {
     await navigator.clipboard.writeText(text);
     return;
   }
   const before = document.activeElement;
-  const area = element("textarea.unseen-area", { "aria-hidden": "true" });
+  const area = element("textarea.visually-hidden", { "aria-hidden": "true" });
   area.value = text;
   document.body.append(area);
   area.select();

@@ -1,4 +1,4 @@
-// The model's answer → blocks and markdown, as ocr_server/reading does it: tests hold the two together.
+// Turns the model's answer into blocks and markdown as ocr_server/output does. Tests check that both agree.
 
 const FIGURE = "image";
 
@@ -7,44 +7,45 @@ const LABELS = [
   "table_footnote", "image_footnote", "formula", "header", "footer", "footnote", "page_number",
 ];
 
-const LIKE_A_LABEL = /^[a-z_]{1,32}$/;
-const LONGEST = 10000;
+const LABEL_PATTERN = /^[a-z_]{1,32}$/;
+const MAX_REF_LENGTH = 10000;
 const SPACE = "[ \\t\\n\\r\\v\\f]*";
 const NUMBER = "-?[0-9]{1,5}(?:\\.[0-9]+)?";
 const BOX = `\\[${SPACE}${Array(4).fill(NUMBER).join(`${SPACE},${SPACE}`)}${SPACE}\\]`;
 const MARKER = new RegExp(
-  `<\\|ref\\|>((?:(?!<\\|/?(?:ref|det)\\|>)[^]){0,${LONGEST}})<\\|/ref\\|>${SPACE}` +
+  `<\\|ref\\|>((?:(?!<\\|/?(?:ref|det)\\|>)[^]){0,${MAX_REF_LENGTH}})<\\|/ref\\|>${SPACE}` +
     `<\\|det\\|>${SPACE}(\\[${SPACE}${BOX}(?:${SPACE},${SPACE}${BOX})*${SPACE}\\])${SPACE}<\\|/det\\|>`,
   "g",
 );
-const COMMANDS = { "\\coloneqq": ":=", "\\eqqcolon": "=:" };
+const LATEX_REPLACEMENTS = { "\\coloneqq": ":=", "\\eqqcolon": "=:" };
 
-// The texts and markers of an answer, in order: {text} or {ref, boxes}, with start and end in the answer.
+// Splits an answer into texts and markers, in order: {text} or {ref, boxes}, each with its start and end offsets.
 export function parse(answer) {
   const events = [];
   let end = 0;
-  const text = (until) => {
+  const addText = (until) => {
     if (until > end) events.push({ text: answer.slice(end, until), start: end, end: until });
   };
   for (const match of answer.matchAll(MARKER)) {
-    text(match.index);
+    addText(match.index);
     end = match.index + match[0].length;
-    const numbers = match[2].match(new RegExp(NUMBER, "g")).map(rounded);
+    const numbers = match[2].match(new RegExp(NUMBER, "g")).map(roundHalfAwayFromZero);
     const boxes = Array.from({ length: numbers.length / 4 }, (_, at) => numbers.slice(4 * at, 4 * at + 4));
     events.push({ ref: match[1], boxes, start: match.index, end });
   }
-  text(answer.length);
+  addText(answer.length);
   return events;
 }
 
-// What of a growing answer can be shown: all but a marker that has begun and not ended.
-export function settled(answer) {
+// Returns the part of an unfinished answer that can be shown: everything except an incomplete marker at its end.
+export function completePart(answer) {
   const last = answer.lastIndexOf("<|ref|>");
   if (last >= 0 && !/<\|\/det\|>/.test(answer.slice(last))) return answer.slice(0, last);
   return answer.replace(/<(?:\|(?:r(?:e(?:f\|?)?)?)?)?$/, "");
 }
 
-// {label, text, modelBoxes, start, end}; boxes are 0 to 999 of the page's width and height.
+// Returns the blocks of an answer: {label, text, modelBoxes, start, end}. Model boxes are in 0 to 999 of the page's
+// width and height; start and end are offsets in the answer.
 export function blocksOf(answer) {
   const found = [];
   const events = parse(answer);
@@ -71,14 +72,15 @@ export function blocksOf(answer) {
   return found;
 }
 
-// Without markers, figures as links; `figureName` gives a figure's name by its number on the page, from 1.
+// Returns the answer without markers and with figures as image links. `figureName(number)` returns the file name of a
+// figure by its number on the page, counted from 1.
 export function toMarkdown(answer, figureName) {
   let out = "";
   let figures = 0;
   let afterLocated = false;
   const write = (text) => {
     if (!text) return;
-    if (afterLocated && !/^\s/.test(text)) out += "\n"; // two texts from different places must not become one word
+    if (afterLocated && !/^\s/.test(text)) out += "\n"; // texts from different positions must not join into one word
     afterLocated = false;
     out += text;
   };
@@ -93,15 +95,15 @@ export function toMarkdown(answer, figureName) {
       afterLocated ||= event.ref !== "";
     }
   });
-  return tidied(out);
+  return cleanUp(out);
 }
 
-export function tidied(text) {
-  for (const [command, shown] of Object.entries(COMMANDS)) text = text.replaceAll(command, shown);
+export function cleanUp(text) {
+  for (const [command, replacement] of Object.entries(LATEX_REPLACEMENTS)) text = text.replaceAll(command, replacement);
   return text.trim().replace(/\n{3,}/g, "\n\n");
 }
 
-// A box in pixels of the page: left, top, right, bottom.
+// Converts a model box to pixels: [left, top, right, bottom].
 export function pixelBox([x1, y1, x2, y2], width, height) {
   const pixel = (value, side) => Math.min(Math.max(Math.trunc((value / 999) * side), 0), side);
   const [left, right] = [pixel(x1, width), pixel(x2, width)].sort((a, b) => a - b);
@@ -113,19 +115,19 @@ export function isFigure(block) {
   return block.label === FIGURE;
 }
 
-// The label's hue in degrees, as on the server's overlays.
+// The colour of a label as a hue in degrees, the same as on the server's overlays.
 export function hue(label) {
-  const place = LABELS.indexOf(label);
-  const number = place >= 0 ? place : LABELS.length + [...label].reduce((sum, sign) => sum + sign.codePointAt(0), 0);
+  const index = LABELS.indexOf(label);
+  const number = index >= 0 ? index : LABELS.length + [...label].reduce((sum, char) => sum + char.codePointAt(0), 0);
   return ((number * 0.618034) % 1) * 360;
 }
 
 function isLabel(ref, following) {
   const text = following.trimStart();
-  return LABELS.includes(ref) || (text !== "" && !text.startsWith("<|ref|>") && LIKE_A_LABEL.test(ref));
+  return LABELS.includes(ref) || (text !== "" && !text.startsWith("<|ref|>") && LABEL_PATTERN.test(ref));
 }
 
-function rounded(number) {
+function roundHalfAwayFromZero(number) {
   const value = Number(number);
-  return Math.sign(value) * Math.round(Math.abs(value)) || 0; // no -0
+  return Math.sign(value) * Math.round(Math.abs(value)) || 0; // never -0
 }

@@ -1,4 +1,4 @@
-// Vision tokens of a picture, as deepseek_ocr/modes.py counts them: a test holds the two together.
+// Counts the vision tokens of an image as deepseek_ocr/modes.py does. A test checks that both agree.
 
 export const MODES = {
   tiny: { base: 512, tile: 512, crop: false },
@@ -9,24 +9,26 @@ export const MODES = {
   "gundam-m": { base: 1280, tile: 1024, crop: true },
 };
 
-const [FEWEST, MOST] = [2, 6]; // tiles
+// Number of tiles in crop mode.
+const [MIN_TILES, MAX_TILES] = [2, 6];
 
 export function visionTokens(name, width, height) {
   return tokens(MODES[name], cropGrid(MODES[name], width, height));
 }
 
-// For a page whose size is not known.
-export function mostVisionTokens(name) {
+// The largest possible number of vision tokens, for a page of unknown size.
+export function maxVisionTokens(name) {
   const mode = MODES[name];
-  return Math.max(...(mode.crop ? grids() : [[1, 1]]).map((grid) => tokens(mode, grid)));
+  return Math.max(...(mode.crop ? cropGrids() : [[1, 1]]).map((grid) => tokens(mode, grid)));
 }
 
 function tokens(mode, [wide, tall]) {
-  const [overview, side] = [viewSide(mode.base), viewSide(mode.tile)];
-  const tiles = wide * tall > 1 ? tall * side * (wide * side + 1) : 0;
-  return tiles + overview * (overview + 1) + 1;
+  const [globalSide, tileSide] = [viewSide(mode.base), viewSide(mode.tile)];
+  const tiles = wide * tall > 1 ? tall * tileSide * (wide * tileSide + 1) : 0;
+  return tiles + globalSide * (globalSide + 1) + 1;
 }
 
+// Vision tokens along one side of a view.
 function viewSide(pixels) {
   return Math.ceil(Math.floor(pixels / 16) / 4);
 }
@@ -34,24 +36,24 @@ function viewSide(pixels) {
 function cropGrid(mode, width, height) {
   if (!mode.crop || (width <= mode.tile && height <= mode.tile)) return [1, 1];
   const aspect = width / height;
-  let [best, least] = [[1, 1], Infinity];
-  for (const [wide, tall] of grids()) {
+  let [best, smallest] = [[1, 1], Infinity];
+  for (const [wide, tall] of cropGrids()) {
     const difference = Math.abs(aspect - wide / tall);
-    if (difference < least) {
-      [best, least] = [[wide, tall], difference];
-    } else if (difference === least && width * height > 0.5 * mode.tile ** 2 * wide * tall) {
+    if (difference < smallest) {
+      [best, smallest] = [[wide, tall], difference];
+    } else if (difference === smallest && width * height > 0.5 * mode.tile ** 2 * wide * tall) {
       best = [wide, tall];
     }
   }
   return best;
 }
 
-// By area; within one, wide ones last.
-function grids() {
+// All crop grids, sorted by number of tiles; of equal ones, the widest last.
+function cropGrids() {
   const found = [];
-  for (let wide = 1; wide <= MOST; wide++) {
-    for (let tall = 1; tall <= MOST; tall++) {
-      if (wide * tall >= FEWEST && wide * tall <= MOST) found.push([wide, tall]);
+  for (let wide = 1; wide <= MAX_TILES; wide++) {
+    for (let tall = 1; tall <= MAX_TILES; tall++) {
+      if (wide * tall >= MIN_TILES && wide * tall <= MAX_TILES) found.push([wide, tall]);
     }
   }
   return found.sort((a, b) => a[0] * a[1] - b[0] * b[1]);

@@ -1,26 +1,27 @@
-// The left side: the page with its boxes, and the strip of pages.
+// The left side: the page image with its boxes, and the strip of page thumbnails.
 
-import { $, element, roving } from "./dom.js";
+import { $, element, rovingTabIndex } from "./dom.js";
 import { hue } from "./grounding.js";
 import { t } from "./i18n.js";
 
-const SIGNS = { waiting: "·", reading: "…", stop: "✓", length: "✂", repetition: "↻", error: "!", stopped: "■" };
+const STATE_ICONS = { waiting: "·", reading: "…", stop: "✓", length: "✂", repetition: "↻", error: "!", stopped: "■" };
 
 export class PageView {
-  // `pointed(block or null, chosen)`: which block's box is pointed at; `picked(page index)`.
-  constructor(pointed, picked) {
+  // `onPoint(block index or null, clicked)` is called when the pointer or the focus is on a box, or leaves it;
+  // `onSelectPage(index)` when a thumbnail is clicked.
+  constructor(onPoint, onSelectPage) {
     this._boxes = $("boxes");
     this._strip = $("strip");
-    this._drawn = "";
-    roving(this._boxes, ".box");
-    roving(this._strip, "button");
+    this._drawnBoxes = "";
+    rovingTabIndex(this._boxes, ".box");
+    rovingTabIndex(this._strip, "button");
     const block = (event) => event.target.closest?.(".box")?.dataset.block ?? null;
-    for (const kind of ["pointerover", "focusin"]) this._boxes.addEventListener(kind, (event) => pointed(block(event)));
-    for (const kind of ["pointerleave", "focusout"]) this._boxes.addEventListener(kind, () => pointed(null));
-    this._boxes.addEventListener("click", (event) => block(event) !== null && pointed(block(event), true));
+    for (const kind of ["pointerover", "focusin"]) this._boxes.addEventListener(kind, (event) => onPoint(block(event)));
+    for (const kind of ["pointerleave", "focusout"]) this._boxes.addEventListener(kind, () => onPoint(null));
+    this._boxes.addEventListener("click", (event) => block(event) !== null && onPoint(block(event), true));
     this._strip.addEventListener("click", (event) => {
       const button = event.target.closest("button");
-      if (button) picked(Number(button.dataset.page));
+      if (button) onSelectPage(Number(button.dataset.page));
     });
   }
 
@@ -32,13 +33,13 @@ export class PageView {
     if (!url) image.removeAttribute("src");
     image.alt = t("page_picture", { number: page.number });
     sheet.style.setProperty("--ratio", width ? width / height : 0.707);
-    sheet.classList.toggle("unseen", !url);
+    sheet.classList.toggle("no-picture", !url);
     sheet.classList.toggle("reading", page.state === "reading");
     this._draw(page);
   }
 
-  light(block) {
-    for (const box of this._boxes.children) box.classList.toggle("lit", box.dataset.block === block);
+  highlight(block) {
+    for (const box of this._boxes.children) box.classList.toggle("highlighted", box.dataset.block === block);
   }
 
   reveal(block) {
@@ -52,10 +53,10 @@ export class PageView {
       const button =
         this._strip.children[index] ??
         this._strip.appendChild(
-          element("button.leaf", { type: "button", "data-page": index, tabindex: index ? -1 : 0 },
-            element("span.thumb"), element("span.leaf-number"), element("span.leaf-sign", { "aria-hidden": "true" })),
+          element("button.page-button", { type: "button", "data-page": index, tabindex: index ? -1 : 0 },
+            element("span.thumb"), element("span.page-button-number"), element("span.page-button-state", { "aria-hidden": "true" })),
         );
-      const [thumb, number, sign] = button.children;
+      const [thumb, number, state] = button.children;
       if (page.picture && !thumb.firstChild) {
         thumb.append(element("img", { src: page.picture.url, alt: "", loading: "lazy" }));
       } else if (page.picture && thumb.firstChild.getAttribute("src") !== page.picture.url) {
@@ -64,7 +65,7 @@ export class PageView {
         thumb.replaceChildren();
       }
       number.textContent = page.number;
-      sign.textContent = SIGNS[page.state];
+      state.textContent = STATE_ICONS[page.state];
       button.dataset.state = page.state;
       button.setAttribute("aria-label", t("page_state", { number: page.number, state: t(`state_${page.state}`) }));
       if (index === current) button.setAttribute("aria-current", "page");
@@ -72,30 +73,31 @@ export class PageView {
     });
   }
 
-  // Boxes that stand already are left alone, so that the focus stays where it is.
+  // Adds and removes boxes, keeping those that have not changed, so that the keyboard focus is not lost.
   _draw(page) {
     const wanted = page.blocks.flatMap((block, index) => block.modelBoxes.map((box) => ({ block, index, box })));
     const names = wanted.map(({ box, index }) => `${page.number}:${index}:${box}`);
-    const common = this._drawn.length ? names.findIndex((name, at) => this._drawn[at] !== name) : 0;
-    const kept = common < 0 ? names.length : common;
+    const firstChange = this._drawnBoxes.length ? names.findIndex((name, at) => this._drawnBoxes[at] !== name) : 0;
+    const kept = firstChange < 0 ? names.length : firstChange;
     while (this._boxes.children.length > kept) this._boxes.lastChild.remove();
     wanted.forEach(({ block, index, box }, at) => {
       const label = `${index + 1} ${block.label}: ${block.text.slice(0, 80)}`;
-      const button = this._boxes.children[at] ?? this._boxes.appendChild(placed(box, index, at));
+      const button = this._boxes.children[at] ?? this._boxes.appendChild(boxButton(box, index, at));
       button.style.setProperty("--hue", hue(block.label));
       button.dataset.tag = `${index + 1} ${block.label}`;
       button.setAttribute("aria-label", label);
     });
-    this._drawn = names;
+    this._drawnBoxes = names;
   }
 }
 
-function placed([x1, y1, x2, y2], index, at) {
+// A box at its position on the page, in percent of the page's size.
+function boxButton([x1, y1, x2, y2], index, at) {
   const button = element("button.box", { type: "button", "data-block": index, tabindex: at ? -1 : 0 });
-  const share = (value) => `${(Math.min(Math.max(value, 0), 999) / 999) * 100}%`;
-  button.style.left = share(Math.min(x1, x2));
-  button.style.top = share(Math.min(y1, y2));
-  button.style.right = `calc(100% - ${share(Math.max(x1, x2))})`;
-  button.style.bottom = `calc(100% - ${share(Math.max(y1, y2))})`;
+  const percent = (value) => `${(Math.min(Math.max(value, 0), 999) / 999) * 100}%`;
+  button.style.left = percent(Math.min(x1, x2));
+  button.style.top = percent(Math.min(y1, y2));
+  button.style.right = `calc(100% - ${percent(Math.max(x1, x2))})`;
+  button.style.bottom = `calc(100% - ${percent(Math.max(y1, y2))})`;
   return button;
 }

@@ -1,4 +1,4 @@
-// What the model was trained to be asked, as ocr_server/routes/service.py lists it: a test holds the two together.
+// The prompts that the model was trained with, as `GET /` lists them. A test checks that both agree.
 
 export const PROMPTS = {
   markdown: "<|grounding|>Convert the document to markdown.",

@@ -1,4 +1,4 @@
-// Markdown and HTML of a model that reads hostile pages → elements that are safe to show.
+// Renders the model's markdown and HTML. Its text comes from untrusted pages, so the result is sanitised.
 
 const { DOMPurify, marked, temml } = globalThis;
 
@@ -7,7 +7,7 @@ const TAGS = [
   "h5", "h6", "hr", "i", "li", "ol", "p", "pre", "s", "span", "strong", "sub", "sup", "table", "tbody", "td", "tfoot",
   "th", "thead", "tr", "u", "ul",
 ];
-const RULES = {
+const SANITIZER_OPTIONS = {
   USE_PROFILES: { mathMl: true },
   ADD_TAGS: TAGS,
   ADD_ATTR: ["colspan", "rowspan", "start"],
@@ -36,15 +36,15 @@ const formulaBlock = {
 const markdown = new marked.Marked({ gfm: true, breaks: true });
 markdown.use({ extensions: [formula, formulaBlock] });
 
-// A fragment: no links, no pictures, no scripts, no styles.
-export function rendered(text) {
-  const fragment = DOMPurify.sanitize(markdown.parse(text), RULES);
-  formulasIn(fragment);
+// Returns a document fragment without links, images, scripts or styles.
+export function renderMarkdown(text) {
+  const fragment = DOMPurify.sanitize(markdown.parse(text), SANITIZER_OPTIONS);
+  renderFormulas(fragment);
   return fragment;
 }
 
-// Formulas in HTML, which the markdown parser leaves alone: those in the cells of tables.
-function formulasIn(fragment) {
+// Renders formulas within HTML, such as table cells, which the markdown parser does not process.
+function renderFormulas(fragment) {
   const walker = document.createTreeWalker(fragment, NodeFilter.SHOW_TEXT);
   const found = [];
   while (walker.nextNode()) {
@@ -57,7 +57,7 @@ function formulasIn(fragment) {
     while ((match = rest.data.match(FORMULA))) {
       const start = rest.splitText(match.index);
       rest = start.splitText(match[0].length);
-      start.replaceWith(DOMPurify.sanitize(mathMl(match), RULES));
+      start.replaceWith(DOMPurify.sanitize(mathMl(match), SANITIZER_OPTIONS));
     }
   }
 }
@@ -76,7 +76,7 @@ function mathMl([raw, inline, display, dollars]) {
 }
 
 function element(tag, text) {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  return made.outerHTML;
+  const node = document.createElement(tag);
+  node.textContent = text;
+  return node.outerHTML;
 }

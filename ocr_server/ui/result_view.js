@@ -1,35 +1,35 @@
-// The right side: what was read of a page, as blocks of markdown, as raw text, and as JSON.
+// The right side: the result of a page, as rendered blocks, as raw text, and as JSON.
 
-import { $, element, roving, setText } from "./dom.js";
-import { isFigure, tidied } from "./grounding.js";
+import { $, element, rovingTabIndex, setText } from "./dom.js";
+import { cleanUp, isFigure } from "./grounding.js";
 import { t } from "./i18n.js";
-import { cut } from "./pictures.js";
-import { pretty } from "./reading.js";
-import { rendered } from "./render.js";
+import { prettyJson } from "./job.js";
+import { crop } from "./pictures.js";
+import { renderMarkdown } from "./render.js";
 
 export const TABS = ["markdown", "raw", "json"];
 
 export class ResultView {
-  // `pointed(block or null, chosen)`: which block is pointed at.
-  constructor(pointed) {
+  // `onPoint(block index or null, clicked)` is called when the pointer or the focus is on a block, or leaves it.
+  constructor(onPoint) {
     this._blocks = $("blocks");
     this._page = null;
-    this._shown = []; // of each block, what it was made of
-    this._figures = new Map(); // "page box" → promise of a URL
+    this._shown = []; // the source of each rendered block, to render only what has changed
+    this._figures = new Map(); // "page box" → promise of an object URL, or of null
     this.tab = "markdown";
-    roving(this._blocks, ".block");
+    rovingTabIndex(this._blocks, ".block");
     const block = (event) => event.target.closest?.(".block")?.dataset.block ?? null;
-    for (const kind of ["pointerover", "focusin"]) this._blocks.addEventListener(kind, (event) => pointed(block(event)));
-    for (const kind of ["pointerleave", "focusout"]) this._blocks.addEventListener(kind, () => pointed(null));
-    this._blocks.addEventListener("click", (event) => block(event) !== null && pointed(block(event), true));
+    for (const kind of ["pointerover", "focusin"]) this._blocks.addEventListener(kind, (event) => onPoint(block(event)));
+    for (const kind of ["pointerleave", "focusout"]) this._blocks.addEventListener(kind, () => onPoint(null));
+    this._blocks.addEventListener("click", (event) => block(event) !== null && onPoint(block(event), true));
     this._setUpTabs();
   }
 
   clear() {
-    for (const made of this._figures.values()) made.then((url) => url && URL.revokeObjectURL(url));
+    for (const figure of this._figures.values()) figure.then((url) => url && URL.revokeObjectURL(url));
     this._figures.clear();
     this._page = null;
-    $("spoken").replaceChildren();
+    $("live-region").replaceChildren();
   }
 
   show(page) {
@@ -43,14 +43,14 @@ export class ResultView {
     const atEnd = panel.scrollHeight - panel.scrollTop - panel.clientHeight < 60;
     if (this.tab === "markdown") this._showBlocks(page);
     if (this.tab === "raw") setText($("raw"), page.raw);
-    if (this.tab === "json") setText($("json"), pretty(page.json));
+    if (this.tab === "json") setText($("json"), prettyJson(page.json));
     $("page-error").hidden = !page.error;
     $("page-error").textContent = page.error ? t("page_failed", { number: page.number, message: page.error.message }) : "";
     if (atEnd && page.state === "reading") panel.scrollTop = panel.scrollHeight;
   }
 
-  light(block) {
-    for (const each of this._blocks.children) each.classList.toggle("lit", each.dataset.block === block);
+  highlight(block) {
+    for (const each of this._blocks.children) each.classList.toggle("highlighted", each.dataset.block === block);
   }
 
   reveal(block) {
@@ -64,65 +64,65 @@ export class ResultView {
       const source = `${block.label}\n${block.text}\n${block.modelBoxes}\n${isFigure(block) && page.picture?.url}`;
       if (this._shown[index] === source) return;
       this._shown[index] = source;
-      const place =
+      const container =
         this._blocks.children[index] ??
         this._blocks.appendChild(
           element("div.block", { role: "group", "data-block": index, tabindex: index ? -1 : 0 }),
         );
-      place.classList.toggle("located", block.modelBoxes.length > 0);
-      place.setAttribute("aria-label", `${index + 1} ${block.label}`);
-      place.replaceChildren(rendered(tidied(block.text)));
-      if (isFigure(block)) block.modelBoxes.forEach((box, at) => this._addFigure(place, page, box, at));
+      container.classList.toggle("located", block.modelBoxes.length > 0);
+      container.setAttribute("aria-label", `${index + 1} ${block.label}`);
+      container.replaceChildren(renderMarkdown(cleanUp(block.text)));
+      if (isFigure(block)) block.modelBoxes.forEach((box, at) => this._addFigure(container, page, box, at));
     });
     this._shown.length = blocks.length;
-    this._speak(page, blocks);
+    this._announce(page, blocks);
   }
 
-  // The picture appears when it has been cut out of the page; by then another page may be shown.
-  async _addFigure(place, page, box, at) {
+  // Adds an empty figure, and its image once it has been cropped. By then, another page may be shown.
+  async _addFigure(container, page, box, at) {
     const figure = element("figure.figure");
-    place.insertBefore(figure, place.children[at] ?? null);
+    container.insertBefore(figure, container.children[at] ?? null);
     if (!page.picture) return;
     const name = `${page.number} ${box}`;
     if (!this._figures.has(name)) {
-      const made = cut(page.picture, box).then((jpeg) => jpeg && URL.createObjectURL(jpeg));
-      this._figures.set(name, made.catch(() => null));
+      const url = crop(page.picture, box).then((jpeg) => jpeg && URL.createObjectURL(jpeg));
+      this._figures.set(name, url.catch(() => null));
     }
     const url = await this._figures.get(name);
     if (url) figure.append(element("img", { src: url, alt: t("figure", { number: at + 1 }) }));
   }
 
-  // Finished blocks, for screen readers.
-  _speak(page, blocks) {
-    const spoken = $("spoken");
+  // Adds finished blocks to the live region, so that screen readers announce them.
+  _announce(page, blocks) {
+    const region = $("live-region");
     const finished = page.done ? blocks.length : blocks.length - 1;
-    if (spoken.dataset.page !== String(page.number)) {
-      spoken.dataset.page = page.number;
-      spoken.replaceChildren();
+    if (region.dataset.page !== String(page.number)) {
+      region.dataset.page = page.number;
+      region.replaceChildren();
     }
-    while (spoken.children.length < finished) {
-      spoken.append(element("p", {}, blocks[spoken.children.length].text));
+    while (region.children.length < finished) {
+      region.append(element("p", {}, blocks[region.children.length].text));
     }
   }
 
   _setUpTabs() {
     const list = $("tabs");
-    roving(list, "[role=tab]");
-    list.addEventListener("focusin", (event) => this.choose(event.target.dataset.tab));
+    rovingTabIndex(list, "[role=tab]");
+    list.addEventListener("focusin", (event) => this.selectTab(event.target.dataset.tab));
     list.addEventListener("click", (event) => {
       const tab = event.target.closest("[role=tab]");
-      if (tab) this.choose(tab.dataset.tab);
+      if (tab) this.selectTab(tab.dataset.tab);
     });
   }
 
-  choose(name) {
+  selectTab(name) {
     if (!TABS.includes(name)) return;
     this.tab = name;
     for (const tab of $("tabs").children) {
-      const chosen = tab.dataset.tab === name;
-      tab.setAttribute("aria-selected", chosen);
-      tab.tabIndex = chosen ? 0 : -1;
-      if (chosen) $("panel").setAttribute("aria-labelledby", tab.id);
+      const selected = tab.dataset.tab === name;
+      tab.setAttribute("aria-selected", selected);
+      tab.tabIndex = selected ? 0 : -1;
+      if (selected) $("panel").setAttribute("aria-labelledby", tab.id);
     }
     $("blocks").hidden = name !== "markdown";
     $("raw").hidden = name !== "raw";

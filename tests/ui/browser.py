@@ -1,4 +1,4 @@
-"""A real browser on the page, before the app with a played engine."""
+"""Helpers for tests of the web page in a real browser."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.ocr_server.output.answers import marker
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECEIPT = EXAMPLES / "receipt.png"
 PAPERS = EXAMPLES / "papers.pdf"
-SECONDS = 30_000
-"""Milliseconds, for a machine that is busy with something else."""
+TIMEOUT_MS = 30_000
+"""Limit for every wait in the browser; generous, so that a busy machine breaks no test."""
 
 ANSWER = (
     f"{marker('title', (50, 40, 600, 180))}\n# Of trees\n\n"
@@ -28,11 +28,11 @@ ANSWER = (
     f"{marker('image', (100, 450, 600, 850))}\n\n"
     f"{marker('table', (50, 860, 900, 990))}\n<table><tr><td>Oak</td><td>\\(h < 20\\)</td></tr></table>\n"
 )
-"""Blocks 0 to 3: a title, a text, a figure, a table."""
+"""The answer of the fake engine. Its blocks 0 to 3 are a title, a text, a figure and a table."""
 
 
 class Gate:
-    """A script that says `before`, waits until it is opened, and says `after`."""
+    """An engine script that yields `before`, waits for `open()`, and then yields `after`."""
 
     def __init__(self, before: str, after: str) -> None:
         self.before, self.after = before, after
@@ -43,13 +43,13 @@ class Gate:
 
     async def __call__(self, _: int, __: Page) -> AsyncGenerator[PageDelta]:
         yield delta(self.before)
-        while not self._open.is_set():  # noqa: ASYNC110  # it is opened in another thread
+        while not self._open.is_set():  # noqa: ASYNC110  # the event is set in another thread
             await asyncio.sleep(0.01)
         yield delta(self.after, finish="stop")
 
 
 def each_page(*texts: str) -> Script:
-    """The pages in the order in which the engine is given them; the last text for all that follow."""
+    """Return an engine script that answers the n-th page with the n-th text, and later pages with the last text."""
 
     async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
         text = texts[min(number, len(texts) - 1)]
@@ -60,14 +60,14 @@ def each_page(*texts: str) -> Script:
     return script
 
 
-def give(tab: Tab, file: Path | dict[str, Any]) -> None:
-    """Choose a file, as the first or as another one."""
+def choose_file(tab: Tab, file: Path | dict[str, Any]) -> None:
+    """Choose a file, either the first one or another one afterwards."""
     tab.locator("#file" if tab.locator("#drop").is_visible() else "#other").set_input_files(file)
 
 
 DONE = re.compile(r"^Read\b")
 
 
-def wait_read(tab: Tab, status: str | re.Pattern[str] = DONE) -> None:
-    """Until all is read, unless `status` says otherwise."""
-    expect(tab.locator("#status")).to_have_text(status, timeout=SECONDS)
+def wait_until_read(tab: Tab, status: str | re.Pattern[str] = DONE) -> None:
+    """Wait until the status line shows that reading is complete, or shows `status`."""
+    expect(tab.locator("#status")).to_have_text(status, timeout=TIMEOUT_MS)

@@ -1,4 +1,4 @@
-"""Chromium, a server with a played engine, and a tab that must not leave it."""
+"""Fixtures: Chromium, a server with a fake engine, and a tab that must only send requests to that server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from config import Settings
 from ocr_server.app import create_app
 from tests.ocr_server.conftest import FakeEngine, settings
 from tests.reliability.served import served, wait_until
-from tests.ui.browser import ANSWER, SECONDS, each_page
+from tests.ui.browser import ANSWER, TIMEOUT_MS, each_page
 
 __all__ = ["settings"]
 
@@ -24,7 +24,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 WINDOW = {"width": 1280, "height": 900}
 
 
-@pytest.fixture(scope="module")  # while it is open, a loop runs in this thread, and no asynchronous test can
+@pytest.fixture(scope="module")  # its event loop occupies this thread, which would block asynchronous tests
 def browser() -> Iterator[Browser]:
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
@@ -37,77 +37,81 @@ def browser() -> Iterator[Browser]:
 
 
 class Site:
-    """A server with a played engine."""
+    """A server with a fake engine."""
 
     def __init__(self, url: str, engine: FakeEngine) -> None:
         self.url = url
         self.engine = engine
 
     def reset(self) -> None:
-        wait_until(lambda: self.engine.running == 0, 20)  # what the test before has left
+        wait_until(lambda: self.engine.running == 0, 20)  # requests of the previous test
         self.engine.script, self.engine.reason, self.engine.forgets = each_page(ANSWER), None, False
-        for kept in (self.engine.pages, self.engine.finished, self.engine.aborted):
-            kept.clear()
+        for recorded in (self.engine.pages, self.engine.finished, self.engine.aborted):
+            recorded.clear()
 
 
-def site_with(settings: Settings, **more: Any) -> Iterator[Site]:
+def serve_site(settings: Settings, **more: Any) -> Iterator[Site]:
     engine = FakeEngine()
     with served(create_app(Settings(**{**settings.model_dump(), **more}), engine)) as (host, port):
         yield Site(f"http://{host}:{port}", engine)
 
 
 @pytest.fixture(scope="session")
-def open_site(settings: Settings) -> Iterator[Site]:
-    yield from site_with(settings)
+def shared_site(settings: Settings) -> Iterator[Site]:
+    yield from serve_site(settings)
 
 
 @pytest.fixture(scope="session")
-def locked_site(settings: Settings) -> Iterator[Site]:
-    yield from site_with(settings, API_KEYS=KEY)
+def shared_site_with_key(settings: Settings) -> Iterator[Site]:
+    yield from serve_site(settings, API_KEYS=KEY)
 
 
 @pytest.fixture
-def site(open_site: Site) -> Site:
-    open_site.reset()
-    return open_site
+def site(shared_site: Site) -> Site:
+    shared_site.reset()
+    return shared_site
 
 
 @pytest.fixture
-def locked(locked_site: Site) -> Site:
-    locked_site.reset()
-    return locked_site
+def site_with_key(shared_site_with_key: Site) -> Site:
+    shared_site_with_key.reset()
+    return shared_site_with_key
 
 
-Opens = Callable[..., Tab]
+OpenTab = Callable[..., Tab]
 
 
 @pytest.fixture
-def open_tab(browser: Browser) -> Iterator[Opens]:
-    """Opens the page of a site. It must make no error and ask nobody else for anything."""
+def open_tab(browser: Browser) -> Iterator[OpenTab]:
+    """Return a function that opens the page of a site in a new browser context.
+
+    The test fails if a page raises an error, opens a dialog or a popup, or sends a request to another host.
+    """
     contexts: list[BrowserContext] = []
-    wrong: list[str] = []
+    violations: list[str] = []
 
-    def opens(site: Site, **options: Any) -> Tab:
+    def open_site(site: Site, **options: Any) -> Tab:
         context = browser.new_context(**{"viewport": WINDOW, "locale": "en-GB", "reduced_motion": "reduce", **options})
         contexts.append(context)
-        context.set_default_timeout(SECONDS)
+        context.set_default_timeout(TIMEOUT_MS)
         tab = context.new_page()
-        tab.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-        tab.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        tab.on("popup", lambda popup: wrong.append(f"popup: {popup.url}"))
+        tab.on("pageerror", lambda error: violations.append(f"error: {error}"))
+        tab.on("dialog", lambda dialog: (violations.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        tab.on("popup", lambda popup: violations.append(f"popup: {popup.url}"))
         tab.on(
-            "request", lambda request: request.url.startswith((site.url, "data:", "blob:")) or wrong.append(request.url)
+            "request",
+            lambda request: request.url.startswith((site.url, "data:", "blob:")) or violations.append(request.url),
         )
         tab.goto(f"{site.url}/ui/")
         tab.locator("#model:not(:empty), #error:not([hidden])").first.wait_for(state="attached")
         return tab
 
-    yield opens
+    yield open_site
     for context in contexts:
         context.close()
-    assert not wrong
+    assert not violations
 
 
 @pytest.fixture
-def tab(site: Site, open_tab: Opens) -> Tab:
+def tab(site: Site, open_tab: OpenTab) -> Tab:
     return open_tab(site)

@@ -1,4 +1,4 @@
-"""What the page works out itself, the server works out the same way."""
+"""The JavaScript of the page computes the same results as the Python code of the server."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ from tests.ui.conftest import Site
 
 WIDTH, HEIGHT = 1191, 1684
 ODD_SPACE = re.compile("[\x1c-\x1f\x85\ufeff]")
-"""Which of these is white space, Python and JavaScript see differently."""
+"""Characters that are white space in only one of Python and JavaScript."""
 
 
 @pytest.fixture(scope="module")
-def modules(browser: Browser, open_site: Site) -> Any:
+def modules(browser: Browser, shared_site: Site) -> Any:
     context = browser.new_context()
     tab = context.new_page()
-    tab.goto(f"{open_site.url}/ui/")
+    tab.goto(f"{shared_site.url}/ui/")
     yield tab
     context.close()
 
 
-def test_vision_tokens(modules: Tab) -> None:
+def test_vision_token_counts_agree(modules: Tab) -> None:
     sizes = [(random.Random(number).randint(1, 4000), random.Random(-number).randint(1, 4000)) for number in range(300)]
     sizes += [(640, 640), (641, 640), (640, 641), (1024, 1024), (1025, 1), (1, 4000), (1280, 640), (960, 1440)]
-    sizes += [(height * 5 // 2, height) for height in range(300, 900, 10)]  # as near to 2 × 1 as to 3 × 1 tiles
-    counted = modules.evaluate(
+    sizes += [(height * 5 // 2, height) for height in range(300, 900, 10)]  # as close to 2 × 1 as to 3 × 1 tiles
+    computed = modules.evaluate(
         """async (sizes) => {
-            const { MODES, visionTokens, mostVisionTokens } = await import("./modes.js");
+            const { MODES, visionTokens, maxVisionTokens } = await import("./modes.js");
             return Object.keys(MODES).map((name) =>
-                [name, mostVisionTokens(name), sizes.map(([width, height]) => visionTokens(name, width, height))]);
+                [name, maxVisionTokens(name), sizes.map(([width, height]) => visionTokens(name, width, height))]);
         }""",
         sizes,
     )
-    assert [name for name, _, _ in counted] == list(MODES)
-    for name, most, each in counted:
+    assert [name for name, _, _ in computed] == list(MODES)
+    for name, maximum, counts in computed:
         mode = MODES[name]
-        assert most == mode.max_vision_tokens()
-        assert each == [mode.vision_tokens(mode.crop_grid(*size)) for size in sizes], name
+        assert maximum == mode.max_vision_tokens()
+        assert counts == [mode.vision_tokens(mode.crop_grid(*size)) for size in sizes], name
 
 
-def test_prompts(modules: Tab) -> None:
+def test_prompts_agree(modules: Tab) -> None:
     read = 'async () => Object.values((await import("./prompts.js")).PROMPTS)'
     assert modules.evaluate(read) == PROMPTS
 
@@ -62,10 +62,10 @@ def test_prompts(modules: Tab) -> None:
 class TestAnswers:
     @given(batch=st.lists(answers.filter(lambda answer: not ODD_SPACE.search(answer)), min_size=40, max_size=40))
     @examples(8)
-    def test_blocks_and_markdown(self, modules: Tab, batch: list[str]) -> None:
+    def test_blocks_and_markdown_agree(self, modules: Tab, batch: list[str]) -> None:
         self.compare(modules, [PAGE, WORDS, *batch])
 
-    def test_coordinates(self, modules: Tab) -> None:
+    def test_coordinates_agree(self, modules: Tab) -> None:
         boxes = [
             "[-5, 0, 99999, 999]",
             "[1.5, 2.49, -0.5, 7.0001]",
@@ -88,11 +88,11 @@ class TestAnswers:
             }""",
             [batch, WIDTH, HEIGHT],
         )
-        for answer, (markdown, made) in zip(batch, found, strict=True):
-            here = blocks(answer, WIDTH, HEIGHT)
-            names = [figure_name(1, number + 1) for number in range(len(figure_boxes(here)))]
+        for answer, (markdown, page_blocks) in zip(batch, found, strict=True):
+            server_blocks = blocks(answer, WIDTH, HEIGHT)
+            names = [figure_name(1, number + 1) for number in range(len(figure_boxes(server_blocks)))]
             assert markdown == to_markdown(answer, figures=names), answer
-            assert made == [
+            assert page_blocks == [
                 [block.label, block.text, [list(box) for box in block.model_boxes], [list(box) for box in block.boxes]]
-                for block in here
+                for block in server_blocks
             ], answer

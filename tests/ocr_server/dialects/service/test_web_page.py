@@ -1,4 +1,4 @@
-"""The web page's files, who is sent to it, and what its answers allow a browser."""
+"""The web page: who is redirected to it, its files, its content security policy, and access without a key."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ BROWSERS = {
     "Firefox": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
     "text browsers": "text/html, text/*;q=0.5, */*;q=0.1",
 }
-OTHERS = {
+OTHER_CLIENTS = {
     "curl": "*/*",
     "the SDK": "application/json",
-    "nobody": "",
-    "one that takes both": "text/html, application/json",
-    "one that likes JSON better": "text/html;q=0.5, application/json",
-    "one that wants no HTML": "text/html;q=0, */*",
-    "nonsense": ";;q=, text/html;q=much",
+    "empty": "",
+    "both": "text/html, application/json",
+    "JSON preferred": "text/html;q=0.5, application/json",
+    "no HTML": "text/html;q=0, */*",
+    "malformed": ";;q=, text/html;q=much",
 }
 
 
-class TestFrontDoor:
+class TestRoot:
     @pytest.mark.parametrize("accept", BROWSERS.values(), ids=BROWSERS.keys())
-    async def test_a_browser_is_sent_to_the_page(self, client: httpx.AsyncClient, accept: str) -> None:
+    async def test_a_browser_is_redirected_to_the_page(self, client: httpx.AsyncClient, accept: str) -> None:
         answer = await client.get("/", headers={"accept": accept})
         assert answer.status_code == 307
         assert str(answer.url.join(answer.headers["location"])) == "http://server/ui/"
         assert answer.headers["vary"].lower() == "accept"
 
-    @pytest.mark.parametrize("accept", OTHERS.values(), ids=OTHERS.keys())
-    async def test_others_get_json(self, client: httpx.AsyncClient, accept: str) -> None:
+    @pytest.mark.parametrize("accept", OTHER_CLIENTS.values(), ids=OTHER_CLIENTS.keys())
+    async def test_other_clients_get_json(self, client: httpx.AsyncClient, accept: str) -> None:
         assert not prefers_html(accept)
         answer = await client.get("/", headers={"accept": accept})
         assert answer.json()["model"] == "deepseek-ocr"
         assert answer.headers["vary"].lower() == "accept"
 
-    async def test_the_path_without_a_slash_leads_there_too(self, client: httpx.AsyncClient) -> None:
+    async def test_the_path_without_a_slash_is_redirected(self, client: httpx.AsyncClient) -> None:
         answer = await client.get("/ui", follow_redirects=True)
         assert answer.url.path == "/ui/"
         assert answer.headers["content-type"].startswith("text/html")
@@ -61,7 +61,9 @@ class TestFiles:
             ("/ui/icon.svg", "image/svg+xml"),
         ],
     )
-    async def test_each_is_served_as_what_it_is(self, client: httpx.AsyncClient, path: str, kind: str) -> None:
+    async def test_files_are_served_with_media_type_and_etag(
+        self, client: httpx.AsyncClient, path: str, kind: str
+    ) -> None:
         answer = await client.get(path)
         assert answer.status_code == 200
         assert kind in answer.headers["content-type"]
@@ -69,37 +71,39 @@ class TestFiles:
         again = await client.get(path, headers={"if-none-match": answer.headers["etag"]})
         assert again.status_code == 304
 
-    async def test_all_that_the_page_names_is_there(self, client: httpx.AsyncClient) -> None:
+    async def test_every_referenced_file_exists(self, client: httpx.AsyncClient) -> None:
         page = (await client.get("/ui/")).text
-        named = re.findall(r'(?:src|href)="([^"#.][^"#]*\.(?:js|css|svg))"', page)
-        named += [
+        referenced = re.findall(r'(?:src|href)="([^"#.][^"#]*\.(?:js|css|svg))"', page)
+        referenced += [
             name
             for file in FILES.glob("*.js")
             for name in re.findall(r'from "\./([^"]+)"', file.read_text(encoding="utf-8"))
         ]
-        assert len(named) > 20
-        for name in set(named):
+        assert {"app.js", "job.js", "style.css", "icon.svg", "vendor/marked.js"} <= set(referenced)
+        for name in set(referenced):
             assert (await client.get(f"/ui/{name}")).status_code == 200, name
 
-    async def test_nothing_outside_can_be_had(self, client: httpx.AsyncClient) -> None:
+    async def test_files_outside_the_folder_are_not_served(self, client: httpx.AsyncClient) -> None:
         for path in ("/ui/../app.py", "/ui/%2e%2e/app.py", "/ui/..%2fapp.py", "/ui/nothing.js"):
             error_of(await client.get(path), 404)
 
-    def test_nothing_comes_from_outside(self) -> None:
+    def test_the_files_contain_no_external_url(self) -> None:
         own = [file for file in FILES.glob("*.*") if file.suffix in (".html", ".css", ".js")]
-        assert len(own) > 15
+        assert {"index.html", "style.css", "content.css", "app.js", "words_en.js", "words_zh.js"} <= {
+            file.name for file in own
+        }
         for file in own:
             text = file.read_text(encoding="utf-8")
             assert not re.search(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", text), file.name
             assert len(text.splitlines()) <= 300, file.name
 
-    def test_the_whole_page_is_small(self) -> None:
+    def test_the_total_size_is_below_500_kb(self) -> None:
         assert sum(file.stat().st_size for file in FILES.rglob("*") if file.is_file()) < 500_000
 
 
 class TestPolicy:
     @pytest.mark.parametrize("path", ["/ui/", "/ui/app.js"])
-    async def test_only_what_is_ours_may_run(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_only_the_servers_own_files_may_run(self, client: httpx.AsyncClient, path: str) -> None:
         policy = dict(
             part.split(" ", 1) for part in (await client.get(path)).headers["content-security-policy"].split("; ")
         )
@@ -114,39 +118,41 @@ class TestPolicy:
             "frame-ancestors": "'none'",
         }
 
-    def test_the_page_itself_keeps_to_it(self) -> None:
+    def test_the_page_has_no_inline_scripts_or_styles(self) -> None:
         page = (FILES / "index.html").read_text(encoding="utf-8")
         assert not re.search(r"<style|\sstyle=|\son[a-z]+=|<script>", page)
 
 
 class TestKeys:
     @pytest.fixture
-    async def locked(self, settings: Settings) -> Any:
+    async def client_with_key(self, settings: Settings) -> Any:
         app = create_app(Settings(**{**settings.model_dump(), "API_KEYS": "sk-1"}), FakeEngine())
         async with client_of(app) as client:
             yield client
         await app.state.context.intake.close()
 
     @pytest.mark.parametrize("path", ["/ui/", "/ui/app.js"])
-    async def test_the_page_needs_none(self, locked: httpx.AsyncClient, path: str) -> None:
-        assert (await locked.get(path)).status_code == 200
+    async def test_the_page_needs_no_key(self, client_with_key: httpx.AsyncClient, path: str) -> None:
+        assert (await client_with_key.get(path)).status_code == 200
 
-    async def test_a_browser_gets_there_without_one(self, locked: httpx.AsyncClient) -> None:
-        answer = await locked.get("/", headers={"accept": BROWSERS["Chromium"]}, follow_redirects=True)
+    async def test_a_browser_is_redirected_without_a_key(self, client_with_key: httpx.AsyncClient) -> None:
+        answer = await client_with_key.get("/", headers={"accept": BROWSERS["Chromium"]}, follow_redirects=True)
         assert answer.status_code == 200
         assert answer.url.path == "/ui/"
 
     @pytest.mark.parametrize("path", ["/", "/uix", "/v1/models", "/docs", "//ui/", "/UI/"])
-    async def test_all_else_still_does(self, locked: httpx.AsyncClient, path: str) -> None:
-        error_of(await locked.get(path), 401)
+    async def test_all_other_paths_need_a_key(self, client_with_key: httpx.AsyncClient, path: str) -> None:
+        error_of(await client_with_key.get(path), 401)
 
     @pytest.mark.parametrize("path", ["/v1/models", "/docs"])
-    async def test_asking_for_html_opens_nothing_else(self, locked: httpx.AsyncClient, path: str) -> None:
-        error_of(await locked.get(path, headers={"accept": "text/html"}), 401)
+    async def test_accepting_html_gives_access_to_nothing_else(
+        self, client_with_key: httpx.AsyncClient, path: str
+    ) -> None:
+        error_of(await client_with_key.get(path, headers={"accept": "text/html"}), 401)
 
     @pytest.mark.parametrize("path", ["/ui/../v1/models", "/ui/%2e%2e/v1/models", "/ui//v1/models"])
-    async def test_no_way_leads_past_the_page(self, locked: httpx.AsyncClient, path: str) -> None:
-        assert (await locked.get(path)).status_code in (401, 404)
+    async def test_path_traversal_does_not_bypass_the_key(self, client_with_key: httpx.AsyncClient, path: str) -> None:
+        assert (await client_with_key.get(path)).status_code in (401, 404)
 
-    async def test_only_reading_is_free(self, locked: httpx.AsyncClient) -> None:
-        error_of(await locked.post("/ui/"), 401)
+    async def test_only_get_needs_no_key(self, client_with_key: httpx.AsyncClient) -> None:
+        error_of(await client_with_key.post("/ui/"), 401)

@@ -1,18 +1,19 @@
-// One file being read: the request, and what has come of it, page by page.
+// One file that is being read: the request, and the results of its pages.
 
-import { Failure, chunks } from "./api.js";
-import { blobOf } from "./dom.js";
-import { blocksOf, isFigure, pixelBox, settled, toMarkdown } from "./grounding.js";
+import { RequestError, streamChat } from "./api.js";
+import { dataUriToBlob } from "./dom.js";
+import { blocksOf, completePart, isFigure, pixelBox, toMarkdown } from "./grounding.js";
 
-const SEPARATOR = "\n\n<--- Page Split --->\n\n"; // the server's own between pages
+const PAGE_SEPARATOR = "\n\n<--- Page Split --->\n\n"; // the server writes it between pages
 
-// The body of a chat completion. `shown`: whether the browser can show the file without the server's help.
-export function requestOf({ model, name, type, dataUri, shown, prompt, mode, pages, password }) {
+// Returns the body of a chat completion. `displayable`: whether the browser can display the file itself; otherwise the
+// server is asked for page images.
+export function buildRequest({ model, name, type, dataUri, displayable, prompt, mode, pages, password }) {
   const ocr = {};
   if (mode) ocr.mode = mode;
   if (pages) ocr.pages = pages;
   if (password) ocr.password = password;
-  if (!shown) ocr.include_page_images = true;
+  if (!displayable) ocr.include_page_images = true;
   const part =
     type === "application/pdf"
       ? { type: "file", file: { filename: name, file_data: dataUri } }
@@ -26,8 +27,8 @@ export function requestOf({ model, name, type, dataUri, shown, prompt, mode, pag
   };
 }
 
-// JSON with each box on one line; within texts there are no line breaks.
-export function pretty(value) {
+// Formats JSON with each box on one line. JSON strings contain no literal line breaks, so they are left as they are.
+export function prettyJson(value) {
   const numbers = /\[\n[-\d,\s]+\]/g;
   return JSON.stringify(value, null, 2).replace(numbers, (list) => list.replace(/\s+/g, " ").replace("[ ", "[").replace(" ]", "]"));
 }
@@ -35,7 +36,7 @@ export function pretty(value) {
 export class Page {
   constructor(number) {
     this.number = number; // in its document, from 1
-    this.state = "waiting"; // then reading, and stop, length, repetition, error or stopped
+    this.state = "waiting"; // then "reading", and finally "stop", "length", "repetition", "error" or "stopped"
     this.raw = "";
     this.picture = null; // {url, width, height}
     this.error = null;
@@ -47,7 +48,7 @@ export class Page {
   }
 
   get answer() {
-    return this.done ? this.raw : settled(this.raw);
+    return this.done ? this.raw : completePart(this.raw);
   }
 
   get blocks() {
@@ -62,13 +63,13 @@ export class Page {
     return `page-${this.number}-figure-${number}.jpeg`;
   }
 
-  // {name, box} of each figure, in the order in which the markdown links them; boxes of 0 to 999.
+  // {name, box} of each figure, in the order of the links in the markdown. Boxes are in 0 to 999.
   get figures() {
     const boxes = this.blocks.filter(isFigure).flatMap((block) => block.modelBoxes);
     return boxes.map((box, at) => ({ name: this.figureName(at + 1), box }));
   }
 
-  // As the API reports pages.
+  // The page in the format of the API's page reports.
   get json() {
     const { width = 0, height = 0 } = this.picture ?? {};
     const pixels = (box) => pixelBox(box, width, height);
@@ -89,18 +90,19 @@ export class Page {
   }
 }
 
-export class Reading {
-  // `picture` of a file that the browser itself can show, else null; `changed` is called with a page, or with none.
-  constructor(body, picture, changed) {
+export class Job {
+  // `picture`: the image if the browser can display the file, else null.
+  // `onChange(page or null)` is called after each change.
+  constructor(body, picture, onChange) {
     this.body = body;
     this.pages = picture ? [Object.assign(new Page(1), { picture })] : [];
-    this.current = 0; // the page that text comes for
+    this.current = 0; // index of the page whose text is being streamed
     this.tokens = 0;
     this.seconds = 0;
-    this.state = "reading"; // then done, stopped or failed
-    this.failure = null;
+    this.state = "reading"; // then "done", "stopped" or "failed"
+    this.error = null;
     this._abort = new AbortController();
-    this._changed = changed;
+    this._onChange = onChange;
   }
 
   get pagesDone() {
@@ -115,61 +117,62 @@ export class Reading {
     const started = performance.now();
     const clock = setInterval(() => {
       this.seconds = (performance.now() - started) / 1000;
-      this._changed(null);
+      this._onChange(null);
     }, 200);
     try {
-      for await (const chunk of chunks(this.body, this._abort.signal)) this._take(chunk);
+      for await (const chunk of streamChat(this.body, this._abort.signal)) this._handleChunk(chunk);
       this.state = "done";
     } catch (error) {
       this.state = error.name === "AbortError" ? "stopped" : "failed";
-      if (this.state === "failed") this.failure = error instanceof Failure ? error : new Failure("broken", error.message);
+      if (this.state === "failed") this.error = error instanceof RequestError ? error : new RequestError("broken", error.message);
     }
     clearInterval(clock);
     this.seconds = (performance.now() - started) / 1000;
     for (const page of this.pages) {
-      if (!page.done) this._end(page, this.state === "done" ? "stop" : "stopped");
+      if (!page.done) this._setState(page, this.state === "done" ? "stop" : "stopped");
     }
-    this._changed(null);
+    this._onChange(null);
   }
 
   dispose() {
     this.stop();
-    for (const page of this.pages) if (page.picture?.own) URL.revokeObjectURL(page.picture.url);
+    for (const page of this.pages) if (page.picture?.ownsUrl) URL.revokeObjectURL(page.picture.url);
   }
 
-  _take({ choices, usage }) {
+  _handleChunk({ choices, usage }) {
     if (usage) this.tokens = usage.completion_tokens;
     for (const { delta, finish_reason: finish } of choices) {
-      if (delta.ocr_page) this._open(delta.ocr_page);
-      if (delta.content) this._write(delta.content);
-      for (const report of delta.ocr?.pages ?? []) this._report(report);
-      if (finish && this.pages.length === 1 && !this.pages[0].done) this._end(this.pages[0], finish);
+      if (delta.ocr_page) this._startPage(delta.ocr_page);
+      if (delta.content) this._addText(delta.content);
+      for (const report of delta.ocr?.pages ?? []) this._finishPage(report);
+      if (finish && this.pages.length === 1 && !this.pages[0].done) this._setState(this.pages[0], finish);
     }
   }
 
-  _open({ index, page: number, pages, width, height, image }) {
+  _startPage({ index, page: number, pages, width, height, image }) {
     const page = this._page(pages - 1) && this.pages[index];
-    this.pages.slice(index).forEach((each, at) => (each.number = number + at)); // of those to come, a guess
-    page.picture = { url: URL.createObjectURL(blobOf(image)), width, height, own: true };
+    // Until their own events arrive, the following pages are assumed to have consecutive numbers.
+    this.pages.slice(index).forEach((each, at) => (each.number = number + at));
+    page.picture = { url: URL.createObjectURL(dataUriToBlob(image)), width, height, ownsUrl: true };
     page.state = "reading";
-    this._changed(page);
+    this._onChange(page);
   }
 
-  _write(text) {
+  _addText(text) {
     const page = this._page(this.current);
-    if (this.current > 0 && page.raw === "" && text.startsWith(SEPARATOR)) text = text.slice(SEPARATOR.length);
+    if (this.current > 0 && page.raw === "" && text.startsWith(PAGE_SEPARATOR)) text = text.slice(PAGE_SEPARATOR.length);
     page.raw += text;
     page.state = "reading";
-    this._changed(page);
+    this._onChange(page);
   }
 
-  _report(report) {
+  _finishPage(report) {
     const page = this._page(report.index);
     page.number = report.page;
     page.report = report;
     page.error = report.error ?? null;
     this.current = report.index + 1;
-    this._end(page, report.finish_reason);
+    this._setState(page, report.finish_reason);
   }
 
   _page(index) {
@@ -177,8 +180,8 @@ export class Reading {
     return this.pages[index];
   }
 
-  _end(page, state) {
+  _setState(page, state) {
     page.state = state;
-    this._changed(page);
+    this._onChange(page);
   }
 }
