@@ -13,8 +13,8 @@ import json
 import sys
 from pathlib import Path
 
-from bench import report
 from bench.compare import Row
+from nano.packages import require_packages
 
 PARTS = {
     "images": "Pictures to tensors",
@@ -27,6 +27,8 @@ PARTS = {
     "encoder": "The vision encoder",
 }
 OUT = Path(__file__).parent
+PACKAGES = ("aiohttp", "numpy", "pillow", "psutil", "pypdfium2", "tokenizers", "torch", "tqdm", "transformers", "vllm")
+"""What the parts import."""
 
 
 def main() -> int:
@@ -36,9 +38,15 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    parts = options.parts or list(PARTS)
+    plots = () if options.quick else ("matplotlib",)
+    profiler = ("py-spy",) if "profile" in parts else ()
+    require_packages("python -m bench", *PACKAGES, *plots, *profiler)
+    from bench import report  # imports psutil, which may be missing
+
     results = OUT / "results.json"
     kept = json.loads(results.read_text()) if results.exists() else {}
-    for name in options.parts or PARTS:
+    for name in parts:
         print(f"== {PARTS[name]}", flush=True)
         rows: list[Row] = importlib.import_module(f"bench.{name}").run(options.quick)
         for row in rows:

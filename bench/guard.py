@@ -90,10 +90,10 @@ def _v2(window: int, count: int, quick: bool) -> Row:
         device=torch.device("cpu"),
         max_num_reqs=count,
         vocab_size=VOCABULARY,
-        all_token_ids=SimpleNamespace(gpu=history),  # type: ignore[arg-type]
-        prompt_len=SimpleNamespace(gpu=prompt_len),  # type: ignore[arg-type]
-        prefill_len=SimpleNamespace(gpu=prompt_len),  # type: ignore[arg-type]
-        total_len=SimpleNamespace(gpu=torch.full((count,), LENGTH)),  # type: ignore[arg-type]
+        all_token_ids=SimpleNamespace(gpu=history),
+        prompt_len=SimpleNamespace(gpu=prompt_len),
+        prefill_len=SimpleNamespace(gpu=prompt_len),
+        total_len=SimpleNamespace(gpu=torch.full((count,), LENGTH)),
     )
     processor = NoRepeatNGramV2(_config(), state)
     params = SamplingParams(extra_args={"ngram_size": N, "window_size": window, "whitelist_token_ids": []})

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from PIL import Image
@@ -81,7 +82,7 @@ def _bytes(picture: Image.Image, in_tree: InTree) -> list[Row]:
 
 
 def _size(prepared: PreparedImage) -> int:
-    return prepared.global_view.numel() + prepared.tiles.numel()
+    return int(prepared.global_view.numel() + prepared.tiles.numel())
 
 
 def _difference(ours: PreparedImage, theirs: dict[str, torch.Tensor]) -> float:
@@ -90,7 +91,7 @@ def _difference(ours: PreparedImage, theirs: dict[str, torch.Tensor]) -> float:
         raise ValueError(f"the grids differ: {ours.grid} and {theirs['images_spatial_crop'].tolist()}")
     pairs = ((ours.global_view[None], theirs["pixel_values"]), (ours.tiles, theirs["images_crop"]))
     return max(
-        (mine.permute(0, 3, 1, 2).float() - (other + 1) * 127.5).abs().max().round().item() for mine, other in pairs
+        float((mine.permute(0, 3, 1, 2).float() - (other + 1) * 127.5).abs().max().round()) for mine, other in pairs
     )
 
 
@@ -102,13 +103,16 @@ def _many_pages(in_tree: InTree, quick: bool) -> list[Row]:
     def open_rgb(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data)).convert("RGB")
 
+    def ours(pool: ThreadPoolExecutor) -> list[PreparedImage]:
+        return list(pool.map(lambda data: prepare_image(open_rgb(data), GUNDAM), files))
+
     rows = []
     threads = torch.get_num_threads()
     for workers in sorted({1, cores}):
         torch.set_num_threads(1)
         with ThreadPoolExecutor(workers) as pool:
             series = in_turn(
-                lambda pool=pool: list(pool.map(lambda data: prepare_image(open_rgb(data), GUNDAM), files)),
+                partial(ours, pool),
                 lambda: [in_tree(open_rgb(data)) for data in files],
                 rounds=1 if quick else 5,
             )

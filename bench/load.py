@@ -26,6 +26,8 @@ import aiohttp
 import numpy as np
 from tqdm import tqdm
 
+from nano.packages import require_packages
+
 REQUEST_SECONDS = 600
 
 
@@ -202,6 +204,8 @@ def main() -> int:
     parser.add_argument("--stream", action="store_true", help="stream the answers, to see when they begin")
     parser.add_argument("--plot", type=Path, help="write a picture of the run there (needs matplotlib)")
     options = parser.parse_args()
+    if options.plot:
+        require_packages("python -m bench.load --plot", "matplotlib")
     pages = rendered(options.pdf, options.dpi) if options.pdf else [path.read_bytes() for path in options.image]
     more = {} if options.max_tokens is None else {"max_tokens": options.max_tokens}
     bodies = [body(page, prompt=options.prompt, model=options.model, stream=options.stream, **more) for page in pages]

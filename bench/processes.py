@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[1]
 READY_SECONDS = 600
@@ -57,7 +57,7 @@ class Server:
     def _is_ready(self) -> bool:
         try:
             with urllib.request.urlopen(self.url.removesuffix("/v1") + "/health", timeout=5) as answer:
-                return answer.status == 200
+                return bool(answer.status == 200)
         except OSError:
             return False
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from bench.compare import Row, Series
 from bench.load import body
@@ -32,7 +33,7 @@ def run(quick: bool) -> list[Row]:
     folder = Path(tempfile.mkdtemp())
     length = 64 if quick else 1000
     (file,) = small_pages(1)
-    options = {"stream": True, "max_tokens": length, "ignore_eos": True}
+    options: dict[str, Any] = {"stream": True, "max_tokens": length, "ignore_eos": True}
     with ExitStack() as stack:
         mine = stack.enter_context(running(ours(folder / "ours.log")))
         plain = stack.enter_context(running(vllms(folder / "vllm.log")))

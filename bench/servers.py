@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,14 @@ def cpu_per_page(run: Run) -> float:
     return run.cpu / len(run.report.done)
 
 
+def first_text(run: Run, percent: float) -> float:
+    return run.report.first_text(percent)
+
+
+def whole_answer(run: Run, percent: float) -> float:
+    return run.report.whole(percent)
+
+
 def _throughput(mine: Server, plain: Server, quick: bool) -> list[Row]:
     """Streams of whole answers, by how many clients ask at a time."""
     pages = small_pages(4 if quick else 16)
@@ -99,8 +108,8 @@ def _throughput(mine: Server, plain: Server, quick: bool) -> list[Row]:
         figures: dict[str, Callable[[Run], float]] = {"": lambda run: run.report.pages_per_second}
         for percent in (50, 95, 99):
             figures |= {
-                f": first text, p{percent}": lambda run, percent=percent: run.report.first_text(percent),
-                f": whole answer, p{percent}": lambda run, percent=percent: run.report.whole(percent),
+                f": first text, p{percent}": partial(first_text, percent=percent),
+                f": whole answer, p{percent}": partial(whole_answer, percent=percent),
             }
         for name, figure in figures.items():
             rows.append(

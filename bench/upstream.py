@@ -80,4 +80,5 @@ def guard() -> type[Any]:
     with torchvision_provided():
         from vllm.model_executor.models.deepseek_ocr import NGramPerReqLogitsProcessor
 
-    return NGramPerReqLogitsProcessor
+    processor: type[Any] = NGramPerReqLogitsProcessor
+    return processor

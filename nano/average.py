@@ -11,6 +11,13 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
+from nano.packages import require_packages
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    require_packages(
+        "python -m nano.average", "torch", "numpy", "pillow", "rapidfuzz", "safetensors", "tokenizers", "tqdm"
+    )
+
 from nano.model import NanoOcr, load
 from nano.train import export
 

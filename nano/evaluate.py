@@ -22,6 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nano.packages import require_packages
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    require_packages("python -m nano.evaluate", "torch", "numpy", "pillow", "rapidfuzz", "safetensors", "tokenizers")
+
 import torch
 from rapidfuzz.distance import Levenshtein
 
@@ -208,7 +213,7 @@ def through_the_server(base_url: str) -> Read:
 
     def read(asked: Sequence[Asked], mode: str) -> list[Said]:
         with ThreadPoolExecutor(REQUESTS) as pool:
-            return list(pool.map(lambda one: read_one(*one, mode), asked))
+            return list(pool.map(lambda one: read_one(one[0], one[1], mode), asked))
 
     return read
 
@@ -219,6 +224,8 @@ def main() -> None:
     parser.add_argument("--base-url", help="ask a running server instead of loading the checkpoint")
     parser.add_argument("--pages", type=int, default=50, help="pages for each row (default: %(default)s)")
     options = parser.parse_args()
+    if options.base_url:
+        require_packages("python -m nano.evaluate", "openai")
     if absent := missing():
         parser.error(f"no font of {', '.join(absent)} on this machine, so the figures would be others: {ADVICE}")
     read = through_the_server(options.base_url) if options.base_url else through_the_code(options.checkpoint)

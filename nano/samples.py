@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -50,7 +51,7 @@ def square(size: int) -> ResolutionMode:
 
 
 GUNDAM = MODES["gundam"]
-BIG_PRINT = {"min_print": 34, "max_print": 58}
+BIG_PRINT: dict[str, Any] = {"min_print": 34, "max_print": 58}
 """Print in pixels of the model's view, where pages are not resized."""
 PAGE = Sheet(blank=0.02, alike=0.15)
 """What the model is for; the default mode shows it 1.6 times as large."""
@@ -86,15 +87,15 @@ class Stage:
 
 DENSE = replace(MEDIUM, full=True)
 FULL_PAGE = replace(PAGE, full=True)
-FINE_PRINT = {"max_print": 30, "narrow": 1}
+FINE_PRINT: dict[str, Any] = {"max_print": 30, "narrow": 1}
 PLAIN = replace(PAGE, noise=False, alike=0.25)
 """What documents say: no random signs."""
 CLEAN = replace(PLAIN, clean=True)
-CLOSE = {"max_print": 29, "min_lines": 7, "narrow": 2}
+CLOSE: dict[str, Any] = {"max_print": 29, "min_lines": 7, "narrow": 2}
 """Much fine print, where what was misread on clean pages stood."""
-CLOSEST = {"max_print": 26, "min_lines": 8, "narrow": 5}
+CLOSEST: dict[str, Any] = {"max_print": 26, "min_lines": 8, "narrow": 5}
 """The narrowest of it, where most of what was still misread stood: ten characters of two lines in a vision token."""
-LARGE = {"min_print": 30, "max_print": 46, "max_lines": 8}
+LARGE: dict[str, Any] = {"min_print": 30, "max_print": 46, "max_lines": 8}
 """What signs and receipts say, as in the examples."""
 PLAIN_A4 = replace(A4, noise=False, alike=0.15)
 CLEAN_A4 = replace(PLAIN_A4, clean=True)
@@ -248,10 +249,9 @@ class Pages(Dataset[Batch]):
         questions = []
         for task in recipe.tasks:
             rows = [self._question(page, view, task, rng) for page, view in zip(pages, global_views, strict=True)]
-            asked, *labels = zip(*rows, strict=True)
-            questions.append((aligned(asked, PAD), *(aligned(each, NOTHING) for each in labels)))
+            asked, *wanted = zip(*rows, strict=True)
+            questions.append((aligned(asked, PAD), *(aligned(each, NOTHING) for each in wanted)))
         tokens, targets, places, lines = (torch.cat(each, dim=1) for each in zip(*questions, strict=True))
-        sizes = list(patches)
         return Batch(
             pictures,
             tokens,
@@ -261,7 +261,10 @@ class Pages(Dataset[Batch]):
             lines,
             torch.stack(lying),
             torch.stack(numbered),
-            *([torch.stack(labels[size]) for size in sizes] for labels in (patches, cells, cell_spaces, cell_lines)),
+            stacked(patches),
+            stacked(cells),
+            stacked(cell_spaces),
+            stacked(cell_lines),
         )
 
     def _question(self, page: Page, view: ViewMap, task: Task, rng: random.Random) -> tuple[torch.Tensor, ...]:
@@ -287,6 +290,11 @@ class Pages(Dataset[Batch]):
             if rng.random() < 0.1:
                 shown[place] = given[rng.choice(printed)]
         return shown
+
+
+def stacked(labels: dict[int, list[torch.Tensor]]) -> list[torch.Tensor]:
+    """The labels of all views of a size → one tensor for each size, in the order in which the sizes were met."""
+    return [torch.stack(each) for each in labels.values()]
 
 
 def aligned(rows: Sequence[torch.Tensor], padding: int) -> torch.Tensor:

@@ -25,6 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nano.packages import require_packages
+
+if __name__ == "__main__":  # before the imports below: rapidfuzz is first used when the run is saved
+    require_packages(
+        "python -m nano.train", "torch", "numpy", "pillow", "rapidfuzz", "safetensors", "tokenizers", "tqdm"
+    )
+
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -113,7 +120,8 @@ class Trainer(nn.Module):
         encoder = self.model.encoder
         encoded: dict[int, Iterator[torch.Tensor]] = {}
         total = torch.zeros((), device=batch.tokens.device)
-        named, right_cells = [], []
+        named: list[float] = []
+        right_cells: list[float] = []
         by_size = views_by_size(batch.pictures)
         for (size, views), patches, cells, spaces, lines in zip(
             by_size.items(), batch.patches, batch.cells, batch.cell_spaces, batch.cell_lines, strict=True
@@ -193,7 +201,8 @@ def mean(values: torch.Tensor) -> torch.Tensor:
 def optimizers(trainer: Trainer) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, several times faster here than AdamW, which takes the rest."""
     other = ("embed", "lm_head", "mlp.gate.weight", "head", "pos", "patch_embed")
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in trainer.named_parameters():
         (matrices if parameter.ndim == 2 and not any(part in name for part in other) else rest).append(parameter)
     return [
