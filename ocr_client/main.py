@@ -1,4 +1,4 @@
-"""The command `deepseek-ocr`: read, serve, doctor."""
+"""The command line of `deepseek-ocr`, with the commands read, serve and doctor."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from urllib.parse import urlsplit
 
 import typer
 
-from ocr_client import __version__, progress
-from ocr_client.lines import JsonLines, Lines, Markdown, Silent
-from ocr_client.read import USAGE, Run, Wanted
-from ocr_client.selection import Selection, parse
-from ocr_client.server import DEFAULT_URL, ReadOptions, Server
-from ocr_client.sources import Source, SourceError, find
+from ocr_client import __version__
+from ocr_client.client import DEFAULT_URL, OcrClient, ReadOptions
+from ocr_client.output import JsonLinesOutput, MarkdownOutput, NoOutput, Output
+from ocr_client.progress import print_error
+from ocr_client.read import USAGE_ERROR, Run, RunOptions
+from ocr_client.selection import PageSelection, parse_pages
+from ocr_client.sources import SourceError, SourceFile, find_sources
 
 COMMAND = "deepseek-ocr"
 URL_VARIABLES = ["DEEPSEEK_OCR_BASE_URL", "OPENAI_BASE_URL"]
@@ -36,7 +37,7 @@ app = typer.Typer(
 
 
 class Mode(StrEnum):
-    """The model's resolution modes."""
+    """Resolution modes of the model."""
 
     TINY = "tiny"
     SMALL = "small"
@@ -46,24 +47,24 @@ class Mode(StrEnum):
     GUNDAM_M = "gundam-m"
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         print(f"{COMMAND} {__version__}")
         raise typer.Exit
 
 
-def _pages(text: str) -> Selection:
+def _parse_pages(text: str) -> PageSelection:
     try:
-        return parse(text)
+        return parse_pages(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
 
-def _url(text: str) -> str:
-    """With `/v1` if it names a host alone."""
+def _parse_url(text: str) -> str:
+    """Return the base URL, with `/v1` appended if it has no path."""
     url = urlsplit(text.strip())
     if url.scheme not in ("http", "https") or not url.hostname:
-        raise typer.BadParameter(f"{text!r} is no http address, such as {DEFAULT_URL}")
+        raise typer.BadParameter(f"{text!r} is not a valid http(s) URL, such as {DEFAULT_URL}")
     path = url.path.rstrip("/") or "/v1"
     return f"{url.scheme}://{url.netloc}{path}"
 
@@ -71,10 +72,10 @@ def _url(text: str) -> str:
 @app.callback()
 def command(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Read PDFs and pictures of documents with DeepSeek-OCR."""
+    """Read PDFs and images of documents with DeepSeek-OCR."""
 
 
 @app.command(
@@ -90,7 +91,7 @@ curl -s https://example.org/a.pdf | deepseek-ocr read - > a.md
 
 [bold]Exit codes[/bold]
 
-0 all read · 1 something failed · 2 wrong usage or API key · 3 no server · 130 interrupted
+0 success · 1 something failed · 2 invalid usage or API key · 3 no server · 130 interrupted
 """
 )
 def read(
@@ -99,8 +100,7 @@ def read(
         list[str],
         typer.Argument(
             metavar="FILES…",
-            help="PDFs, pictures, folders with such (and all folders below them), or patterns in quotes; - is "
-            "standard input.",
+            help="PDFs, images, folders (searched recursively), or quoted patterns; - stands for standard input.",
         ),
     ],
     out: Annotated[
@@ -110,8 +110,8 @@ def read(
             "-o",
             metavar="OUT",
             file_okay=False,
-            help="Folder for the results, one folder for each document. Without it, the markdown of a single document "
-            "goes to standard output.",
+            help="Output folder, with one folder for each document. Without it, the markdown of a single document is "
+            "written to standard output.",
             rich_help_panel="Results",
         ),
     ] = None,
@@ -119,7 +119,8 @@ def read(
         bool,
         typer.Option(
             "--overlays",
-            help="Also the pages with their blocks drawn on them. The server reads the pages once more for it.",
+            help="Also save the pages with their blocks drawn on them. The server reads the pages a second time for "
+            "this.",
             rich_help_panel="Results",
         ),
     ] = False,
@@ -127,56 +128,64 @@ def read(
         bool,
         typer.Option(
             "--json",
-            help="Print one line of JSON for each page and each document that is done.",
+            help="Print one line of JSON for each finished page and each finished document.",
             rich_help_panel="Results",
         ),
     ] = False,
     prompt: Annotated[
         str | None,
         typer.Option(
-            help="What to ask about each page, such as 'Free OCR.'; the server's own prompt if not given.",
+            help="Prompt for each page, such as 'Free OCR.'. By default, the server's prompt.",
             rich_help_panel="Reading",
         ),
     ] = None,
     mode: Annotated[
-        Mode | None, typer.Option(help="Resolution mode; the server's own if not given.", rich_help_panel="Reading")
+        Mode | None, typer.Option(help="Resolution mode. By default, the server's mode.", rich_help_panel="Reading")
     ] = None,
     pages: Annotated[
-        Selection | None,
+        PageSelection | None,
         typer.Option(
-            parser=_pages,
+            parser=_parse_pages,
             metavar="PAGES",
-            help="Pages to read, as 1-3,7,9-; all if not given.",
+            help="Pages to read, counted from 1, such as 1-3,7,9-. By default, all pages.",
             rich_help_panel="Reading",
         ),
     ] = None,
     dpi: Annotated[
         int | None,
-        typer.Option(min=36, max=600, help="Resolution of PDF pages; 144 if not given.", rich_help_panel="Reading"),
+        typer.Option(
+            min=36,
+            max=600,
+            help="Resolution at which PDF pages are rendered. By default, 144.",
+            rich_help_panel="Reading",
+        ),
     ] = None,
     password: Annotated[
         str | None,
         typer.Option(
             envvar="DEEPSEEK_OCR_PASSWORD",
-            help="Opens encrypted PDFs. Other users of this machine can see a flag: the variable keeps it secret.",
+            help="Password of encrypted PDFs. Prefer the environment variable: other users of this machine can see "
+            "flags.",
             rich_help_panel="Reading",
         ),
     ] = None,
     retry_failed: Annotated[
         bool,
         typer.Option(
-            "--retry-failed", help="Try again what could not be read in an earlier run.", rich_help_panel="Reading"
+            "--retry-failed", help="Retry what could not be read in an earlier run.", rich_help_panel="Reading"
         ),
     ] = False,
     base_url: Annotated[
         str,
-        typer.Option(envvar=URL_VARIABLES, callback=_url, help="Where the server is.", rich_help_panel="Server"),
+        typer.Option(
+            envvar=URL_VARIABLES, callback=_parse_url, help="Base URL of the server.", rich_help_panel="Server"
+        ),
     ] = DEFAULT_URL,
     api_key: Annotated[
         str | None,
         typer.Option(
             envvar="DEEPSEEK_OCR_API_KEY",
-            help="If the server wants one. OPENAI_API_KEY is used only with OPENAI_BASE_URL.",
+            help="API key, if the server requires one. OPENAI_API_KEY is used only together with OPENAI_BASE_URL.",
             rich_help_panel="Server",
         ),
     ] = None,
@@ -185,7 +194,7 @@ def read(
         typer.Option(
             min=1,
             max=1000,
-            help="Documents to have read at a time; the server reads the pages of each at a time, too.",
+            help="Number of documents to send at a time. The server also reads the pages of each document in parallel.",
             rich_help_panel="Server",
         ),
     ] = 16,
@@ -193,29 +202,30 @@ def read(
         float,
         typer.Option(
             min=0,
-            help="Seconds to wait for a server that is full or away once it has answered, before giving up.",
+            help="Seconds to wait for a server that becomes full or unreachable during the run, before giving up.",
             rich_help_panel="Server",
         ),
     ] = 600,
 ) -> None:
-    """Read PDFs and pictures into markdown.
+    """Convert PDFs and images to markdown.
 
-    OUT/report.pdf/ gets [bold]document.md[/bold] with its [bold]figures/[/bold],
-    and [bold]pages/0001.json[/bold] for each page.
+    Each document gets a folder, such as OUT/report.pdf/. It contains
+    [bold]document.md[/bold], its [bold]figures/[/bold], and a file for each page, such as
+    [bold]pages/0001.json[/bold].
 
-    Pages are kept as they come: run the same command again after an
-    interruption, and only what is missing is read. What is done counts
-    as long as the file, --prompt, --mode and --dpi are the same.
+    Each page is saved as soon as it is finished: after an interruption, run
+    the same command again, and only the missing pages are read. Saved pages
+    are valid as long as the file, --prompt, --mode and --dpi stay the same.
     """
     folder = None if out is None else Path(os.path.abspath(out))
     try:
-        sources = find(files, folder)
-        _check_places(sources, folder)
+        sources = find_sources(files, folder)
+        _check_output_folders(sources, folder)
     except SourceError as error:
         _fail(str(error))
     if folder is None and (overlays or (len(sources) > 1 and not json)):
-        _fail("Overlays and several documents need a folder for the results: -o OUT.")
-    wanted = Wanted(
+        _fail("--overlays, and several documents without --json, require an output folder: -o OUT.")
+    options = RunOptions(
         ReadOptions(
             prompt=prompt,
             mode=None if mode is None else mode.value,
@@ -223,87 +233,91 @@ def read(
             password=password,
             figures=folder is not None,
         ),
-        pages or Selection(),
+        pages or PageSelection(),
         overlays=overlays,
         retry_failed=retry_failed,
     )
     if json:
-        lines: Lines = JsonLines()
+        output: Output = JsonLinesOutput()
     else:
-        lines = Markdown() if folder is None else Silent()
-    if api_key is None and _names_openais_variable(context):
+        output = MarkdownOutput() if folder is None else NoOutput()
+    if api_key is None and _url_is_from_openai_variable(context):
         api_key = os.environ.get("OPENAI_API_KEY")
 
-    async def run(kept: Path) -> int:
-        async with Server(base_url, api_key, connections=concurrency + 1) as server:
-            run = Run(server, kept, wanted, patience=patience, lines=lines, resumable=folder is not None)
-            return await run.read(sources, at_once=concurrency)
+    async def run(results: Path) -> int:
+        async with OcrClient(base_url, api_key, connections=concurrency + 1) as client:
+            run = Run(client, results, options, patience=patience, output=output, resumable=folder is not None)
+            return await run.read(sources, concurrency=concurrency)
 
-    with nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix=COMMAND) as kept:
-        code = asyncio.run(run(Path(kept)))
-    _leave(code)
+    with nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix=COMMAND) as results:
+        code = asyncio.run(run(Path(results)))
+    _exit(code)
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(context: typer.Context) -> None:
-    """Start the server here; --help shows its own flags.
+    """Start the server on this machine. --help lists the server's flags.
 
-    Every flag goes to the server: deepseek-ocr serve --port 8080 --model /path/to/DeepSeek-OCR
+    All flags are passed to the server: deepseek-ocr serve --port 8080 --model /path/to/DeepSeek-OCR
     """
     server = find_spec("openai_api_server")
     if server is None or server.origin is None:
-        _fail("The server is not installed here: install it from its folder with ./start_server.sh.")
+        _fail("The server is not installed in this environment. Run ./start_server.sh in the project's folder.")
     os.execv(sys.executable, [sys.executable, server.origin, *context.args])
 
 
 @app.command()
 def doctor(
     model: Annotated[
-        str | None, typer.Option(help="The model to serve: a folder or a Hugging Face id; as the server's own flag.")
+        str | None,
+        typer.Option(help="Model to be served, as for the server's --model flag: a folder or a Hugging Face id."),
     ] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="The port to serve on.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the server.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
 ) -> None:
-    """Say what keeps a server from starting here, and what to do about it.
+    """Report what prevents the server from starting on this machine, and what to do about it.
 
-    Looks at Python, the packages, the GPU and its driver, memory, disk, the model, the port, and a server that runs
-    already. Exits with 0 if nothing is wrong, else with 1.
+    Checks Python, the installed packages, the GPU and its driver, the
+    settings, the model, memory, disk space and the port, and whether a
+    server is already running. Exits with 0 if there is no error, and
+    otherwise with 1.
     """
-    from ocr_client.doctor import examine
+    from ocr_client import doctor
 
-    _leave(examine(model=model, port=port, as_json=json))
+    _exit(doctor.run(model=model, port=port, as_json=json))
 
 
-def _check_places(sources: list[Source], out: Path | None) -> None:
-    """Raises SourceError where a file stands in the way of a folder for results."""
+def _check_output_folders(sources: list[SourceFile], out: Path | None) -> None:
+    """Raise SourceError if a file exists where a folder for results would have to be created."""
     for source in sources if out is not None else []:
         assert out is not None
-        for folder in (out / source.place, *(out / source.place).parents):
+        for folder in (out / source.output_path, *(out / source.output_path).parents):
             if folder.is_file():
-                raise SourceError(f"{folder} is a file, and would have to be a folder: choose another -o.")
+                raise SourceError(f"{folder} is a file, but it must be a folder. Choose another output folder (-o).")
 
 
-def _names_openais_variable(context: typer.Context) -> bool:
-    """Whether it is OPENAI_BASE_URL that says where the server is, and its key may go there."""
+def _url_is_from_openai_variable(context: typer.Context) -> bool:
+    """Return whether the base URL comes from OPENAI_BASE_URL, so that OPENAI_API_KEY may be sent there."""
     source = context.get_parameter_source("base_url")
     return source is not None and source.name == "ENVIRONMENT" and not os.environ.get(URL_VARIABLES[0])
 
 
 def _fail(message: str) -> NoReturn:
-    progress.error(message)
-    raise typer.Exit(USAGE)
+    print_error(message)
+    raise typer.Exit(USAGE_ERROR)
 
 
-def _leave(code: int) -> NoReturn:
+def _exit(code: int) -> NoReturn:
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # Python would say so once more at its end
+    except BrokenPipeError:  # otherwise Python reports the same error again when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise typer.Exit(code)
 
 
 def main() -> None:
+    """Run the command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal may not know every sign
+            stream.reconfigure(errors="replace")  # the terminal's encoding may lack some characters
     app(prog_name=COMMAND)

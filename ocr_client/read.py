@@ -1,4 +1,4 @@
-"""Reading many documents: some at a time, each page kept as it comes, troubles waited out."""
+"""Reads documents concurrently, saves each page as it is finished, and retries after temporary failures."""
 
 from __future__ import annotations
 
@@ -11,264 +11,287 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-from ocr_client.lines import Lines
+from ocr_client.client import (
+    DocumentRejected,
+    InvalidApiKey,
+    OcrClient,
+    PageResult,
+    ReadOptions,
+    RetryTimer,
+    ServerUnavailable,
+    TemporaryFailure,
+)
+from ocr_client.output import Output
 from ocr_client.progress import RunProgress
-from ocr_client.selection import Selection, ranges
-from ocr_client.server import KeyRefused, PageRead, Patience, ReadOptions, Refused, Server, Trouble, Unreachable
-from ocr_client.sources import Source
-from ocr_client.store import Record, Store, page_error
+from ocr_client.results import Record, ResultStore, page_error
+from ocr_client.selection import PageSelection, format_ranges
+from ocr_client.sources import SourceFile
 
-ALL_READ, SOME_FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+SUCCESS, SOME_FAILED, USAGE_ERROR, UNAVAILABLE, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes."""
 
-MOST_BROKEN = 5
-"""Times in a row that the server may break off a document without a single page of it: then the document is what
-breaks it."""
+MAX_ATTEMPTS = 5
+"""Number of times in a row that the server may fail while processing a document, without returning a page of it. After
+that, the document is assumed to be the cause."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is made of each document."""
+class RunOptions:
+    """What to do with each document."""
 
     options: ReadOptions
-    selection: Selection
+    selection: PageSelection
     overlays: bool = False
     retry_failed: bool = False
 
 
-OF_ALL = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""Errors in writing that no other document would be spared."""
+FATAL_ERRORS = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors when writing that would affect every other document as well, so that the run ends."""
 
 
 class Run:
-    """One run of the command over all its documents."""
+    """One run of the command over all of its documents."""
 
     def __init__(
-        self, server: Server, out: Path, wanted: Wanted, *, patience: float, lines: Lines, resumable: bool
+        self, client: OcrClient, out: Path, options: RunOptions, *, patience: float, output: Output, resumable: bool
     ) -> None:
         """Args:
-        patience: seconds for which the server may be away.
-        lines: told of what is done.
-        resumable: whether `out` stays.
+        client: the server to use.
+        out: folder for the results.
+        options: what to do with each document.
+        patience: seconds for which the server may be unavailable.
+        output: receives pages and documents as they are finished.
+        resumable: whether `out` still exists after the run, so that the run can be continued.
         """
-        self._server = server
+        self._client = client
         self._out = out
-        self._wanted = wanted
-        self._lines = lines
-        self._seconds = patience
+        self._options = options
+        self._output = output
+        self._patience = patience
         self._resumable = resumable
-        self._begun = False
+        self._started = False
         self._interrupted = False
 
-    async def read(self, sources: Sequence[Source], *, at_once: int) -> int:
-        """Read all of `sources`; the exit code."""
+    async def read(self, sources: Sequence[SourceFile], *, concurrency: int) -> int:
+        """Read all documents and return the exit code.
+
+        Args:
+            sources: the documents.
+            concurrency: maximum number of documents that are read at the same time.
+        """
         with RunProgress(len(sources)) as progress:
             self._progress = progress
-            self._patience = Patience(self._seconds, progress.say)
-            task = asyncio.create_task(self._read(sources, at_once))
+            self._retry_timer = RetryTimer(self._patience, progress.print)
+            task = asyncio.create_task(self._read(sources, concurrency))
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, self._interrupt, task)
             code = await task
-        if self._begun:
-            self._sum_up(code)
+        if self._started:
+            self._print_summary(code)
         return code
 
-    async def _read(self, sources: Sequence[Source], at_once: int) -> int:
+    async def _read(self, sources: Sequence[SourceFile], concurrency: int) -> int:
         waiting = iter(sources)
 
         async def work() -> None:
             for source in waiting:
-                await self._document(source)
+                await self._read_document(source)
 
         try:
-            await self._server.greet()
-            self._begun = True
+            await self._client.check_connection()
+            self._started = True
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(at_once, len(sources))):
+                for _ in range(min(concurrency, len(sources))):
                     group.create_task(work())
         except asyncio.CancelledError:
             return INTERRUPTED
-        except (Unreachable, KeyRefused) as error:
-            return self._end(error)
+        except (ServerUnavailable, InvalidApiKey) as error:
+            return self._report_fatal(error)
         except BaseExceptionGroup as errors:
-            for found in errors.exceptions:
-                if isinstance(found, Unreachable | KeyRefused | OSError):
-                    return self._end(found)
+            for fatal in errors.exceptions:
+                if isinstance(fatal, ServerUnavailable | InvalidApiKey | OSError):
+                    return self._report_fatal(fatal)
             raise
-        return SOME_FAILED if self._progress.documents_failed else ALL_READ
+        return SOME_FAILED if self._progress.documents_failed else SUCCESS
 
-    def _end(self, error: Unreachable | KeyRefused | OSError) -> int:
-        """The exit code of a run that one error ends."""
+    def _report_fatal(self, error: ServerUnavailable | InvalidApiKey | OSError) -> int:
+        """Print an error that ends the run, and return the exit code."""
         if isinstance(error, BrokenPipeError):
-            return SOME_FAILED  # nobody reads standard output any more, as with head
-        self._progress.say(f"error: {_words(error) if isinstance(error, OSError) else error}")
+            return SOME_FAILED  # the reader of standard output has closed it, as `head` does
+        self._progress.print(f"error: {_describe(error) if isinstance(error, OSError) else error}")
         if isinstance(error, OSError):
             return SOME_FAILED
-        return UNREACHABLE if isinstance(error, Unreachable) else USAGE
+        return UNAVAILABLE if isinstance(error, ServerUnavailable) else USAGE_ERROR
 
-    async def _document(self, source: Source) -> None:
-        """Read one document; what goes wrong with it is said, and others go on."""
+    async def _read_document(self, source: SourceFile) -> None:
+        """Read one document. Errors that concern only this document are reported, not raised."""
         error: str | None = None
         failed_pages: list[int] = []
         try:
             sha256 = await asyncio.to_thread(source.sha256)
-            options = self._wanted.options
-            store = Store(
-                self._out / source.place, Record(source=source.name, sha256=sha256, options=options.identity())
+            options = self._options.options
+            store = ResultStore(
+                self._out / source.output_path, Record(source=source.name, sha256=sha256, options=options.identity())
             )
-            indices = await self._pages(source, store)
+            indices = await self._read_pages(source, store)
             failed_pages = [index + 1 for index in indices if store.done[index] == "error"]
-            if self._wanted.overlays:
-                await self._overlay(source, store, [index for index in indices if store.done[index] != "error"])
-        except Refused as refused:
-            error = str(refused)
-        except OSError as system:
-            if system.errno in OF_ALL:
+            if self._options.overlays:
+                await self._read_overlay(source, store, [index for index in indices if store.done[index] != "error"])
+        except DocumentRejected as rejected:
+            error = str(rejected)
+        except OSError as os_error:
+            if os_error.errno in FATAL_ERRORS:
                 raise
-            error = _words(system)
+            error = _describe(os_error)
         if failed_pages and error is None:
-            error = f"page {ranges(failed_pages)} could not be read: {page_error(store.page(failed_pages[0] - 1))}"
+            reason = page_error(store.load_page(failed_pages[0] - 1))
+            error = f"page {format_ranges(failed_pages)} could not be read: {reason}"
         if error is not None:
-            self._progress.say(f"failed: {source.name}: {error}")
-        self._lines.document(source.name, output=self._output(source), failed_pages=failed_pages, error=error)
-        self._progress.document(source.name, failed=error is not None)
+            self._progress.print(f"failed: {source.name}: {error}")
+        self._output.write_document(
+            source.name, output=self._output_folder(source), failed_pages=failed_pages, error=error
+        )
+        self._progress.finish_document(source.name, failed=error is not None)
 
-    async def _pages(self, source: Source, store: Store) -> list[int]:
-        """Have all selected pages in the store; their indices."""
-        wanted = self._wanted
-        if wanted.retry_failed:
-            store.forget_failures()
+    async def _read_pages(self, source: SourceFile, store: ResultStore) -> list[int]:
+        """Read the selected pages that are not in the store yet, and return the indices of all selected pages."""
+        options = self._options
+        if options.retry_failed:
+            store.clear_failures()
         if store.record.error is not None:
-            raise Refused(f"{store.record.error['message']} (as before; --retry-failed tries again)", status=400)
-        indices = wanted.selection.indices(store.record.page_count)
-        store.begin(indices)
-        kept = [] if indices is None else [index for index in indices if index in store.done]
-        self._progress.before(len(kept))
-        for index in kept:
-            self._lines.page(source.name, store.page(index), from_before=True)
+            message = store.record.error["message"]
+            raise DocumentRejected(f"{message} (from an earlier run; use --retry-failed to try again)", status=400)
+        indices = options.selection.indices(store.record.page_count)
+        store.prepare(indices)
+        saved = [] if indices is None else [index for index in indices if index in store.done]
+        self._progress.add_resumed_pages(len(saved))
+        for index in saved:
+            self._output.write_page(source.name, store.load_page(index), from_before=True)
         if indices is not None:
-            self._progress.counted(source.name, len(indices) - len(kept))
-        tries = _Tries(self._patience)
+            self._progress.add_page_count(source.name, len(indices) - len(saved))
+        attempts = _Attempts(self._retry_timer)
         while indices is None or store.missing(indices):
             progressed = False
             try:
-                pages = wanted.selection.request() if indices is None else ranges(store.missing(indices))
-                async with aclosing(self._server.pages(source, wanted.options, pages)) as events:
-                    async for read in events:
+                pages = options.selection.to_api() if indices is None else format_ranges(store.missing(indices))
+                async with aclosing(self._client.read_pages(source, options.options, pages)) as results:
+                    async for result in results:
                         if indices is None:
-                            indices = self._counted(source, store, read.total)
-                        if read.index in indices:
+                            indices = self._set_page_count(source, store, result.total)
+                        if result.index in indices:
                             progressed = True
-                            tries.rewarded()
-                            self._keep(source, store, read)
+                            attempts.reset()
+                            self._save_page(source, store, result)
                 if not progressed:
-                    raise Refused("The server left pages out.", status=200)
-            except Trouble as trouble:
-                await tries.after(trouble)
-            except Refused as refused:
-                if refused.code == "invalid_pages":  # the server's words count pages from 0
-                    raise Refused(
-                        "The document does not have all the pages that --pages names.", status=400
-                    ) from refused
-                if not _is_final(refused):
+                    raise DocumentRejected("The server did not return all of the pages.", status=200)
+            except TemporaryFailure as failure:
+                await attempts.wait(failure)
+            except DocumentRejected as rejected:
+                if rejected.code == "invalid_pages":  # the server's message counts pages from 0
+                    raise DocumentRejected(
+                        "The document does not have all the pages given with --pages.", status=400
+                    ) from rejected
+                if not _is_permanent(rejected):
                     raise
                 if indices is None or not store.done:
-                    store.failed(refused)
+                    store.save_error(rejected)
                     raise
-                for index in store.missing(indices):  # the document could be opened before, so it is these pages
-                    error = {"message": str(refused), "code": refused.code}
+                # The document could be opened before, so the error is about the pages that are missing.
+                for index in store.missing(indices):
+                    error = {"message": str(rejected), "code": rejected.code}
                     page = {"markdown": "", "images": [], "finish_reason": "error", "error": error}
-                    self._keep(source, store, PageRead(index, 0, page))
+                    self._save_page(source, store, PageResult(index, 0, page))
         store.finish(indices)
         return indices
 
-    def _counted(self, source: Source, store: Store, selected: int) -> list[int]:
-        """The document has been opened: the selected pages."""
-        page_count = self._wanted.selection.page_count(selected)
-        assert page_count is not None, "only selections with an open end wait for it"
-        store.counted(page_count)
-        indices = self._wanted.selection.indices(page_count) or []
-        self._progress.counted(source.name, len(indices))
+    def _set_page_count(self, source: SourceFile, store: ResultStore, selected: int) -> list[int]:
+        """Record the page count of a document that the server has opened, and return the selected pages."""
+        page_count = self._options.selection.page_count(selected)
+        assert page_count is not None, "only an open range of pages depends on the page count"
+        store.set_page_count(page_count)
+        indices = self._options.selection.indices(page_count) or []
+        self._progress.add_page_count(source.name, len(indices))
         return indices
 
-    def _keep(self, source: Source, store: Store, read: PageRead) -> None:
-        page = store.keep(read.index, read.page)
-        self._progress.page(store.done[read.index])
-        self._lines.page(source.name, page, from_before=False)
+    def _save_page(self, source: SourceFile, store: ResultStore, result: PageResult) -> None:
+        page = store.save_page(result.index, result.page)
+        self._progress.finish_page(store.done[result.index])
+        self._output.write_page(source.name, page, from_before=False)
 
-    async def _overlay(self, source: Source, store: Store, indices: list[int]) -> None:
-        """The pages with their blocks drawn on them; the server reads them again for it."""
-        tries = _Tries(self._patience)
+    async def _read_overlay(self, source: SourceFile, store: ResultStore, indices: list[int]) -> None:
+        """Save the pages with their blocks drawn on them. The server reads the pages a second time for this."""
+        attempts = _Attempts(self._retry_timer)
         while indices and not store.has_overlay(indices):
             try:
-                kind, data = await self._server.overlay(source, self._wanted.options, ranges(indices))
-            except Trouble as trouble:
-                await tries.after(trouble)
+                kind, data = await self._client.read_overlay(source, self._options.options, format_ranges(indices))
+            except TemporaryFailure as failure:
+                await attempts.wait(failure)
             else:
-                tries.rewarded()
-                store.keep_overlay(indices, kind, data)
+                attempts.reset()
+                store.save_overlay(indices, kind, data)
 
-    def _output(self, source: Source) -> str | None:
-        return str(self._out / source.place) if self._resumable else None
+    def _output_folder(self, source: SourceFile) -> str | None:
+        return str(self._out / source.output_path) if self._resumable else None
 
     def _interrupt(self, task: asyncio.Task[int]) -> None:
-        """The first time, end in good order; the second time, at once."""
+        """Handle a signal: the first one stops the run cleanly, the second one stops the process immediately."""
         if self._interrupted:
             self._progress.stop()
             os._exit(INTERRUPTED)
         self._interrupted = True
         task.cancel()
 
-    def _sum_up(self, code: int) -> None:
-        done = self._progress
-        rate = f" ({done.pages / done.seconds:.2f} pages/s)" if done.pages else ""
-        before = f", {_count(done.pages_before, 'page')} from before" if done.pages_before else ""
-        documents = f"{done.documents_done} of {_count(done.documents, 'document')}"
-        done.say(f"{_count(done.pages, 'page')} read in {done.seconds:.1f} s{rate}{before}; {documents} done.")
-        if done.pages_cut:
-            done.say(f"{_count(done.pages_cut, 'page')} not whole: too long, or the model repeated itself.")
-        if done.documents_failed:
-            done.say(f"{_count(done.documents_failed, 'document')} failed; --retry-failed tries again what failed.")
-        if code in (INTERRUPTED, UNREACHABLE) and self._resumable:
-            done.say("What is done is kept: the same command goes on from there.")
+    def _print_summary(self, code: int) -> None:
+        run = self._progress
+        rate = f" ({run.pages / run.seconds:.2f} pages/s)" if run.pages else ""
+        resumed = f", {_plural(run.pages_resumed, 'page')} from an earlier run" if run.pages_resumed else ""
+        documents = f"{run.documents_done} of {_plural(run.documents, 'document')}"
+        run.print(f"{_plural(run.pages, 'page')} read in {run.seconds:.1f} s{rate}{resumed}; {documents} done.")
+        if run.pages_incomplete:
+            run.print(f"{_plural(run.pages_incomplete, 'page')} incomplete: too long, or the model repeated itself.")
+        if run.documents_failed:
+            run.print(f"{_plural(run.documents_failed, 'document')} failed. Use --retry-failed to try again.")
+        if code in (INTERRUPTED, UNAVAILABLE) and self._resumable:
+            run.print("Finished pages are saved. Run the same command again to continue.")
 
 
-class _Tries:
-    """At one document."""
+class _Attempts:
+    """Limits the number of failed attempts to read one document."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
-        self._broken = 0
+    def __init__(self, timer: RetryTimer) -> None:
+        self._timer = timer
+        self._failed = 0
 
-    def rewarded(self) -> None:
-        self._broken = 0
-        self._patience.rewarded()
+    def reset(self) -> None:
+        """Start anew, because the server has returned something."""
+        self._failed = 0
+        self._timer.reset()
 
-    async def after(self, trouble: Trouble) -> None:
-        """Pause before the next try.
+    async def wait(self, failure: TemporaryFailure) -> None:
+        """Pause before the next attempt.
 
         Raises:
-            Refused: it is this document that the server breaks off at, time and again.
-            Unreachable: patience is at its end.
+            DocumentRejected: if the server has failed too often in a row while processing this document.
+            ServerUnavailable: if the server has been unavailable for too long.
         """
-        self._broken += trouble.under_way
-        if self._broken >= MOST_BROKEN:
-            raise Refused(f"{trouble} So it was {MOST_BROKEN} times in a row.", status=500)
-        await self._patience.wait(trouble)
+        self._failed += failure.started
+        if self._failed >= MAX_ATTEMPTS:
+            raise DocumentRejected(f"{failure} This happened {MAX_ATTEMPTS} times in a row.", status=500)
+        await self._timer.wait(failure)
 
 
-def _is_final(refused: Refused) -> bool:
-    """Whether it is the content of the document that can't be read, whatever else is asked."""
-    code = refused.code or ""
-    passing = (
+def _is_permanent(rejected: DocumentRejected) -> bool:
+    """Return whether the content of the document cannot be read, regardless of pages, password and load."""
+    code = rejected.code or ""
+    depends_on_request = (
         code in ("invalid_pages", "too_many_pages") or code.startswith("pdf_password") or code.endswith("_timeout")
     )
-    return refused.status == 400 and (refused.param or "").startswith("document") and not passing
+    return rejected.status == 400 and (rejected.param or "").startswith("document") and not depends_on_request
 
 
-def _words(error: OSError) -> str:
+def _describe(error: OSError) -> str:
     return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

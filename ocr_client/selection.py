@@ -1,4 +1,4 @@
-"""Which pages of a document: `1-3,7,9-`, counted from 1 as people do."""
+"""Page selections such as `1-3,7,9-`, counted from 1, and their form in the API, which counts from 0."""
 
 from __future__ import annotations
 
@@ -6,74 +6,86 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MOST_PAGES = 100_000
-"""In one range of a selection."""
+MAX_PAGES = 100_000
+"""Maximum number of pages in one range of a selection."""
 
 _PART = re.compile(r"([0-9]{1,9})(?:\s*(-)\s*([0-9]{1,9})?)?")
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Pages by their indices, which count from 0 as in the API."""
+class PageSelection:
+    """Selected pages, by their index in the document, counted from 0. By default, all pages."""
 
-    single: frozenset[int] = frozenset()
-    start: int | None = 0
-    """The page from which on all are selected, if there is one."""
+    pages: frozenset[int] = frozenset()
+    """Pages that are selected individually."""
+    open_from: int | None = 0
+    """First page of an open range, which selects all pages from there on. None if there is no open range."""
 
     def indices(self, page_count: int | None) -> list[int] | None:
-        """The selected pages of a document, in its order; None if that takes a page count and there is none."""
-        if self.start is None:
-            return sorted(self.single)
+        """Return the selected pages in ascending order.
+
+        Args:
+            page_count: number of pages in the document, or None if it is not known yet.
+
+        Returns:
+            None if the selection has an open range and the page count is not known.
+        """
+        if self.open_from is None:
+            return sorted(self.pages)
         if page_count is None:
             return None
-        return sorted(self.single | set(range(self.start, page_count)))
+        return sorted(self.pages | set(range(self.open_from, page_count)))
 
     def page_count(self, selected: int) -> int | None:
-        """How many pages a document has of which `selected` are selected; None if that doesn't follow."""
-        if self.start is None:
+        """Return the number of pages in a document of which `selected` pages are selected.
+
+        Returns:
+            None if the selection has no open range, because any page count is possible then.
+        """
+        if self.open_from is None:
             return None
-        return self.start + selected - sum(index < self.start for index in self.single)
+        return self.open_from + selected - sum(index < self.open_from for index in self.pages)
 
-    def request(self) -> str | None:
-        """As the API takes it, which counts from 0; None for all pages."""
-        if self.start is None:
-            return ranges(self.single)
-        if self.start == 0:
+    def to_api(self) -> str | None:
+        """Return the selection in the form of the API's `pages` parameter, counted from 0, or None for all pages."""
+        if self.open_from is None:
+            return format_ranges(self.pages)
+        if self.open_from == 0:
             return None
-        before = ranges(index for index in self.single if index < self.start)
-        return f"{before},{self.start}-" if before else f"{self.start}-"
+        before = format_ranges(index for index in self.pages if index < self.open_from)
+        return f"{before},{self.open_from}-" if before else f"{self.open_from}-"
 
 
-def parse(text: str) -> Selection:
-    """A selection as it is typed.
+def parse_pages(text: str) -> PageSelection:
+    """Parse a selection as users write it, such as `1-3,7,9-`.
 
     Raises:
-        ValueError: it isn't one; the text is for people.
+        ValueError: if `text` is not a valid selection. The message is meant for users.
     """
-    single: set[int] = set()
-    start: int | None = None
+    pages: set[int] = set()
+    open_from: int | None = None
     for part in text.split(","):
         match = _PART.fullmatch(part.strip())
         if match is None:
-            raise ValueError(f"{part.strip()!r} is neither a page nor a range of pages, as in 1-3,7,9-")
+            raise ValueError(f"{part.strip()!r} is not a page or a range of pages, such as those in 1-3,7,9-")
         first, dash, last = match.groups()
         begin = int(first) - 1
         end = int(last or first) - 1
         if begin < 0:
             raise ValueError("pages are counted from 1")
         if dash and not last:
-            start = begin if start is None else min(start, begin)
+            open_from = begin if open_from is None else min(open_from, begin)
             continue
         if end < begin:
             raise ValueError(f"the range {first}-{last} is reversed: write {last}-{first}")
-        if end - begin >= MOST_PAGES:
-            raise ValueError(f"the range {first}-{last} has more than {MOST_PAGES:,} pages")
-        single.update(range(begin, end + 1))
-    return Selection(frozenset(single), start)
+        if end - begin >= MAX_PAGES:
+            raise ValueError(f"the range {first}-{last} has more than {MAX_PAGES:,} pages")
+        pages.update(range(begin, end + 1))
+    return PageSelection(frozenset(pages), open_from)
 
 
-def ranges(numbers: Iterable[int]) -> str:
-    """`0,2-4` for 0, 2, 3, 4."""
+def format_ranges(numbers: Iterable[int]) -> str:
+    """Return numbers as comma-separated ranges: `0,2-4` for 0, 2, 3 and 4."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][1] + 1:

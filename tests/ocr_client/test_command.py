@@ -1,4 +1,4 @@
-"""The command itself: help, version, completion, and the server's flags."""
+"""The command line itself: help, version, shell completion, and the flags of `serve`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_help(arguments: list[str], words: list[str], tmp_path: Path) -> None:
     assert all(word in done.out for word in words), done.out
 
 
-def test_without_a_command_the_help_is_shown(tmp_path: Path) -> None:
+def test_help_is_shown_if_there_is_no_command(tmp_path: Path) -> None:
     done = run(cwd=tmp_path)
     assert done.code == 2
     assert "doctor" in done.out + done.error
@@ -45,7 +45,7 @@ def test_version(tmp_path: Path) -> None:
     assert (done.code, done.out) == (0, f"deepseek-ocr {project['version']}\n")
 
 
-def test_the_installed_command_is_this_one() -> None:
+def test_entry_point() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, name = scripts["deepseek-ocr"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))
@@ -60,20 +60,20 @@ def test_completion_script(shell: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "found"), [("deepseek-ocr d", {"doctor"}), ("deepseek-ocr read --retry", {"--retry-failed"})]
+    ("typed", "completions"), [("deepseek-ocr d", {"doctor"}), ("deepseek-ocr read --retry", {"--retry-failed"})]
 )
-def test_completion(typed: str, found: set[str], tmp_path: Path) -> None:
+def test_completion(typed: str, completions: set[str], tmp_path: Path) -> None:
     words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_DEEPSEEK_OCR_COMPLETE": "complete_bash"}
-    assert set(run(cwd=tmp_path, variables=words).out.split()) == found
+    assert set(run(cwd=tmp_path, variables=words).out.split()) == completions
 
 
-def test_serve_gives_its_flags_to_the_server(tmp_path: Path) -> None:
+def test_serve_passes_its_flags_to_the_server(tmp_path: Path) -> None:
     done = run("serve", "--port", "99999", cwd=tmp_path)
     assert done.code == 2
     assert "PORT" in done.error
 
 
-def test_it_starts_without_the_server_and_its_libraries(tmp_path: Path) -> None:
+def test_the_client_does_not_import_the_server(tmp_path: Path) -> None:
     code = (
         "import sys, ocr_client.main, ocr_client.doctor\n"
         "heavy = {'ocr_server', 'deepseek_ocr', 'config', 'torch', 'vllm', 'fastapi', 'pydantic'}\n"
@@ -85,5 +85,5 @@ def test_it_starts_without_the_server_and_its_libraries(tmp_path: Path) -> None:
     assert done.stdout == "set()\n"
 
 
-def test_the_modes_are_the_models() -> None:
+def test_the_modes_are_those_of_the_model() -> None:
     assert [mode.value for mode in Mode] == list(MODES)

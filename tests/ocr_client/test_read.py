@@ -1,4 +1,4 @@
-"""`deepseek-ocr read` on files and folders: what is written, printed, and exited with."""
+"""`deepseek-ocr read` with files and folders: the results, the output, and the exit codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ocr_server.errors import EngineFailure
-from tests.ocr_client.conftest import Done, PlayedServer, document, pages_of, picture, run, start
+from tests.ocr_client.conftest import Done, FakeServer, document, pages_of, run, start, write_image
 from tests.ocr_server.intake.pdfs import encrypted
 
 FIGURE = (
@@ -22,9 +22,9 @@ FIGURE = (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """`scans` with a picture, a PDF of three pages below it, a file that is broken, and what is to be left alone."""
+    """A folder with `scans`: an image, a PDF of three pages in a subfolder, a broken file, and files to ignore."""
     (tmp_path / "scans" / "2020").mkdir(parents=True)
-    picture(tmp_path / "scans" / "photo.png")
+    write_image(tmp_path / "scans" / "photo.png")
     (tmp_path / "scans" / "2020" / "three.pdf").write_bytes(document(3))
     (tmp_path / "scans" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no picture")
     (tmp_path / "scans" / "notes.txt").write_text("not a document")
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_with_a_broken_file(server: PlayedServer, folder: Path) -> None:
+def test_a_folder_with_a_broken_file(server: FakeServer, folder: Path) -> None:
     done = run("read", "scans", "-o", "out", "--base-url", server.url, cwd=folder)
     assert done.code == 1, done.error
     assert done.out == ""
@@ -53,18 +53,18 @@ def test_a_folder_with_a_broken_file(server: PlayedServer, folder: Path) -> None
     assert not list((folder / "out").rglob("*.part"))
 
 
-def test_all_is_well(server: PlayedServer, folder: Path) -> None:
+def test_patterns(server: FakeServer, folder: Path) -> None:
     (folder / "scans" / "broken.jpg").unlink()
     done = run("read", "scans/*", "-o", "out", "--base-url", server.url, cwd=folder)
     assert done.code == 1
-    assert "notes.txt" in done.error, "what is matched by name is read, whatever it is"
+    assert "notes.txt" in done.error, "a file that a pattern matches by name is read whatever its suffix"
     done = run("read", "scans/**/*", "-o", "out", "--base-url", server.url, cwd=folder)
     assert done.code == 0, done.error
-    assert "4 pages from before; 2 of 2 documents done" in done.error
+    assert "4 pages from an earlier run; 2 of 2 documents done" in done.error
     assert sum(server.asked.values()) == 4
 
 
-def test_the_same_file_has_the_same_place_however_it_is_named(server: PlayedServer, folder: Path) -> None:
+def test_the_output_folder_does_not_depend_on_how_a_file_is_named(server: FakeServer, folder: Path) -> None:
     absolute = folder / "scans" / "2020" / "three.pdf"
     for names in (["scans/2020/three.pdf"], [absolute], ["scans/2020"], ["scans/2020/*.pdf", absolute]):
         done = run("read", *names, "-o", "out", "--base-url", server.url, cwd=folder)
@@ -72,9 +72,9 @@ def test_the_same_file_has_the_same_place_however_it_is_named(server: PlayedServ
     assert server.asked == {1: 1, 2: 1, 3: 1}
 
 
-def test_results_of_an_earlier_run_are_not_read(server: PlayedServer, tmp_path: Path) -> None:
-    picture(tmp_path / "a.png", 5)
-    server.says = lambda _: FIGURE
+def test_results_of_an_earlier_run_are_not_read(server: FakeServer, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", 5)
+    server.answer = lambda _: FIGURE
     for out in ("first", "second"):
         done = run("read", ".", "-o", out, "--base-url", server.url, cwd=tmp_path)
         assert (done.code, server.asked[5]) == (0, 1 if out == "first" else 2), done.error
@@ -82,9 +82,9 @@ def test_results_of_an_earlier_run_are_not_read(server: PlayedServer, tmp_path: 
     assert "1 page read" in done.error
 
 
-def test_figures_are_files_and_linked(server: PlayedServer, tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
-    server.says = lambda _: FIGURE
+def test_figures_are_saved_and_linked(server: FakeServer, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    server.answer = lambda _: FIGURE
     assert run("read", "a.png", "-o", "out", "--base-url", server.url, cwd=tmp_path).code == 0
     folder = tmp_path / "out" / "a.png"
     name = "figures/page-1-figure-1.jpeg"
@@ -95,8 +95,8 @@ def test_figures_are_files_and_linked(server: PlayedServer, tmp_path: Path) -> N
     assert "image_base64" not in image
 
 
-def test_overlays(server: PlayedServer, tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_overlays(server: FakeServer, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
     (tmp_path / "three.pdf").write_bytes(document(3))
     arguments = ("read", "a.png", "three.pdf", "-o", "out", "--overlays", "--base-url", server.url)
     assert run(*arguments, cwd=tmp_path).code == 0
@@ -104,10 +104,10 @@ def test_overlays(server: PlayedServer, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "three.pdf" / "overlay.pdf").read_bytes().startswith(b"%PDF")
     before = dict(server.asked)
     assert run(*arguments, cwd=tmp_path).code == 0
-    assert server.asked == before, "they are there already"
+    assert server.asked == before, "the overlays exist already"
 
 
-def test_pages_are_chosen_and_shared_between_choices(server: PlayedServer, tmp_path: Path) -> None:
+def test_saved_pages_are_shared_between_selections(server: FakeServer, tmp_path: Path) -> None:
     (tmp_path / "five.pdf").write_bytes(document(5))
     read = ("read", "five.pdf", "-o", "out", "--base-url", server.url)
     file = tmp_path / "out" / "five.pdf" / "document.md"
@@ -117,13 +117,13 @@ def test_pages_are_chosen_and_shared_between_choices(server: PlayedServer, tmp_p
     assert run(*read, cwd=tmp_path).code == 0
     assert server.asked == {1: 1, 2: 1, 3: 1, 4: 1, 5: 1}
     assert file.read_text().count("page ") == 5
-    refused = run(*read, "--pages", "9", cwd=tmp_path)
-    assert refused.code == 1
-    assert "does not have all the pages" in refused.error
-    assert run(*read, cwd=tmp_path).code == 0, "what was wrong with the choice is not held against the document"
+    rejected = run(*read, "--pages", "9", cwd=tmp_path)
+    assert rejected.code == 1
+    assert "does not have all the pages" in rejected.error
+    assert run(*read, cwd=tmp_path).code == 0, "an invalid selection does not mark the document as failed"
 
 
-def test_options_reach_the_server(server: PlayedServer, tmp_path: Path) -> None:
+def test_options_reach_the_server(server: FakeServer, tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(document(1))
     out = ("-o", "out", "--base-url", server.url)
     done = run("read", "a.pdf", "--prompt", "Free OCR.", "--dpi", "72", "--mode", "tiny", *out, cwd=tmp_path)
@@ -133,7 +133,7 @@ def test_options_reach_the_server(server: PlayedServer, tmp_path: Path) -> None:
     assert any("Free OCR." in prompt for prompt in server.prompts)
 
 
-def test_a_password(server: PlayedServer, tmp_path: Path) -> None:
+def test_password(server: FakeServer, tmp_path: Path) -> None:
     (tmp_path / "secret.pdf").write_bytes(encrypted(b"", "open sesame"))
     read = ("read", "secret.pdf", "-o", "out", "--base-url", server.url)
     assert "password" in run(*read, cwd=tmp_path).error
@@ -142,20 +142,20 @@ def test_a_password(server: PlayedServer, tmp_path: Path) -> None:
     assert "sesame" not in (tmp_path / "out" / "secret.pdf" / "deepseek-ocr.json").read_text()
 
 
-def test_standard_input_to_standard_output(server: PlayedServer, tmp_path: Path) -> None:
+def test_standard_input_to_standard_output(server: FakeServer, tmp_path: Path) -> None:
     done = run("read", "-", "--base-url", server.url, cwd=tmp_path, given=document(2))
     assert done.code == 0, done.error
     assert done.out == "page 1\n\n<--- Page Split --->\n\npage 2\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_standard_input_that_is_no_document(server: PlayedServer, tmp_path: Path) -> None:
+def test_standard_input_is_not_a_document(server: FakeServer, tmp_path: Path) -> None:
     done = run("read", "-", "--base-url", server.url, cwd=tmp_path, given=b"hello")
     assert (done.code, done.out) == (1, "")
     assert "failed: -: " in done.error
 
 
-def test_json_lines(server: PlayedServer, folder: Path) -> None:
+def test_json_lines(server: FakeServer, folder: Path) -> None:
     for from_before in (False, True):
         done = run("read", "scans", "-o", "out", "--json", "--base-url", server.url, cwd=folder)
         assert done.code == 1
@@ -169,33 +169,33 @@ def test_json_lines(server: PlayedServer, folder: Path) -> None:
         assert documents["broken.jpg"]["error"]
 
 
-def test_json_lines_without_a_folder(server: PlayedServer, folder: Path) -> None:
+def test_json_lines_without_a_folder(server: FakeServer, folder: Path) -> None:
     done = run("read", "scans/photo.png", "scans/2020", "--json", "--base-url", server.url, cwd=folder)
     assert done.code == 0, done.error
     assert [line["output"] for line in done.lines if line["type"] == "document"] == [None, None]
     assert len([line for line in done.lines if line["type"] == "page"]) == 4
 
 
-def test_a_page_that_fails(server: PlayedServer, tmp_path: Path) -> None:
-    """It is named, remembered, and tried again only if that is asked for."""
+def test_a_page_that_fails(server: FakeServer, tmp_path: Path) -> None:
+    """It is reported and remembered, and tried again only with --retry-failed."""
     (tmp_path / "a.pdf").write_bytes(document(3))
     broken = True
 
-    def says(number: int) -> str:
+    def answer(number: int) -> str:
         if number == 2 and broken:
-            raise EngineFailure("The engine fell over this page.")
+            raise EngineFailure("The engine crashed on this page.")
         return f"page {number}"
 
-    server.says = says
+    server.answer = answer
     read = ("read", "a.pdf", "-o", "out", "--base-url", server.url)
     done = run(*read, cwd=tmp_path)
     assert done.code == 1
-    assert "page 2 could not be read: The engine fell over this page." in done.error
+    assert "page 2 could not be read: The engine crashed on this page." in done.error
     text = (tmp_path / "out" / "a.pdf" / "document.md").read_text()
     assert "page 1" in text
-    assert "<!-- Page 2 could not be read: The engine fell over this page. -->" in text
+    assert "<!-- Page 2 could not be read: The engine crashed on this page. -->" in text
     assert json.loads((tmp_path / "out" / "a.pdf" / "deepseek-ocr.json").read_text())["failed_pages"] == [2]
-    assert run(*read, cwd=tmp_path).code == 1, "it still is not read"
+    assert run(*read, cwd=tmp_path).code == 1, "the page still failed"
     assert server.asked[2] == 1
     broken = False
     assert run(*read, "--retry-failed", cwd=tmp_path).code == 0
@@ -203,17 +203,17 @@ def test_a_page_that_fails(server: PlayedServer, tmp_path: Path) -> None:
     assert "page 2" in (tmp_path / "out" / "a.pdf" / "document.md").read_text()
 
 
-def test_a_document_that_is_refused_is_asked_for_again_only_on_demand(server: PlayedServer, tmp_path: Path) -> None:
+def test_a_rejected_document_is_tried_again_only_with_retry_failed(server: FakeServer, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     read = ("read", "a.png", "-o", "out", "--base-url", server.url)
     first, second, third = (run(*read, *more, cwd=tmp_path) for more in ([], [], ["--retry-failed"]))
     assert (first.code, second.code, third.code) == (1, 1, 1)
-    assert "as before" in second.error
-    assert "as before" not in first.error + third.error
+    assert "from an earlier run" in second.error
+    assert "from an earlier run" not in first.error + third.error
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["no-such.pdf", "-o", "out"], "no-such.pdf"),
         (["*.tiff", "-o", "out"], "*.tiff"),
@@ -229,27 +229,27 @@ def test_a_document_that_is_refused_is_asked_for_again_only_on_demand(server: Pl
         (["a.png", "-o", "out", "--concurrency", "0"], "concurrency"),
     ],
 )
-def test_wrong_usage(tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_invalid_usage(tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "b.png")
+    write_image(tmp_path / "a.png")
+    write_image(tmp_path / "b.png")
     done = run("read", *arguments, cwd=tmp_path)
     assert done.code == 2
-    assert says in " ".join(done.error.split())
+    assert message in " ".join(done.error.split())
     assert not (tmp_path / "out").exists()
 
 
-def test_two_documents_in_one_place(tmp_path: Path) -> None:
+def test_two_documents_with_the_same_output_folder(tmp_path: Path) -> None:
     here, one, two = (tmp_path / name for name in ("here", "one", "two"))
     for folder in (here, one, two):
         folder.mkdir()
-    files = [picture(one / "a.png"), picture(two / "a.png")]
+    files = [write_image(one / "a.png"), write_image(two / "a.png")]
     done = run("read", *files, "-o", "out", cwd=here)
     assert done.code == 2
     assert all(str(file) in done.error for file in files)
 
 
-def test_nobody_reads_standard_output(server: PlayedServer, tmp_path: Path) -> None:
+def test_standard_output_is_closed(server: FakeServer, tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(document(30))
     server.seconds = 0.05
     process = start("read", "a.pdf", "--json", "--base-url", server.url, cwd=tmp_path, stdin=subprocess.DEVNULL)
@@ -262,11 +262,11 @@ def test_nobody_reads_standard_output(server: PlayedServer, tmp_path: Path) -> N
     assert server.asked[30] == 0
 
 
-def test_standard_output_is_full(server: PlayedServer, tmp_path: Path) -> None:
-    """It ends the run, which would only go on to waste pages."""
+def test_standard_output_is_full(server: FakeServer, tmp_path: Path) -> None:
+    """The run ends, because all further pages would be read in vain."""
     server.seconds = 0.1
     for number in range(1, 20):
-        picture(tmp_path / f"{number}.png", number)
+        write_image(tmp_path / f"{number}.png", number)
     with Path("/dev/full").open("wb") as full:
         process = start(
             "read", ".", "--json", "--concurrency", "1", "--base-url", server.url, cwd=tmp_path, stdout=full
@@ -277,14 +277,14 @@ def test_standard_output_is_full(server: PlayedServer, tmp_path: Path) -> None:
     assert sum(server.asked.values()) < 3
 
 
-def test_line_ends_of_other_kinds_break_no_event(server: PlayedServer, tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
-    server.says = lambda _: "one\u2028two\x85three\x0bfour"
+def test_unusual_line_separators_do_not_split_events(server: FakeServer, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    server.answer = lambda _: "one\u2028two\x85three\x0bfour"
     done = run("read", "a.png", "--base-url", server.url, cwd=tmp_path)
     assert (done.code, done.out) == (0, "one\u2028two\x85three\x0bfour\n"), done.error
 
 
-def test_a_pipe_that_is_named(server: PlayedServer, tmp_path: Path) -> None:
+def test_named_pipe(server: FakeServer, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     process = start("read", "pipe", "--base-url", server.url, cwd=tmp_path)
     (tmp_path / "pipe").write_bytes(document(2))
@@ -292,7 +292,7 @@ def test_a_pipe_that_is_named(server: PlayedServer, tmp_path: Path) -> None:
     assert (done.code, done.out.count("page ")) == (0, 2), done.error
 
 
-def test_names_and_messages_can_not_steer_the_terminal(server: PlayedServer, tmp_path: Path) -> None:
+def test_control_characters_are_replaced(server: FakeServer, tmp_path: Path) -> None:
     (tmp_path / "[bold]\x1b[31m报告.png").write_bytes(b"no picture")
     done = run("read", ".", "-o", "out", "--base-url", server.url, cwd=tmp_path)
     assert done.code == 1

@@ -1,4 +1,4 @@
-"""Runs that are cut off, servers that go away: what is done stays done, and nothing is read twice."""
+"""Interrupted runs and servers that become unavailable: finished pages are kept, and no page is read twice."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from typing import Any
 import psutil
 import pytest
 
-from ocr_client.lines import Silent
-from ocr_client.read import Run, Wanted
-from ocr_client.selection import Selection
-from ocr_client.server import ReadOptions, Server
-from ocr_client.sources import find
-from ocr_client.store import Store
+from ocr_client.client import OcrClient, ReadOptions
+from ocr_client.output import NoOutput
+from ocr_client.read import Run, RunOptions
+from ocr_client.results import ResultStore
+from ocr_client.selection import PageSelection
+from ocr_client.sources import find_sources
 from ocr_server.errors import Unavailable
-from tests.ocr_client.conftest import Done, PlayedServer, document, pages_of, picture, run, start, wait_until
+from tests.ocr_client.conftest import Done, FakeServer, document, pages_of, run, start, wait_until, write_image
 
 THIRTY = dict.fromkeys(range(1, 31), 1)
+"""Thirty pages, each of which has been read once."""
 
 
 @pytest.fixture
@@ -32,20 +33,21 @@ def thirty(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def begin(server: PlayedServer, folder: Path, *more: str, pages: int = 5) -> subprocess.Popen[bytes]:
-    """A run over thirty slow pages, of which some are done."""
+def start_reading(server: FakeServer, folder: Path, *more: str, pages: int = 5) -> subprocess.Popen[bytes]:
+    """Start a run over thirty slow pages, and wait until some of them are finished."""
     server.seconds = 0.1
     process = start("read", "thirty.pdf", "-o", "out", "--base-url", server.url, *more, cwd=folder)
     wait_until(lambda: len(pages_of(folder / "out" / "thirty.pdf")) >= pages)
     return process
 
 
-def go_on(server: PlayedServer, folder: Path, *more: str) -> Done:
+def read_all(server: FakeServer, folder: Path, *more: str) -> Done:
+    """Read the thirty pages, or those that are missing, until the end."""
     server.seconds = 0.0
     return run("read", "thirty.pdf", "-o", "out", "--base-url", server.url, *more, cwd=folder)
 
 
-def assert_whole(folder: Path) -> None:
+def assert_complete(folder: Path) -> None:
     out = folder / "out" / "thirty.pdf"
     assert (out / "document.md").read_text().split("\n\n<--- Page Split --->\n\n") == [
         f"page {number}" + ("\n" if number == 30 else "") for number in THIRTY
@@ -53,87 +55,87 @@ def assert_whole(folder: Path) -> None:
     assert sorted(pages_of(out)) == list(THIRTY)
 
 
-def test_killed_in_the_middle_of_a_document(server: PlayedServer, thirty: Path) -> None:
-    assert go_on(server, thirty, "--pages", "1-3").code == 0
+def test_a_killed_run_continues(server: FakeServer, thirty: Path) -> None:
+    assert read_all(server, thirty, "--pages", "1-3").code == 0
     assert (thirty / "out" / "thirty.pdf" / "document.md").exists()
-    process = begin(server, thirty)
+    process = start_reading(server, thirty)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    kept = sorted(pages_of(thirty / "out" / "thirty.pdf"))
-    assert 5 <= len(kept) < 30
+    saved = sorted(pages_of(thirty / "out" / "thirty.pdf"))
+    assert 5 <= len(saved) < 30
     assert not (thirty / "out" / "thirty.pdf" / "document.md").exists()
     wait_until(lambda: server.engine.running == 0)
     server.asked.clear()
 
-    done = go_on(server, thirty)
+    done = read_all(server, thirty)
     assert done.code == 0, done.error
-    assert f"{len(kept)} pages from before" in done.error
-    assert server.asked == {number: 1 for number in THIRTY if number not in kept}
-    assert_whole(thirty)
+    assert f"{len(saved)} pages from an earlier run" in done.error
+    assert server.asked == {number: 1 for number in THIRTY if number not in saved}
+    assert_complete(thirty)
 
     server.asked.clear()
-    again = go_on(server, thirty)
+    again = read_all(server, thirty)
     assert (again.code, server.asked) == (0, {})
-    assert "30 pages from before" in again.error
+    assert "30 pages from an earlier run" in again.error
 
 
 @pytest.mark.parametrize(
-    "harm", ["half a page", "an empty page", "a page of another number", "no record", "half a record"]
+    "damage", ["half a page", "an empty page", "a page of another number", "no record", "half a record"]
 )
-def test_what_is_damaged_is_read_again(server: PlayedServer, thirty: Path, harm: str) -> None:
-    assert go_on(server, thirty).code == 0
+def test_damaged_files_are_read_again(server: FakeServer, thirty: Path, damage: str) -> None:
+    assert read_all(server, thirty).code == 0
     server.asked.clear()
     out = thirty / "out" / "thirty.pdf"
     page, record = out / "pages" / "0007.json", out / "deepseek-ocr.json"
-    if harm == "half a page":
+    if damage == "half a page":
         page.write_bytes(page.read_bytes()[:50])
-    elif harm == "an empty page":
+    elif damage == "an empty page":
         page.write_bytes(b"")
-    elif harm == "a page of another number":
+    elif damage == "a page of another number":
         page.write_bytes((out / "pages" / "0008.json").read_bytes())
-    elif harm == "no record":
+    elif damage == "no record":
         record.unlink()
     else:
         record.write_bytes(record.read_bytes()[:50])
-    assert go_on(server, thirty).code == 0
-    assert server.asked == (THIRTY if "record" in harm else {7: 1})
-    assert_whole(thirty)
+    assert read_all(server, thirty).code == 0
+    assert server.asked == (THIRTY if "record" in damage else {7: 1})
+    assert_complete(thirty)
 
 
 @pytest.mark.parametrize("change", ["prompt", "mode", "content"])
-def test_what_changes_the_result_is_read_anew(server: PlayedServer, thirty: Path, change: str) -> None:
-    assert go_on(server, thirty).code == 0
+def test_a_change_of_options_or_content_discards_the_results(server: FakeServer, thirty: Path, change: str) -> None:
+    assert read_all(server, thirty).code == 0
     server.asked.clear()
-    server.says = "now page {}".format
+    server.answer = "now page {}".format
     if change == "content":
         (thirty / "thirty.pdf").write_bytes(document(20))
-        assert go_on(server, thirty).code == 0
+        assert read_all(server, thirty).code == 0
         assert server.asked == dict.fromkeys(range(1, 21), 1)
         assert sorted(pages_of(thirty / "out" / "thirty.pdf")) == list(range(1, 21))
     else:
         more = ["--prompt", "Free OCR."] if change == "prompt" else ["--mode", "tiny"]
-        assert go_on(server, thirty, *more).code == 0
+        assert read_all(server, thirty, *more).code == 0
         assert server.asked == THIRTY
     assert "now page 20" in (thirty / "out" / "thirty.pdf" / "document.md").read_text()
 
 
-def test_an_interrupt_ends_it_in_good_order(server: PlayedServer, thirty: Path) -> None:
-    process = begin(server, thirty)
+def test_an_interrupt_stops_the_run_cleanly(server: FakeServer, thirty: Path) -> None:
+    process = start_reading(server, thirty)
     process.send_signal(signal.SIGINT)
     done = Done(process)
     assert done.code == 130
-    assert "the same command goes on" in done.error
-    kept = sorted(pages_of(thirty / "out" / "thirty.pdf"))
+    assert "Run the same command again" in done.error
+    saved = sorted(pages_of(thirty / "out" / "thirty.pdf"))
     wait_until(lambda: server.engine.running == 0)
     server.asked.clear()
-    assert go_on(server, thirty).code == 0
-    assert server.asked == {number: 1 for number in THIRTY if number not in kept}
-    assert_whole(thirty)
+    assert read_all(server, thirty).code == 0
+    assert server.asked == {number: 1 for number in THIRTY if number not in saved}
+    assert_complete(thirty)
 
 
-def test_a_second_interrupt_ends_it_at_once(server: PlayedServer, tmp_path: Path) -> None:
+def test_a_second_interrupt_stops_the_run_immediately(server: FakeServer, tmp_path: Path) -> None:
     with (tmp_path / "giant.pdf").open("wb") as giant:
-        giant.truncate(100 * 2**30)  # a minute or more to hash
+        giant.truncate(100 * 2**30)  # takes a minute or more to hash
     process = start("read", "giant.pdf", "-o", "out", "--base-url", server.url, cwd=tmp_path)
     opened = psutil.Process(process.pid).open_files
     wait_until(lambda: any(file.path.endswith("giant.pdf") for file in opened()))
@@ -146,69 +148,69 @@ def test_a_second_interrupt_ends_it_at_once(server: PlayedServer, tmp_path: Path
 
 
 def test_a_full_disk_ends_the_run(
-    server: PlayedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Others would be read for nothing."""
+    """All further pages would be read in vain."""
     for number in range(1, 6):
-        picture(tmp_path / f"{number}.png", number)
+        write_image(tmp_path / f"{number}.png", number)
 
-    def full(self: Store, index: int, page: dict[str, Any]) -> dict[str, Any]:
+    def full(self: ResultStore, index: int, page: dict[str, Any]) -> dict[str, Any]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Store, "keep", full)
+    monkeypatch.setattr(ResultStore, "save_page", full)
 
     async def run_here() -> int:
-        wanted = Wanted(ReadOptions(), Selection())
-        async with Server(server.url, None, connections=2) as client:
-            run = Run(client, tmp_path / "out", wanted, patience=1, lines=Silent(), resumable=True)
-            return await run.read(find([str(tmp_path)], None), at_once=1)
+        options = RunOptions(ReadOptions(), PageSelection())
+        async with OcrClient(server.url, None, connections=2) as client:
+            run = Run(client, tmp_path / "out", options, patience=1, output=NoOutput(), resumable=True)
+            return await run.read(find_sources([str(tmp_path)], None), concurrency=1)
 
     assert asyncio.run(run_here()) == 1
     assert "error: No space left on device" in capsys.readouterr().err
     assert sum(server.asked.values()) == 1
 
 
-def test_the_server_dies_and_comes_back(server: PlayedServer, thirty: Path) -> None:
-    process = begin(server, thirty)
+def test_a_server_that_is_restarted(server: FakeServer, thirty: Path) -> None:
+    process = start_reading(server, thirty)
     server.stop()
     time.sleep(3)
     assert process.poll() is None
-    kept = sorted(pages_of(thirty / "out" / "thirty.pdf"))
+    saved = sorted(pages_of(thirty / "out" / "thirty.pdf"))
     server.asked.clear()
     server.seconds = 0.0
     server.start()
     done = Done(process)
     assert done.code == 0, done.error
-    assert server.asked == {number: 1 for number in THIRTY if number not in kept}
+    assert server.asked == {number: 1 for number in THIRTY if number not in saved}
     assert "connection refused" in done.error
-    assert "The server reads again." in done.error
-    assert_whole(thirty)
+    assert "The server is responding again." in done.error
+    assert_complete(thirty)
 
 
-def test_the_server_dies_and_stays_away(server: PlayedServer, thirty: Path) -> None:
-    process = begin(server, thirty, "--patience", "2")
+def test_a_server_that_stays_unavailable(server: FakeServer, thirty: Path) -> None:
+    process = start_reading(server, thirty, "--patience", "2")
     server.stop()
     done = Done(process)
     assert done.code == 3
     assert "connection refused" in done.error
-    assert "the same command goes on" in done.error
+    assert "Run the same command again" in done.error
     server.start()
-    assert go_on(server, thirty).code == 0
-    assert_whole(thirty)
+    assert read_all(server, thirty).code == 0
+    assert_complete(thirty)
 
 
-def test_there_is_no_server(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_no_server(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
     started = time.monotonic()
     done = run("read", "a.png", "-o", "out", "--base-url", "http://127.0.0.1:9", cwd=tmp_path)
     assert done.code == 3
     assert "127.0.0.1:9/v1" in done.error
     assert "deepseek-ocr serve" in done.error
     assert len(done.error.splitlines()) == 1
-    assert time.monotonic() - started < 20, "nobody waits for a server that was never there"
+    assert time.monotonic() - started < 20, "a server that was never reachable is not waited for"
 
 
-def test_a_server_that_loads_its_model(server: PlayedServer, thirty: Path) -> None:
+def test_a_server_that_is_loading_its_model(server: FakeServer, thirty: Path) -> None:
     server.engine.reason, server.engine.retry_after = "The model is being loaded.", 1.0
     process = start("read", "thirty.pdf", "-o", "out", "--base-url", server.url, cwd=thirty)
     time.sleep(4)
@@ -220,10 +222,10 @@ def test_a_server_that_loads_its_model(server: PlayedServer, thirty: Path) -> No
     assert "The model is being loaded." in done.error
 
 
-def test_a_server_that_is_full(server: PlayedServer, tmp_path: Path) -> None:
-    """It is asked again when it says, and all documents are read in the end."""
+def test_a_server_that_is_full(server: FakeServer, tmp_path: Path) -> None:
+    """Requests are sent again after the time in Retry-After, until all documents are read."""
     for number in range(1, 6):
-        picture(tmp_path / f"{number}.png", number)
+        write_image(tmp_path / f"{number}.png", number)
     server.refusals = 8
     started = time.monotonic()
     done = run("read", "*.png", "-o", "out", "--base-url", server.url, cwd=tmp_path)
@@ -233,32 +235,32 @@ def test_a_server_that_is_full(server: PlayedServer, tmp_path: Path) -> None:
     assert time.monotonic() - started > 2 * 2
 
 
-def test_an_engine_that_fails_for_a_while(server: PlayedServer, thirty: Path) -> None:
+def test_an_engine_that_fails_temporarily(server: FakeServer, thirty: Path) -> None:
     failures = [Unavailable("The engine is being restarted.")] * 2
 
-    def says(number: int) -> str:
+    def answer(number: int) -> str:
         if number == 10 and failures:
             raise failures.pop()
         return f"page {number}"
 
-    server.says = says
-    done = go_on(server, thirty)
+    server.answer = answer
+    done = read_all(server, thirty)
     assert done.code == 0, done.error
     assert server.asked[9] == 1
-    assert_whole(thirty)
+    assert_complete(thirty)
 
 
-def test_a_document_that_breaks_the_server_each_time(server: PlayedServer, tmp_path: Path) -> None:
-    """It is given up; the others are read."""
-    picture(tmp_path / "bad.png", 1)
-    picture(tmp_path / "good.png", 2)
+def test_a_document_on_which_the_server_always_fails(server: FakeServer, tmp_path: Path) -> None:
+    """The document is skipped, and the others are read."""
+    write_image(tmp_path / "bad.png", 1)
+    write_image(tmp_path / "good.png", 2)
 
-    def says(number: int) -> str:
+    def answer(number: int) -> str:
         if number == 1:
-            raise RuntimeError("what nobody foresaw")
+            raise RuntimeError("an unexpected error")
         return "fine"
 
-    server.says = says
+    server.answer = answer
     done = run("read", "bad.png", "good.png", "-o", "out", "--base-url", server.url, cwd=tmp_path)
     assert done.code == 1
     assert "5 times in a row" in done.error
@@ -266,9 +268,9 @@ def test_a_document_that_breaks_the_server_each_time(server: PlayedServer, tmp_p
     assert (tmp_path / "out" / "good.png" / "document.md").read_text() == "fine\n"
 
 
-def test_keys(tmp_path: Path) -> None:
-    server = PlayedServer(API_KEYS="sk-right")
-    picture(tmp_path / "a.png")
+def test_api_keys(tmp_path: Path) -> None:
+    server = FakeServer(API_KEYS="sk-right")
+    write_image(tmp_path / "a.png")
     read = ("read", "a.png", "-o", "out")
     at = ("--base-url", server.url)
     try:
@@ -277,7 +279,7 @@ def test_keys(tmp_path: Path) -> None:
             assert done.code == 2
             assert "key" in done.error
         assert run(*read, *at, cwd=tmp_path, variables={"OPENAI_API_KEY": "sk-right"}).code == 2, (
-            "it is not meant for us"
+            "OPENAI_API_KEY is sent only to OPENAI_BASE_URL"
         )
         assert run(*read, *at, cwd=tmp_path, variables={"DEEPSEEK_OCR_API_KEY": "sk-right"}).code == 0
         both = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "sk-right"}
@@ -286,15 +288,15 @@ def test_keys(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_something_else_answers(server: PlayedServer, tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_an_address_that_is_not_this_server(server: FakeServer, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
     done = run("read", "a.png", "-o", "out", "--base-url", server.url + "/elsewhere", cwd=tmp_path)
     assert done.code == 3
-    assert "no DeepSeek-OCR server" in done.error
+    assert "not a DeepSeek-OCR server" in done.error
 
 
-def test_the_record_says_what_was_read(server: PlayedServer, thirty: Path) -> None:
-    assert go_on(server, thirty, "--prompt", "Free OCR.").code == 0
+def test_the_content_of_the_record(server: FakeServer, thirty: Path) -> None:
+    assert read_all(server, thirty, "--prompt", "Free OCR.").code == 0
     record = json.loads((thirty / "out" / "thirty.pdf" / "deepseek-ocr.json").read_text())
     assert (record["page_count"], record["pages"], record["failed_pages"]) == (30, "1-30", [])
     assert record["options"] == {"prompt": "Free OCR.", "mode": None, "dpi": None}

@@ -1,14 +1,14 @@
-"""The pages that `--pages` names, and what is asked of the server for them."""
+"""Page selections: parsing `--pages`, and the `pages` parameter of the request."""
 
 from __future__ import annotations
 
 import pytest
 
-from ocr_client.selection import Selection, parse, ranges
+from ocr_client.selection import PageSelection, format_ranges, parse_pages
 
 
 @pytest.mark.parametrize(
-    ("text", "request_", "of_six"),
+    ("text", "parameter", "indices"),
     [
         ("1", "0", [0]),
         ("1-3,6", "0-2,5", [0, 1, 2, 5]),
@@ -19,28 +19,29 @@ from ocr_client.selection import Selection, parse, ranges
         ("5,3-,4-", "2-", [2, 3, 4, 5]),
     ],
 )
-def test_selections(text: str, request_: str | None, of_six: list[int]) -> None:
-    selection = parse(text)
-    assert selection.request() == request_
-    assert selection.indices(6) == of_six
-    if selection.start is None:
-        assert selection.indices(None) == of_six
-        assert selection.page_count(len(of_six)) is None
+def test_parse_pages(text: str, parameter: str | None, indices: list[int]) -> None:
+    selection = parse_pages(text)
+    assert selection.to_api() == parameter
+    assert selection.indices(6) == indices
+    if selection.open_from is None:
+        assert selection.indices(None) == indices
+        assert selection.page_count(len(indices)) is None
     else:
         assert selection.indices(None) is None
-        assert selection.page_count(len(of_six)) == 6, "as the server's count of selected pages says"
+        assert selection.page_count(len(indices)) == 6, "the page count follows from the number of selected pages"
 
 
 def test_all_pages() -> None:
-    assert (Selection().request(), Selection().indices(3), Selection().page_count(3)) == (None, [0, 1, 2], 3)
+    selection = PageSelection()
+    assert (selection.to_api(), selection.indices(3), selection.page_count(3)) == (None, [0, 1, 2], 3)
 
 
 @pytest.mark.parametrize("text", ["", "a", "0", "1-2-3", "3-1", "1,,2", "-3", "1-999999999", "²"])
-def test_what_is_no_selection(text: str) -> None:
+def test_invalid_selections(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        parse(text)
+        parse_pages(text)
 
 
-def test_ranges() -> None:
-    assert ranges([4, 2, 3, 0, 3]) == "0,2-4"
-    assert ranges([]) == ""
+def test_format_ranges() -> None:
+    assert format_ranges([4, 2, 3, 0, 3]) == "0,2-4"
+    assert format_ranges([]) == ""

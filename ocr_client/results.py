@@ -1,13 +1,14 @@
-"""What has been read, on disk: a folder for each document, in which a page that is done is a file.
+"""Results on disk: a folder for each document, in which every finished page is saved as a file.
 
     report.pdf/
-        document.md             the pages' markdown, once all of them are done
-        figures/                linked in it
-        pages/0001.json         a page as the API gives it, written when it is done
-        overlay.pdf             or .png, if it was asked for
-        deepseek-ocr.json       what was read, how, and what failed
+        document.md             the markdown of all pages, written when they are all done
+        figures/                the figures that document.md links to
+        pages/0001.json         a page as returned by the API, written when it is finished
+        overlay.pdf             or overlay.png, if it was requested
+        deepseek-ocr.json       what was read, with which options, and what failed
 
-Files come into being whole, by renaming; pages hold for one content and one set of options, and go when either changes.
+Files are written atomically, by renaming. Saved pages are valid for one content and one set of options; they are
+removed when either of them changes.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ocr_client.selection import ranges
-from ocr_client.server import Refused
+from ocr_client.client import DocumentRejected
+from ocr_client.selection import format_ranges
 from ocr_client.sources import RECORD
 
 PAGE_SEPARATOR = "\n\n<--- Page Split --->\n\n"
 FORMAT = 1
-"""Of the record; results in another are read anew."""
+"""Version of the record's format. Results in another format are discarded and read again."""
 
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 
@@ -43,22 +44,22 @@ class Record:
     options: dict[str, str | int | None]
     format: int = FORMAT
     page_count: int | None = None
-    """Pages in the document, if all of them or all from one on were asked for."""
+    """Number of pages in the document, if an open range of pages was requested; otherwise it is not known."""
     pages: str | None = None
-    """Those that `document.md` has, counted from 1; None while it isn't there."""
+    """Pages in `document.md`, as ranges counted from 1. None while the file does not exist."""
     failed_pages: tuple[int, ...] = ()
-    """Counted from 1."""
+    """Pages that could not be read, counted from 1."""
     overlay: str | None = None
-    """Pages that the overlay has, as `pages`."""
+    """Pages in the overlay, in the same form as `pages`."""
     error: dict[str, str | None] | None = None
-    """Why the document can't be read, if the server says so of its content."""
+    """Message and code of the server's error, if the content of the document cannot be read."""
 
 
-class Store:
-    """The results of one document. Every method that writes raises OSError."""
+class ResultStore:
+    """The saved results of one document. All methods that write raise OSError."""
 
     def __init__(self, folder: Path, record: Record) -> None:
-        """Take up what is there, if it is of the same content and options; remove it if not."""
+        """Load the results in `folder` if they have the same content and options as `record`; otherwise remove them."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         found = _load(folder / RECORD)
@@ -68,61 +69,69 @@ class Store:
             self._clear()
             self.record = record
             self._save()
-        self.done: dict[int, str] = dict(self._found())
-        """Index of each page that is done → its finish reason."""
+        self.done: dict[int, str] = dict(self._finished_pages())
+        """Finish reason of each finished page, by the index of the page."""
 
-    def forget_failures(self) -> None:
-        """Have failed pages, and a failed document, tried again."""
+    def clear_failures(self) -> None:
+        """Forget the failed pages and the error of the document, so that they are tried again."""
         self.done = {index: finish for index, finish in self.done.items() if finish != "error"}
         if self.record.error is not None:
             self.record.error = None
             self._save()
 
     def missing(self, indices: Sequence[int]) -> list[int]:
-        """Those of `indices` that are not done."""
+        """Return the pages of `indices` that are not finished."""
         return [index for index in indices if index not in self.done]
 
-    def counted(self, page_count: int) -> None:
-        """The document turns out to have so many pages."""
+    def set_page_count(self, page_count: int) -> None:
+        """Record the number of pages in the document."""
         if self.record.page_count != page_count:
             self.record.page_count = page_count
             self._save()
 
-    def keep(self, index: int, page: dict[str, Any]) -> dict[str, Any]:
-        """Write a page; what was written."""
+    def save_page(self, index: int, page: dict[str, Any]) -> dict[str, Any]:
+        """Save a page and its figures.
+
+        Args:
+            index: index of the page, counted from 0.
+            page: the page as returned by the API.
+
+        Returns:
+            The page as it was saved: with `page` counted from 1, and with file names instead of the figures' content.
+        """
         page = {"page": index + 1} | {name: value for name, value in page.items() if name != "index"}
-        page["images"] = [self._keep_figure(image) for image in page.get("images") or []]
+        page["images"] = [self._save_figure(image) for image in page.get("images") or []]
         text = json.dumps(page, ensure_ascii=False, indent=1)
         _write(self._page_file(index), text.encode("utf-8", "replace"))
         self.done[index] = str(page.get("finish_reason"))
         return page
 
-    def page(self, index: int) -> dict[str, Any]:
-        """A page that is done, as `keep` gave it."""
+    def load_page(self, index: int) -> dict[str, Any]:
+        """Return a finished page as it was saved."""
         page: dict[str, Any] = json.loads(self._page_file(index).read_bytes())
         return page
 
-    def failed(self, error: Refused) -> None:
-        """The document can't be read, now or later."""
+    def save_error(self, error: DocumentRejected) -> None:
+        """Record that the document cannot be read."""
         self.record.error = {"message": str(error), "code": error.code}
         self._save()
 
-    def begin(self, indices: Sequence[int] | None) -> None:
-        """Other pages are asked for than `document.md` has: it goes until they are there."""
-        if (
-            indices is None
-            or self.record.pages != _numbers(indices)
-            or any(index not in self.done for index in indices)
-        ):
+    def prepare(self, indices: Sequence[int] | None) -> None:
+        """Remove `document.md` if it does not consist of exactly the requested pages.
+
+        Args:
+            indices: the requested pages; None if the page count is not known yet.
+        """
+        if indices is None or self.record.pages != _ranges(indices) or any(index not in self.done for index in indices):
             (self.folder / "document.md").unlink(missing_ok=True)
             if self.record.pages is not None:
                 self.record.pages = None
                 self._save()
 
     def finish(self, indices: Sequence[int]) -> None:
-        """All of `indices` are done: put them together, unless they are already."""
+        """Write `document.md` from the pages of `indices`, all of which are finished, unless it is up to date."""
         file = self.folder / "document.md"
-        pages = _numbers(indices)
+        pages = _ranges(indices)
         if self.record.pages == pages and file.is_file():
             return
         _write(file, (PAGE_SEPARATOR.join(map(self._markdown, indices)) + "\n").encode("utf-8", "replace"))
@@ -131,27 +140,29 @@ class Store:
         self._save()
 
     def has_overlay(self, indices: Sequence[int]) -> bool:
-        there = any((self.folder / name).is_file() for name in ("overlay.pdf", "overlay.png"))
-        return there and self.record.overlay == _numbers(indices)
+        """Return whether there is an overlay of exactly these pages."""
+        exists = any((self.folder / name).is_file() for name in ("overlay.pdf", "overlay.png"))
+        return exists and self.record.overlay == _ranges(indices)
 
-    def keep_overlay(self, indices: Sequence[int], kind: Literal["pdf", "png"], data: bytes) -> None:
+    def save_overlay(self, indices: Sequence[int], kind: Literal["pdf", "png"], data: bytes) -> None:
+        """Save the overlay of the pages of `indices`."""
         _write(self.folder / f"overlay.{kind}", data)
-        self.record.overlay = _numbers(indices)
+        self.record.overlay = _ranges(indices)
         self._save()
 
-    def _keep_figure(self, image: dict[str, Any]) -> dict[str, Any]:
-        """Write the figure; its description, with the file's name in the place of its bytes."""
+    def _save_figure(self, image: dict[str, Any]) -> dict[str, Any]:
+        """Save a figure, and return its description with the name of the file instead of the content."""
         name, uri = str(image.get("id")), image.get("image_base64")
-        kept = {key: value for key, value in image.items() if key not in ("image_base64", "image_annotation")}
+        saved = {key: value for key, value in image.items() if key not in ("image_base64", "image_annotation")}
         if isinstance(uri, str) and _FILE_NAME.fullmatch(name):
             with suppress(binascii.Error, ValueError):
                 _write(self.folder / "figures" / name, base64.b64decode(uri.partition(",")[2]))
-                kept["file"] = f"figures/{name}"
-        return kept
+                saved["file"] = f"figures/{name}"
+        return saved
 
     def _markdown(self, index: int) -> str:
-        """Of a page, its figures linked where they lie."""
-        page = self.page(index)
+        """Return the markdown of a page, with links to the files of its figures."""
+        page = self.load_page(index)
         if page.get("finish_reason") == "error":
             return f"<!-- Page {index + 1} could not be read: {_in_comment(page_error(page))} -->"
         markdown = str(page.get("markdown") or "")
@@ -160,7 +171,8 @@ class Store:
                 markdown = markdown.replace(f"]({image['id']})", f"]({image['file']})")
         return markdown
 
-    def _found(self) -> Iterator[tuple[int, str]]:
+    def _finished_pages(self) -> Iterator[tuple[int, str]]:
+        """Yield index and finish reason of each saved page. Damaged files are skipped."""
         for file in (self.folder / "pages").glob("*.json"):
             with suppress(OSError, ValueError, TypeError, KeyError):
                 page = json.loads(file.read_bytes())
@@ -175,7 +187,7 @@ class Store:
         _write(self.folder / RECORD, json.dumps(asdict(self.record), ensure_ascii=False, indent=1).encode())
 
     def _clear(self) -> None:
-        """Remove the results of another content or other options; the record last, as it says what they are."""
+        """Remove all results. The record, which identifies them, is removed last."""
         for pattern in ("document.md", "overlay.*", "pages/*.json", "figures/*"):
             for file in self.folder.glob(pattern):
                 file.unlink(missing_ok=True)
@@ -183,13 +195,13 @@ class Store:
 
 
 def page_error(page: dict[str, Any]) -> str:
-    """Why a page could not be read."""
+    """Return the reason why a page could not be read."""
     error = page.get("error")
     return str(error.get("message")) if isinstance(error, dict) else "the server gave no reason"
 
 
 def _load(file: Path) -> Record | None:
-    """None if there is no record that can be understood."""
+    """Load a record. Returns None if it is missing, damaged, or in another format."""
     with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
         found = json.loads(file.read_bytes())
         found["failed_pages"] = tuple(found["failed_pages"])
@@ -199,16 +211,18 @@ def _load(file: Path) -> Record | None:
     return None
 
 
-def _numbers(indices: Sequence[int]) -> str:
-    return ranges(index + 1 for index in indices)
+def _ranges(indices: Sequence[int]) -> str:
+    """Return page indices as ranges counted from 1."""
+    return format_ranges(index + 1 for index in indices)
 
 
 def _in_comment(text: str) -> str:
+    """Return `text` in a form that cannot end an HTML comment."""
     return text.replace("--", "- -").replace("\n", " ")
 
 
 def _write(file: Path, data: bytes) -> None:
-    """The file appears with all of `data`, or not at all."""
+    """Write a file atomically: it appears with all of `data`, or not at all."""
     file.parent.mkdir(exist_ok=True)
     part = file.with_name(f".{file.name}.part")
     part.write_bytes(data)
