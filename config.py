@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
+from deepseek_ocr.families import Family, family_of
 from deepseek_ocr.modes import ResolutionMode
 from ocr_server.transport.keys import parse_keys
 
@@ -252,6 +253,11 @@ class Settings(BaseSettings):
         if self.MODEL_PATH != "auto":
             return self.MODEL_PATH
         return PUBLISHED_MODEL if has_nvidia_gpu() else str(EMBEDDED_CHECKPOINT)
+
+    @property
+    def family(self) -> Family:
+        """The family of the served model: its modes, prompts, tokens and labels."""
+        return family_of(self.model_path)
 
     @property
     def engine_stall_timeout(self) -> float:

@@ -24,8 +24,8 @@ from typing import NoReturn
 import uvicorn
 
 import config
-from ocr_server.engine.environment import VLLM_LOG_LEVELS, set_up
-from ocr_server.engine.process import begin_imports
+from ocr_server.engine.build import prepare_process
+from ocr_server.engine.environment import VLLM_LOG_LEVELS
 from ocr_server.observability import logs
 from ocr_server.transport.connections import protocol, set_options
 
@@ -45,8 +45,7 @@ def main() -> int:
         print("Something else may use the port: stop it, or choose another with --port 8080.", file=sys.stderr)
         return 1
     set_options(listener, settings.SEND_TIMEOUT)
-    set_up(settings)
-    begin_imports()
+    prepare_process(settings)
     return asyncio.run(serve(settings, listener))
 
 
@@ -93,17 +92,15 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
     Returns:
         The exit code: 0 only if it ended because it was told to, and with every request answered or timed out.
     """
-    import torch
-
     from ocr_server.app import create_app
-    from ocr_server.engine.supervisor import supervisor_for
+    from ocr_server.engine.build import dedicated_engine
     from ocr_server.observability import tracing
+    from ocr_server.runtime import Runtime
 
-    torch.set_num_threads(1)  # many small resizes run side by side here; the engine has a process of its own
-    engine = supervisor_for(settings)
+    engine = dedicated_engine(settings)
     server = Server(
         uvicorn.Config(
-            create_app(settings, engine, tracing.provider()),
+            create_app(Runtime.build(settings, engine), tracing.provider()),
             log_config=None,
             http=protocol(receive_timeout=settings.RECEIVE_TIMEOUT, send_timeout=settings.SEND_TIMEOUT),
             access_log=False,  # logs.py has one line for each request

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-ARCHITECTURE = "DeepseekOCRForCausalLM"
-MODEL_CLASS = "deepseek_ocr.model:DeepseekOCRForCausalLM"
+from deepseek_ocr.families import FAMILIES
 
 
 def register() -> None:
-    """Put our model class in the place of vLLM's own for the architecture `DeepseekOCRForCausalLM`.
+    """Replace vLLM's own model classes for our architectures by ours.
 
-    The class is named, not imported: vLLM imports it where it is needed.
+    Classes are registered by name, so that vLLM imports them only where they are needed.
     """
     from vllm import ModelRegistry
 
-    ModelRegistry.register_model(ARCHITECTURE, MODEL_CLASS)
+    for family in FAMILIES.values():
+        ModelRegistry.register_model(family.architecture, family.model_class)

@@ -187,9 +187,5 @@ MODES: Final[Mapping[str, ResolutionMode]] = {
     "gundam": ResolutionMode(base_size=1024, image_size=640, crop_mode=True),
     "gundam-m": ResolutionMode(base_size=1280, image_size=1024, crop_mode=True),
 }
-"""The modes that have a name; gundam is the model's default."""
+"""The published modes of DeepSeek-OCR; gundam is its default."""
 
-
-def mode_name(mode: ResolutionMode) -> str | None:
-    """The name of a mode; None if it has none."""
-    return next((name for name, each in MODES.items() if each == mode), None)

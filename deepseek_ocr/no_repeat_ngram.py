@@ -4,15 +4,13 @@ DeepSeek-OCR is decoded greedily with a guard against loops: a token is banned w
 an n-gram that already stands in the last `window_size` output tokens. Table cells repeat by nature,
 so `<td>` and `</td>` are exempt. The published settings are n = 30, window = 90 for single pictures.
 
-A request sets the guard through `SamplingParams.extra_args` (vLLM's own server: `vllm_xargs`):
-`ngram_size` (0 turns it off), `window_size`, `whitelist_token_ids`.
+`guard.py` has the settings that a request can choose.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,69 +27,12 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
     LogitsProcessor as LogitsProcessorV2,
 )
 
+from deepseek_ocr.guard import MAX_WHITELIST, Guard
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-NGRAM_SIZE = 30
-WINDOW_SIZE = 90
-MAX_NGRAM_SIZE = 128
-"""With the window, bounds what a step takes on runner V2: n · window comparisons for each request."""
-MAX_WINDOW_SIZE = 8192
-MAX_WHITELIST = 32
 EXEMPT_TOKENS = ("<td>", "</td>")
-
-
-@dataclass(frozen=True)
-class Guard:
-    """The settings of one request.
-
-    Raises:
-        ValueError: a value is not legal; its text starts with the name of the field.
-    """
-
-    ngram_size: int = NGRAM_SIZE
-    """n; 0 turns the guard off."""
-    window_size: int = WINDOW_SIZE
-    """How many of the last output tokens are searched."""
-    whitelist_token_ids: tuple[int, ...] | None = None
-    """Tokens never banned; None stands for `<td>` and `</td>`."""
-
-    def __post_init__(self) -> None:
-        for name, least, most in (("ngram_size", 0, MAX_NGRAM_SIZE), ("window_size", 1, MAX_WINDOW_SIZE)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
-        if self.ngram_size > self.window_size:
-            raise ValueError(f"ngram_size must not be above window_size ({self.window_size}), not {self.ngram_size}")
-        exempt = self.whitelist_token_ids
-        if exempt is not None and (
-            len(exempt) > MAX_WHITELIST
-            or not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in exempt)
-        ):
-            raise ValueError(f"whitelist_token_ids must be at most {MAX_WHITELIST} token ids")
-
-    @classmethod
-    def from_args(cls, args: Mapping[str, Any]) -> Guard:
-        """From `extra_args` of a request; other keys in them are somebody else's."""
-        exempt = args.get("whitelist_token_ids")
-        if exempt is not None and not isinstance(exempt, list | tuple | set | frozenset):
-            raise ValueError("whitelist_token_ids must be a list of token ids")
-        return cls(
-            ngram_size=args.get("ngram_size", NGRAM_SIZE),
-            window_size=args.get("window_size", WINDOW_SIZE),
-            whitelist_token_ids=None if exempt is None else tuple(exempt),
-        )
-
-    @classmethod
-    def of(cls, params: SamplingParams) -> Guard:
-        return cls.from_args(params.extra_args or {})
-
-    def to_args(self) -> dict[str, Any]:
-        """The `extra_args` that ask for this guard."""
-        args: dict[str, Any] = {"ngram_size": self.ngram_size, "window_size": self.window_size}
-        if self.whitelist_token_ids is not None:
-            args["whitelist_token_ids"] = list(self.whitelist_token_ids)
-        return args
 
 
 def guard_for(vllm_config: VllmConfig) -> str:
@@ -150,7 +91,7 @@ class NoRepeatNGramV1(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        Guard.of(sampling_params)
+        _guard(sampling_params)
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -161,7 +102,7 @@ class NoRepeatNGramV1(LogitsProcessor):
     def _row(
         self, params: SamplingParams, prompt: list[int] | None, output: list[int]
     ) -> tuple[Window, list[int]] | None:
-        guard = Guard.of(params)
+        guard = _guard(params)
         if guard.ngram_size == 0:
             return None
         exempt = self.default_exempt if guard.whitelist_token_ids is None else guard.whitelist_token_ids
@@ -191,10 +132,10 @@ class NoRepeatNGramV2(LogitsProcessorV2):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        Guard.of(sampling_params)
+        _guard(sampling_params)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        guard = Guard.of(sampling_params)
+        guard = _guard(sampling_params)
         self.sizes[req_idx] = guard.ngram_size, guard.window_size
         self.device_sizes[req_idx, 0] = guard.ngram_size
         self.device_sizes[req_idx, 1] = guard.window_size
@@ -229,6 +170,11 @@ class NoRepeatNGramV2(LogitsProcessorV2):
         banned = equal & ~exempt & (n > 0) & (last_places >= start + n - 1)
         # Adding −inf or 0 is the same whichever order equal tokens come in, unlike assigning.
         return logits.scatter_add_(1, last, torch.where(banned, -torch.inf, 0.0).to(logits.dtype))
+
+
+def _guard(params: SamplingParams) -> Guard:
+    """The guard that a request asks for. Raises ValueError: its settings are not allowed."""
+    return Guard.from_args(params.extra_args or {})
 
 
 def _default_exempt(vllm_config: VllmConfig) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import fsspec
@@ -26,8 +26,9 @@ from tqdm import tqdm
 from deploy.corpus import Collector, Corpus, CorpusError, CorpusPage, Document, Format, find
 
 if TYPE_CHECKING:
-    from ocr_server.dialects.ocr.plan import OcrReading
-    from ocr_server.intake.source_page import SourcePage
+    from ocr_server.dialects.ocr.wire import OcrParameters
+    from ocr_server.intake.document import Document as OpenDocument
+    from ocr_server.intake.source import Content
 
 Row = dict[str, Any]
 """Without None: a column of nothing else would come out of Ray as NaN. No error is an empty one."""
@@ -51,12 +52,12 @@ class OpensDocuments:
         """
         from config import Settings
         from ocr_server.event_loop_thread import EventLoopThread
-        from ocr_server.intake.build import intake_for
+        from ocr_server.runtime import build_intake
 
-        chosen = Settings(**{"DECODE_WORKERS": 1, **settings})
-        self._reading = understood(options, chosen)
+        self._settings = chosen = Settings(**{"DECODE_WORKERS": 1, **settings})
+        self._parameters = checked(options, chosen)
         self._loop = EventLoopThread("open")
-        self._intake = self._loop.run(_made(lambda: intake_for(chosen)))
+        self._intake = self._loop.run(_made(lambda: build_intake(chosen)))
 
     def __call__(self, row: Row) -> Iterator[Row]:
         """A document → its pages, one at a time; of one that can't be opened, one row with the error."""
@@ -68,12 +69,12 @@ class OpensDocuments:
             self._loop.run(pages.aclose())
 
     async def _pages(self, row: Row) -> AsyncGenerator[Row]:
-        from ocr_server.errors import ApiError
+        from ocr_server.errors import ReadError
 
         nothing = {"page": 0, "page_count": 0, "height": 0, "width": 0, "pixels": b"", "error": ""}
         try:
             document = await self._open(row["url"])
-        except (ApiError, OSError) as error:
+        except (ReadError, OSError) as error:
             yield row | nothing | {"error": reason(error)}
             return
         try:
@@ -81,7 +82,7 @@ class OpensDocuments:
                 place = {"page": index + 1, "page_count": document.page_count}
                 try:
                     page = await document.page(number)
-                except ApiError as error:
+                except ReadError as error:
                     yield row | nothing | place | {"error": reason(error)}
                     continue
                 height, width, _ = page.pixels.shape
@@ -90,11 +91,15 @@ class OpensDocuments:
         finally:
             await document.close()
 
-    async def _open(self, url: str) -> Any:
-        source = replace(self._reading.source, url=url)
-        if url.startswith(("http://", "https://")):
-            return (await self._intake.open([source]))[0]
-        return await self._intake.open_bytes(await asyncio.to_thread(_content, url), source)
+    async def _open(self, url: str) -> OpenDocument:
+        from ocr_server.dialects.ocr.plan import plan_ocr
+        from ocr_server.intake.source import Url
+
+        is_web = url.startswith(("http://", "https://"))
+        content: Content = Url(url) if is_web else await asyncio.to_thread(_content, url)
+        (planned,) = plan_ocr(self._parameters, self._settings, content).sources
+        opened: list[OpenDocument] = await self._intake.open([planned.source])
+        return opened[0]
 
 
 class ReadsPages:
@@ -102,31 +107,22 @@ class ReadsPages:
 
     def __init__(self, settings: Row, options: Row) -> None:
         from config import Settings
-        from ocr_server.engine.environment import set_up
-        from ocr_server.engine.process import begin_imports
+        from ocr_server.engine.build import prepare_process
         from ocr_server.event_loop_thread import EventLoopThread
 
         self._settings = Settings(**settings)
-        set_up(self._settings)
-        begin_imports()
-        self._reading = understood(options, self._settings)
+        prepare_process(self._settings)
+        self._parameters = checked(options, self._settings)
         self._loop = EventLoopThread("read")
         self._loop.run(self._load())
 
     async def _load(self) -> None:
-        import torch
+        from ocr_server.engine.build import dedicated_engine
+        from ocr_server.runtime import Runtime
 
-        from ocr_server.engine.supervisor import supervisor_for
-        from ocr_server.intake.build import intake_for
-        from ocr_server.reading.admission import admission_for
-        from ocr_server.reading.reader import Reader
-
-        torch.set_num_threads(1)
-        settings = self._settings
-        self._engine = supervisor_for(settings)
+        self._engine = dedicated_engine(self._settings)
         await self._engine.loaded()
-        self._admission = admission_for(settings)
-        self._reader = Reader(self._engine, intake_for(settings).prepare, at_once=1, loops=settings.LOOPS)
+        self._runtime = Runtime.build(self._settings, self._engine)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Pages → what they say, without their pixels."""
@@ -138,18 +134,18 @@ class ReadsPages:
         return await asyncio.gather(*map(self._one, rows))
 
     async def _one(self, row: Row) -> Row:
-        from ocr_server.errors import ApiError
+        from ocr_server.errors import ReadError
 
         said = CorpusPage(str(row["url"]), int(row["page"]), int(row["page_count"]), error=row["error"] or None)
         if said.error is None:
             try:
                 said = await self._read(row, said)
-            except ApiError as error:
+            except ReadError as error:
                 said = CorpusPage(said.url, said.page, said.page_count, error=reason(error))
         return {"shard": int(row["shard"]), "number": int(row["number"]), **vars(said), "error": said.error or ""}
 
     async def _read(self, row: Row, page: CorpusPage) -> CorpusPage:
-        """Raises ApiError: the page can't be read."""
+        """Raises ReadError: the page cannot be read."""
         from ocr_server.errors import Unavailable
         from ocr_server.reading.page import PageReading
 
@@ -178,35 +174,30 @@ class ReadsPages:
             gave_up.cancel()
 
     async def _events(self, pixels: Any) -> AsyncGenerator[Any]:
+        from ocr_server.dialects.ocr.plan import plan_ocr
+        from ocr_server.intake.document import LoadedPage
         from ocr_server.intake.source_page import SourcePage
-        from ocr_server.reading.page import Job
+        from ocr_server.reading.session import Caller
 
-        async def load() -> SourcePage:
-            return SourcePage(pixels, None)
-
-        ticket = self._admission.enter()
-        reading = self._reading
-        job = Job(load, reading.source.mode, reading.prompt, reading.params)
-        try:
-            async for event in self._reader.read([job], ticket, finish=reading.wanted):
-                yield event
-        finally:
-            ticket.close()
+        plan = plan_ocr(self._parameters, self._settings, LoadedPage(SourcePage(pixels, None)))
+        session = await self._runtime.begin(plan, Caller())
+        async for event in session.events():
+            yield event
 
 
 def filled(page: CorpusPage, reading: Any) -> CorpusPage:
     """With what was read."""
-    from ocr_server.output.artifacts import product_of
+    from ocr_server.output.artifacts import artifacts_of
     from ocr_server.output.markdown import to_markdown
 
-    answer, product = reading.text(), product_of(reading)
+    answer, artifacts = reading.text(), artifacts_of(reading)
     return CorpusPage(
         page.url,
         page.page,
         page.page_count,
-        markdown=to_markdown(answer, figures=["" for _ in product.figures]),
+        markdown=to_markdown(answer, figures=["" for _ in artifacts.figures]),
         answer=answer,
-        blocks=json.dumps([asdict(block) for block in product.blocks], ensure_ascii=False),
+        blocks=json.dumps([asdict(block) for block in artifacts.blocks], ensure_ascii=False),
         width=reading.width,
         height=reading.height,
         finish_reason=reading.finish_reason() or "error",
@@ -215,12 +206,14 @@ def filled(page: CorpusPage, reading: Any) -> CorpusPage:
     )
 
 
-def understood(options: Row, settings: Any) -> OcrReading:
-    """The options of `POST /v1/ocr`, checked. Raises ApiError or ValidationError."""
-    from ocr_server.dialects.ocr.plan import translate_ocr
-    from ocr_server.dialects.ocr.wire import OcrRequest
+def checked(options: Row, settings: Any) -> OcrParameters:
+    """The options of `POST /v1/ocr`. Raises ApiError or ValidationError: they are not valid."""
+    from ocr_server.dialects.ocr.plan import plan_ocr
+    from ocr_server.dialects.ocr.wire import OcrParameters
 
-    return translate_ocr(OcrRequest.model_validate(options | {"document": {"document_url": "data:,"}}), settings)
+    parameters = OcrParameters.model_validate(options)
+    plan_ocr(parameters, settings, b"")  # the plan is only checked: no file is read for it
+    return parameters
 
 
 def reason(error: Exception) -> str:
@@ -351,7 +344,7 @@ def _check(settings: Row, options: Row) -> None:
     from ocr_server.errors import ApiError
 
     try:
-        understood(options, Settings(**settings))
+        checked(options, Settings(**settings))
     except (ApiError, ValueError) as error:
         raise typer.BadParameter(reason(error)) from error
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from config import Settings
-    from ocr_server.engine.vllm_engine import Engine
+    from ocr_server.reading.engine import Engine
 
 PAGES = "pages"
 HELD_SECONDS = 90.0
@@ -32,7 +32,7 @@ METRICS_PORTS = 16
 """Ports tried for a replica's metrics: as many replicas can be on a machine."""
 
 
-class Ungone(Exception):
+class EngineGone(Exception):
     """Tells Ray that a replica is to be replaced."""
 
 
@@ -68,22 +68,15 @@ class OcrServer:
             metrics_port: the first of those on which a replica's metrics can be had; None for none.
         """
         from config import Settings
-        from ocr_server.engine.environment import VLLM_LOG_LEVELS, set_up
-        from ocr_server.engine.process import begin_imports
+        from ocr_server.engine.build import dedicated_engine, prepare_process
+        from ocr_server.engine.environment import VLLM_LOG_LEVELS
         from ocr_server.observability import logs
 
         self._settings = settings = for_a_cluster(Settings(**options))
         logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
         logging.getLogger("vllm").setLevel(VLLM_LOG_LEVELS[settings.LOG_LEVEL])
-        set_up(settings)
-        begin_imports()
-
-        import torch
-
-        from ocr_server.engine.supervisor import supervisor_for
-
-        torch.set_num_threads(1)
-        self._engine = supervisor_for(settings)
+        prepare_process(settings)
+        self._engine = dedicated_engine(settings)
         self._hopeless = asyncio.create_task(self._engine.given_up())
         await self._engine.loaded()
         if metrics_port is not None:
@@ -92,19 +85,20 @@ class OcrServer:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from ocr_server.app import create_app
         from ocr_server.observability import tracing
+        from ocr_server.runtime import Runtime
 
-        app = create_app(self._settings, self._engine, tracing.provider())
-        self._admission = app.state.context.admission
-        return HeldBack(app, self._engine)
+        self._runtime = Runtime.build(self._settings, self._engine)
+        return HeldBack(create_app(self._runtime, tracing.provider()), self._engine)
 
     async def check_health(self) -> None:
-        """Raises Ungone when the replica has no engine and will have none."""
+        """Raises EngineGone when the replica has no engine and will have none."""
         if self._hopeless.done():
-            raise Ungone("the engine has died too often")
+            raise EngineGone("the engine has died too often")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Pages that are read or wait here: a request may have a thousand."""
-        return {PAGES: self._admission.pages_in_flight + self._admission.pages_waiting}
+        admission = self._runtime.admission
+        return {PAGES: admission.pages_in_flight + admission.pages_waiting}
 
 
 class ByPages:
@@ -132,11 +126,12 @@ def for_a_cluster(settings: Settings) -> Settings:
 def serve_metrics(first_port: int) -> int | None:
     """Prometheus' page of this replica alone, on the first port from `first_port` on that is free."""
     from prometheus_client import start_http_server
-    from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+    from ocr_server.observability.metrics import registry
 
     for port in range(first_port, first_port + METRICS_PORTS):
         try:
-            start_http_server(port, registry=get_prometheus_registry())
+            start_http_server(port, registry=registry())
         except OSError:
             continue
         return port

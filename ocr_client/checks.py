@@ -185,7 +185,7 @@ def check_model(machine: Machine) -> Finding:
             "The server downloads it when it starts for the first time (6.7 GB).",
         )
     try:
-        missing = _missing_files(local_model(str(folder)))
+        missing = _missing_files(local_model(str(folder))[0])
     except LoadError as error:
         return Finding("error", str(error))
     if missing:

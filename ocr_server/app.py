@@ -1,45 +1,30 @@
-"""The application: `create_app(settings, engine)` puts the rooms together."""
+"""Builds the application from its components: routes, middleware, error handlers, lifespan."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import vllm
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ocr_server import __version__
 from ocr_server.batches.service import batches_for
-from ocr_server.dialects.batches import route as batch_routes
-from ocr_server.dialects.batches.wire import BatchRequest
-from ocr_server.dialects.chat import route as chat
-from ocr_server.dialects.chat.wire import ChatCompletionChunk, ChatCompletionRequest
-from ocr_server.dialects.files import route as files
-from ocr_server.dialects.ocr import route as ocr
-from ocr_server.dialects.ocr.wire import OcrPageEvent, OcrRequest
-from ocr_server.dialects.service import models
-from ocr_server.dialects.service import route as service
+from ocr_server.dialects.registry import DIALECTS, apis
 from ocr_server.dialects.service.web_page import WebPage
-from ocr_server.dialects.validation import validation_body
-from ocr_server.engine.vllm_engine import Engine
+from ocr_server.dialects.validation import invalid_request
 from ocr_server.errors import ApiError, error_body, internal_error
-from ocr_server.intake.build import MEGA, intake_for
 from ocr_server.observability import metrics, tracing
-from ocr_server.reading.admission import admission_for
-from ocr_server.reading.reader import Reader
-from ocr_server.runtime import Context
+from ocr_server.runtime import MEGA, Runtime
 from ocr_server.transport.auth import ApiKeys
 from ocr_server.transport.disconnect import CLIENT_CLOSED_REQUEST
 from ocr_server.transport.keys import KeyRing, parse_keys
@@ -56,38 +41,26 @@ FORM_BYTES = 100_000
 """Of an upload, beside its file."""
 
 
-def create_app(settings: Settings, engine: Engine, traces: TracerProvider | None = None) -> FastAPI:
-    """The server's ASGI application. Its lifespan starts and closes `engine`, and closes `traces`."""
-    intake = intake_for(settings)
-    reader = Reader(engine, intake.prepare, at_once=settings.PAGES_AT_ONCE, loops=settings.LOOPS)
-    admission = admission_for(settings)
+def create_app(runtime: Runtime, traces: TracerProvider | None = None) -> FastAPI:
+    """The server's ASGI application. Its lifespan starts the engine, and closes the runtime and `traces`."""
+    settings = runtime.settings
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        engine.start()
+        runtime.engine.start()
         if batches is not None:
             batches.start()
         try:
-            with metrics.watching(engine, admission):
+            with metrics.watching(runtime.engine, runtime.admission):
                 yield
         finally:
             if batches is not None:
                 await batches.close()
-            await intake.close()
-            await engine.close()
+            await runtime.close()
             if traces is not None:
                 await tracing.close(traces)
 
-    state = Context(
-        settings=settings,
-        engine=engine,
-        intake=intake,
-        reader=reader,
-        admission=admission,
-        fingerprint=_fingerprint(settings),
-        started=int(time.time()),
-    )
-    batches = batches_for(state) if settings.BATCHES else None
+    batches = batches_for(runtime, DIALECTS) if settings.BATCHES else None
     app = FastAPIOffline(  # its /docs needs nothing from outside
         title="DeepSeek-OCR API server",
         version=__version__,
@@ -95,17 +68,16 @@ def create_app(settings: Settings, engine: Engine, traces: TracerProvider | None
         lifespan=lifespan,
         redoc_url=None,
     )
-    app.state.context = state
-    for router in (chat.router, ocr.router, models.router, service.router):
-        app.include_router(router)
-    if batches is not None:
-        app.state.batches = batches
-        app.include_router(files.router)
-        app.include_router(batch_routes.router)
+    app.state.runtime = runtime
+    app.state.batches = batches
+    served = apis(settings)
+    app.state.endpoints = {name: path for api in served for name, path in api.endpoints.items()}
+    for api in served:
+        app.include_router(api.router)
     app.mount("/ui", WebPage(), name="ui")
     _add_middleware(app, settings, traces)
     _handle_errors(app)
-    _document_wire_types(app)
+    _document_wire_types(app, [model for api in served for model in api.wire_types])
     return app
 
 
@@ -148,8 +120,8 @@ def _handle_errors(app: FastAPI) -> None:
         return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse(validation_body(error), status_code=400)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return await api_error(request, invalid_request(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -173,13 +145,8 @@ def _handle_errors(app: FastAPI) -> None:
         return JSONResponse(internal_error(), status_code=500, headers=headers)
 
 
-def _fingerprint(settings: Settings) -> str:
-    versions = f"{settings.checkpoint_name} {__version__} {vllm.__version__} {torch.__version__}"
-    return "fp_" + hashlib.sha256(versions.encode()).hexdigest()[:12]
-
-
-def _document_wire_types(app: FastAPI) -> None:
-    """Put the types that FastAPI doesn't see, as they are parsed and sent by hand, into the documentation."""
+def _document_wire_types(app: FastAPI, wire_types: Sequence[type[BaseModel]]) -> None:
+    """Add the types that FastAPI does not see, since they are parsed and sent by hand, to the OpenAPI schema."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -190,7 +157,7 @@ def _document_wire_types(app: FastAPI) -> None:
                 operation["responses"].pop("422", None)  # FastAPI's own; here validation errors are 400
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        for model in (ChatCompletionRequest, ChatCompletionChunk, OcrRequest, OcrPageEvent, BatchRequest):
+        for model in wire_types:
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             definitions = {**definition.pop("$defs", {}), model.__name__: definition}
             for name, each in definitions.items():

@@ -1,25 +1,46 @@
-"""What can go wrong, as exceptions, and the one place that turns them into OpenAI's error body.
+"""The exceptions of the server, and how each of them is answered.
 
-Every error a client sees has the shape the official SDK parses::
+There are two trees. An `ApiError` is an HTTP error: its class gives the status and OpenAI's `type`. An `InputError` is
+a problem of a request's content that is found where nothing is known of the request: it has no parameter name, and the
+edge turns it into an `ApiError` that has one (`ReadPlan.api_error`).
+
+Every error that a client sees has the shape that the official SDK parses::
 
     {"error": {"message": str, "type": str, "param": str | null, "code": str | null}}
-
-Raise the most specific class; `error_body` and `status` do the rest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from vllm.exceptions import VLLMClientError
-    from vllm.sampling_params import SamplingParams
+from typing import Any
 
 
-class ApiError(Exception):
-    """An error that is meant for the client: its message is safe to show."""
+class ReadError(Exception):
+    """Something cannot be read. The message is safe to show to the client."""
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+
+class InputError(ReadError):
+    """The content of a request is the problem; which parameter it is, only the edge knows."""
+
+
+class DecodingError(InputError):
+    """A decoding option is not valid, or does not fit the model's context."""
+
+    def __init__(self, message: str, *, field: str, code: str | None = None) -> None:
+        """Args:
+        field: A field of `Decoding`, or `prompt`.
+        """
+        super().__init__(message, code=code)
+        self.field = field
+
+
+class ApiError(ReadError):
+    """An HTTP error."""
 
     status = 500
     type = "server_error"
@@ -29,17 +50,16 @@ class ApiError(Exception):
         self, message: str, *, param: str | None = None, code: str | None = None, retry_after: float | None = None
     ) -> None:
         """Args:
-        retry_after: seconds after which trying again makes sense.
+        param: The request parameter that is wrong, as the client wrote it.
+        retry_after: Seconds after which trying again makes sense.
         """
-        super().__init__(message)
-        self.message = message
+        super().__init__(message, code=code if code is not None else type(self).code)
         self.param = param
-        self.code = code if code is not None else type(self).code
         self.retry_after = retry_after
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes with the body."""
+        """Headers of the answer."""
         return {} if self.retry_after is None else {"retry-after": str(math.ceil(self.retry_after))}
 
     def body(self) -> dict[str, Any]:
@@ -47,14 +67,14 @@ class ApiError(Exception):
 
 
 class InvalidRequest(ApiError):
-    """400: the request itself is wrong; `param` names the part that is."""
+    """400: the request is invalid; `param` names the parameter."""
 
     status = 400
     type = "invalid_request_error"
 
 
 class Unauthorized(ApiError):
-    """401: a key is needed, and this is none."""
+    """401: missing or invalid API key."""
 
     status = 401
     type = "invalid_request_error"
@@ -66,7 +86,7 @@ class Unauthorized(ApiError):
 
 
 class NotFound(ApiError):
-    """404: there is no such thing (model, route, file)."""
+    """404: the model, route, file or batch does not exist."""
 
     status = 404
     type = "invalid_request_error"
@@ -74,7 +94,7 @@ class NotFound(ApiError):
 
 
 class TimedOut(ApiError):
-    """408: the request did not come in time."""
+    """408: the request did not arrive in time."""
 
     status = 408
     type = "invalid_request_error"
@@ -82,11 +102,11 @@ class TimedOut(ApiError):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"connection": "close"}  # what still comes on it is the rest of this request
+        return {"connection": "close"}  # the rest of this request may still arrive
 
 
 class TooLarge(ApiError):
-    """413: the body or a picture is over a limit of the server."""
+    """413: the body or a picture exceeds a limit of the server."""
 
     status = 413
     type = "invalid_request_error"
@@ -94,7 +114,7 @@ class TooLarge(ApiError):
 
 
 class TooMany(ApiError):
-    """429: more is asked for than this server takes at a time; trying again later makes sense."""
+    """429: a limit of the server or of this client is reached; try again later."""
 
     status = 429
     type = "rate_limit_error"
@@ -102,7 +122,7 @@ class TooMany(ApiError):
 
 
 class Unavailable(ApiError):
-    """503: the engine is loading, broken or shutting down; trying again later makes sense."""
+    """503: the engine is loading, broken or shutting down; try again later."""
 
     status = 503
     type = "server_error"
@@ -118,34 +138,10 @@ class EngineFailure(ApiError):
 
 
 def error_body(message: str, *, type_: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error envelope; all four keys are always present, as the SDK expects."""
+    """OpenAI's error body; all four keys are always present, as the SDK expects."""
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
 
 def internal_error() -> dict[str, Any]:
-    """For what was not foreseen: nothing of it is shown; the details are in the log."""
+    """The error body for an unexpected exception: no detail is shown, the log has them."""
     return error_body("The server failed on this request.", type_="server_error", code="internal_error")
-
-
-UNION_TAGS = frozenset({"<string>", "<parts>", "<text>", "<image>", "<file>", "<other>"})
-"""Pydantic's names for the members of the wire types' unions; they are no part of a request."""
-
-
-def parameter_name(location: Sequence[str | int]) -> str | None:
-    """A validation error's place as OpenAI writes it: `messages[0].content`."""
-    name = ""
-    for part in location:
-        if isinstance(part, int):
-            name += f"[{part}]"
-        elif part not in UNION_TAGS:
-            part = part or '""'
-            name += f".{part}" if name else part
-    return name or None
-
-
-def invalid_parameters(error: VLLMClientError, params: SamplingParams | None = None) -> InvalidRequest:
-    """vLLM's refusal as ours: its bare message, and the parameter's name where it gives one."""
-    param = getattr(error, "parameter", None)
-    if param is None and params is not None and params.structured_outputs is not None:
-        param = "response_format"  # a grammar it can't compile has no name there
-    return InvalidRequest(str(error.args[0]) if error.args else str(error), param=param)

@@ -14,7 +14,6 @@ The guard around the program is needed: the engine runs in processes that import
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -22,20 +21,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ocr_server.dialects.ocr.plan import translate_ocr
-from ocr_server.dialects.ocr.wire import OcrRequest
-from ocr_server.engine.environment import set_up
-from ocr_server.engine.process import begin_imports
+from ocr_server.dialects.ocr.plan import plan_ocr
+from ocr_server.dialects.ocr.wire import OcrParameters
+from ocr_server.engine.build import guest_engine, prepare_process
 from ocr_server.event_loop_thread import EventLoopThread
-from ocr_server.intake.build import intake_for
-from ocr_server.intake.intake import Intake
-from ocr_server.output.artifacts import Figure, product_of
+from ocr_server.output.artifacts import Figure, artifacts_of
 from ocr_server.output.blocks import Block
 from ocr_server.output.markdown import to_markdown
-from ocr_server.reading.admission import admission_for
 from ocr_server.reading.page import PageReading
-from ocr_server.reading.reader import Reader
-from ocr_server.reading.session import Session
+from ocr_server.reading.session import Caller
+from ocr_server.runtime import Runtime
 
 if TYPE_CHECKING:
     from config import Settings
@@ -74,21 +69,18 @@ class Ocr:
         """
         self._settings = settings
         self._engine = engine
-        self._admission = admission_for(settings)
 
     def __enter__(self) -> Ocr:
-        """Raises what keeps the model from loading."""
-        set_up(self._settings)
-        if self._engine is None:
-            begin_imports()
+        """Load the model. Raises what keeps it from loading."""
+        prepare_process(self._settings)
         self._loop = EventLoopThread("ocr")
-        self._intake, self._reader = self._loop.run(self._open())
+        self._runtime = self._loop.run(self._open())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.run(self._close())
+        self._loop.run(self._runtime.close())
         self._loop.close()
 
     def read(self, path: str | Path, **options: Any) -> Iterator[ReadPage]:
@@ -112,32 +104,18 @@ class Ocr:
                 self._loop.run(pages.aclose())
 
     async def _pages(self, file: Path, options: dict[str, Any]) -> AsyncGenerator[ReadPage]:
-        data = base64.b64encode(await asyncio.to_thread(file.read_bytes)).decode()
-        document = {"document_url": f"data:;base64,{data}"}
-        reading = translate_ocr(OcrRequest.model_validate(options | {"document": document}), self._settings)
-        session = await Session.begin(
-            self._admission, self._intake, self._reader, [reading.source], reading.prompt, reading.params
-        )
-        async with aclosing(session.events(finish=reading.wanted)) as events:
+        data = await asyncio.to_thread(file.read_bytes)
+        plan = plan_ocr(OcrParameters.model_validate(options), self._settings, data, parameter=str(file))
+        session = await self._runtime.begin(plan, Caller())
+        async with aclosing(session.events()) as events:
             async for event in events:
                 if isinstance(event, PageReading):
                     yield _read_page(file, event)
 
-    async def _open(self) -> tuple[Intake, Reader]:
-        if self._engine is None:
-            from ocr_server.engine.vllm_engine import VllmEngine
-
-            self._engine = VllmEngine(self._settings)
-        await self._engine.loaded()
-        intake = intake_for(self._settings)
-        return intake, Reader(
-            self._engine, intake.prepare, at_once=self._settings.PAGES_AT_ONCE, loops=self._settings.LOOPS
-        )
-
-    async def _close(self) -> None:
-        await self._intake.close()
-        if self._engine is not None:
-            await self._engine.close()
+    async def _open(self) -> Runtime:
+        engine = self._engine or guest_engine(self._settings)
+        await engine.loaded()
+        return Runtime.build(self._settings, engine)
 
 
 def files(folder: Path) -> list[Path]:
@@ -148,16 +126,16 @@ def files(folder: Path) -> list[Path]:
 
 
 def _read_page(file: Path, reading: PageReading) -> ReadPage:
-    product = product_of(reading)
+    artifacts = artifacts_of(reading)
     answer = reading.text()
     return ReadPage(
         path=file,
         number=reading.number + 1,
         answer=answer,
-        markdown=to_markdown(answer, figures=[figure.name if min(figure.size) else "" for figure in product.figures]),
-        blocks=product.blocks,
-        figures=product.figures,
-        overlay=product.overlay,
+        markdown=to_markdown(answer, figures=[figure.name if min(figure.size) else "" for figure in artifacts.figures]),
+        blocks=artifacts.blocks,
+        figures=artifacts.figures,
+        overlay=artifacts.overlay,
         finish_reason=reading.finish_reason() or "error",
         error=None if reading.error is None else reading.error.message,
     )

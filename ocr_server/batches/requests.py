@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from ocr_server.errors import ApiError
 from ocr_server.intake.decode import is_pdf
-from ocr_server.intake.intake import Opens
+from ocr_server.intake.source import Content
 
 HEAD_BYTES = 2048
 """Of a file's beginning, for `kind_of`."""
@@ -28,8 +28,8 @@ class Item(NamedTuple):
     """In a JSONL file, from 1; otherwise the page or the picture, from 1."""
     custom_id: str
     body: bytes
-    opens: Opens | None = None
-    """Opens its sources, if they are in the batch's own file."""
+    content: Callable[[], Awaitable[Content]] | None = None
+    """Gets what is read, if it is in the batch's own file. Raises ApiError."""
 
 
 @dataclass
@@ -45,6 +45,7 @@ class Checked:
         return len(self.errors) >= MOST_ERRORS
 
     def refused(self, error: ApiError) -> Checked:
+        """Note an error of the whole input; itself."""
         self.wrong(error.code or "invalid_request", error.message, param=error.param)
         return self
 

@@ -13,15 +13,16 @@ from functools import partial
 from sqlalchemy import RowMapping
 
 from ocr_server.batches.answer import answered, unanswered
+from ocr_server.batches.budget import RequestBudget
+from ocr_server.batches.endpoint import Endpoint
 from ocr_server.batches.leases import Leases
 from ocr_server.batches.output import write_files
 from ocr_server.batches.recorder import Recorder
 from ocr_server.batches.requests import Checked, Item, Requests
-from ocr_server.batches.room import Room
 from ocr_server.batches.storage import Storage
 from ocr_server.errors import NotFound
 from ocr_server.observability import metrics
-from ocr_server.runtime import Context
+from ocr_server.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +37,12 @@ STORAGE_FULL = ("storage_full", "The server stores as many bytes as it may; this
 class Run:
     """A batch whose lease is held."""
 
-    state: Context
+    runtime: Runtime
+    endpoint: Endpoint
     leases: Leases
     storage: Storage
     requests: Requests
-    room: Room
+    budget: RequestBudget
     batch: RowMapping
     storage_full: bool = False
     """What is not begun fails."""
@@ -110,20 +112,20 @@ class Run:
             async with asyncio.TaskGroup() as group, aclosing(self.requests.items(done)) as items:
                 async for item in items:
                     size = len(item.body)
-                    await self.room.enter(size)
+                    await self.budget.enter(size)
                     # Not in a `finally` of the request's own: cancelled before its first step, it would not get there.
                     group.create_task(self._one(item, recorder)).add_done_callback(partial(self._leave, size))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # they have one cause, or the first was enough
 
     def _leave(self, size: int, _: object) -> None:
-        self.room.leave(size)
+        self.budget.leave(size)
 
     async def _one(self, item: Item, recorder: Recorder) -> None:
         if self.storage_full:
             answer = unanswered(item, *STORAGE_FULL)
         else:
-            answer = await answered(self.state, self.batch["endpoint"], item, self.batch["client"])
+            answer = await answered(self.runtime, self.endpoint, item, self.batch["client"])
         await recorder.keep(answer)
         metrics.BATCH_REQUESTS.labels(outcome="completed" if answer.succeeded else "failed").inc()
 

@@ -8,14 +8,15 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ocr_server.batches.budget import RequestBudget
+from ocr_server.batches.endpoint import Endpoints
 from ocr_server.batches.files import Files
 from ocr_server.batches.leases import Leases, LostLease
-from ocr_server.batches.room import Room
 from ocr_server.batches.run import Run
 from ocr_server.batches.sources import requests_of
 from ocr_server.batches.store import Store
 from ocr_server.errors import ApiError
-from ocr_server.runtime import Context
+from ocr_server.runtime import MEGA, Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -38,25 +39,26 @@ class Going:
 class Runner:
     """One for the server."""
 
-    def __init__(self, state: Context, leases: Leases, store: Store, files: Files) -> None:
-        settings = state.settings
-        self._state = state
+    def __init__(self, runtime: Runtime, endpoints: Endpoints, leases: Leases, store: Store, files: Files) -> None:
+        settings = runtime.settings
+        self._runtime = runtime
+        self._endpoints = endpoints
         self._leases = leases
         self._store = store
         self._files = files
-        self._room = Room(requests=settings.batch_concurrency, size=settings.MAX_BODIES_MB * 1_000_000)
+        self._budget = RequestBudget(requests=settings.batch_concurrency, size=settings.MAX_BODIES_MB * MEGA)
         self._poll = min(POLL_SECONDS, settings.BATCH_LEASE / 3)
         self._going: dict[str, Going] = {}
         self._swept = self._rests_until = 0.0
-        self._poked = asyncio.Event()
+        self._woken = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._loop = asyncio.create_task(self._work())
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         """There is something new to look at."""
-        self._poked.set()
+        self._woken.set()
 
     async def stop(self) -> None:
         """Give up what is under way; another server, or this one started again, goes on."""
@@ -80,8 +82,8 @@ class Runner:
                 logger.exception("batches can't be taken up")
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll):
-                    await self._poked.wait()
-            self._poked.clear()
+                    await self._woken.wait()
+            self._woken.clear()
 
     async def _keep(self) -> None:
         """Renew the leases, and see what was asked for meanwhile."""
@@ -102,8 +104,16 @@ class Runner:
         batch = await self._leases.claim(own, room=len(self._going) < MOST_RUNS)
         if batch is None:
             return False
-        requests = requests_of(batch, self._files.storage, self._state)
-        run = Run(self._state, self._leases, self._files.storage, requests, self._room, batch)
+        requests = requests_of(batch, self._files.storage, self._runtime, self._endpoints)
+        run = Run(
+            self._runtime,
+            self._endpoints[batch["endpoint"]],
+            self._leases,
+            self._files.storage,
+            requests,
+            self._budget,
+            batch,
+        )
         self._going[batch["id"]] = Going(run, asyncio.create_task(self._run(run)))
         return True
 
@@ -124,7 +134,7 @@ class Runner:
                     await self._leases.release(batch_id)
             finally:
                 del self._going[batch_id]
-                self.poke()
+                self.wake()
 
     def _rest(self, batch_id: str, error: Exception) -> None:
         self._rests_until = time.monotonic() + REST_SECONDS

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, RowMapping, delete, func, insert, select, upd
 
 from ocr_server.batches.database import Database, batches
 from ocr_server.batches.files import DAY, ENDED, file_of
-from ocr_server.batches.pages import Page, is_id, page_of
+from ocr_server.batches.listing import Listing, is_id, list_rows
 from ocr_server.errors import InvalidRequest, NotFound, TooMany
 
 CANCELLABLE = ("validating", "in_progress")
@@ -83,10 +83,10 @@ class Store:
         """Raises NotFound."""
         return await self._database.run(lambda connection: batch_of(connection, client, batch_id))
 
-    async def list(self, client: str, *, after: str | None, limit: int) -> Page:
+    async def list(self, client: str, *, after: str | None, limit: int) -> Listing:
         """The newest first. Raises InvalidRequest: `after` is none of the client's batches."""
         known = [batches.c.client == client]
-        return await self._database.run(partial(page_of, table=batches, known=known, after=after, limit=limit))
+        return await self._database.run(partial(list_rows, table=batches, known=known, after=after, limit=limit))
 
     async def cancel(self, client: str, batch_id: str) -> RowMapping:
         """Have its requests stopped; its answers so far stay.

@@ -1,4 +1,4 @@
-"""What routes share."""
+"""What the routes of all dialects share."""
 
 from __future__ import annotations
 
@@ -8,50 +8,68 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from ocr_server.batches.service import Batches
-from ocr_server.dialects.endpoints import Caller
-from ocr_server.dialects.errors import ErrorResponse
 from ocr_server.dialects.validation import parse_body
-from ocr_server.reading.session import Account
-from ocr_server.runtime import Context
-from ocr_server.transport.auth import ANONYMOUS
+from ocr_server.dialects.wire import Wire
+from ocr_server.reading.session import ANONYMOUS, Account, Caller
+from ocr_server.runtime import Runtime
 
-M = TypeVar("M", bound=BaseModel)
-
-
-def context(request: Request) -> Context:
-    state: Context = request.app.state.context
-    return state
+W = TypeVar("W", bound=Wire)
 
 
-def batches(request: Request) -> Batches:
-    found: Batches = request.app.state.batches
-    return found
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
 
 
-async def parsed(request: Request, model: type[M]) -> M:
+class ErrorResponse(BaseModel):
+    """OpenAI's error body."""
+
+    error: ErrorDetail
+
+
+def runtime_of(request: Request) -> Runtime:
+    """The application's runtime."""
+    runtime: Runtime = request.app.state.runtime
+    return runtime
+
+
+def batches_of(request: Request) -> Batches:
+    """The application's files and batches."""
+    batches: Batches = request.app.state.batches
+    return batches
+
+
+async def parsed(request: Request, model: type[W]) -> W:
     """The body as `model`. Raises as `parse_body`."""
     return parse_body(await request.body(), model)
 
 
-def caller(request: Request) -> Caller:
-    """Whose request it is; what it comes to is told to the log."""
+def is_form(request: Request) -> bool:
+    """Whether the body is a multipart form."""
+    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sent the request. What the request comes to is written to the access log."""
     request.state.reading = account = Account()
     return Caller(client=client_of(request), account=account)
 
 
 def client_of(request: Request) -> str:
-    """The label of the request's key, or `anonymous`."""
+    """The label of the request's API key, or `anonymous`."""
     client: str = getattr(request.state, "client", ANONYMOUS)
     return client
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorResponse, "description": "The request is wrong; `param` names the part."},
-    404: {"model": ErrorResponse, "description": "There is no such model."},
-    401: {"model": ErrorResponse, "description": "An API key is needed, and this is none."},
+    400: {"model": ErrorResponse, "description": "The request is invalid; `param` names the parameter."},
+    404: {"model": ErrorResponse, "description": "The model does not exist."},
+    401: {"model": ErrorResponse, "description": "Missing or invalid API key."},
     408: {"model": ErrorResponse, "description": "The body did not arrive in time."},
-    413: {"model": ErrorResponse, "description": "The body or a picture is over a limit."},
-    429: {"model": ErrorResponse, "description": "Too much at a time; `Retry-After` says when to try again."},
+    413: {"model": ErrorResponse, "description": "The body or a picture exceeds a limit."},
+    429: {"model": ErrorResponse, "description": "Too many requests; `Retry-After` says when to try again."},
     500: {"model": ErrorResponse, "description": "The engine failed on this request; the log has the details."},
     503: {"model": ErrorResponse, "description": "The engine is loading, broken or shutting down."},
 }

@@ -1,39 +1,38 @@
-"""The body of a request becomes its wire type; what is wrong with it is said as OpenAI says it."""
+"""Request bodies become wire types; the first thing that is wrong with one becomes an `InvalidRequest`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from ocr_server.dialects.chat.wire import REFUSED, ChatCompletionRequest
-from ocr_server.errors import InvalidRequest, error_body, parameter_name
+from ocr_server.dialects.wire import UNION_TAGS, Wire
+from ocr_server.errors import InvalidRequest
 
-M = TypeVar("M", bound=BaseModel)
+W = TypeVar("W", bound=Wire)
 
-MOST_LEVELS = 64
-"""How deep the lists and objects of a body may be nested; what reads a JSON schema recurses a few calls a level."""
+MAX_LEVELS = 64
+"""How deep lists and objects of a body may be nested: code that reads a JSON schema recurses a few calls a level."""
 
 
-def parse_body(body: bytes, model: type[M]) -> M:
-    """A request's body as `model`, straight from its bytes: no second copy of a picture as Python objects.
+def parse_body(body: bytes, model: type[W]) -> W:
+    """Parse a request's body, straight from its bytes: without a second copy of a picture as a Python object.
 
     Raises:
-        RequestValidationError: it is no JSON, or not what `model` takes.
-        InvalidRequest: it is nested deeper than `MOST_LEVELS`.
+        InvalidRequest: The body is not JSON, not what `model` takes, or nested deeper than `MAX_LEVELS`.
     """
     try:
         value = model.model_validate_json(body)
     except ValidationError as error:
         problems = error.errors(include_input=False, include_url=False)
-        if "recursion limit exceeded" in str(problems[0]["msg"]):  # pydantic's own, of 200 levels
+        if "recursion limit exceeded" in str(problems[0]["msg"]):  # pydantic's own limit, 200 levels
             raise _too_deep(None) from error
-        raise RequestValidationError(problems) from error
-    if body.count(b"{") + body.count(b"[") > MOST_LEVELS:
+        raise invalid_request(problems, model) from error
+    if body.count(b"{") + body.count(b"[") > MAX_LEVELS:
         for name, field in value.__dict__.items():
-            if _levels_exceed(field, MOST_LEVELS - 1):
+            if _levels_exceed(field, MAX_LEVELS - 1):
                 raise _too_deep(name)
     return value
 
@@ -57,26 +56,49 @@ def _inside(value: BaseModel | dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 def _too_deep(param: str | None) -> InvalidRequest:
     return InvalidRequest(
-        f"The body is nested too deep: at most {MOST_LEVELS} levels of lists and objects are read.",
+        f"The body is nested too deeply: at most {MAX_LEVELS} levels of lists and objects are read.",
         param=param,
         code="json_too_deep",
     )
 
 
-def validation_body(error: RequestValidationError) -> dict[str, Any]:
-    """The first thing that is wrong, said as OpenAI says it."""
-    problem = error.errors()[0]
+def parse_fields(fields: Mapping[str, str], model: type[W]) -> W:
+    """Parse the fields of a form, whose values are all strings. Raises InvalidRequest."""
+    try:
+        return model.model_validate_strings(fields)
+    except ValidationError as error:
+        raise invalid_request(error.errors(include_input=False, include_url=False), model) from error
+
+
+def invalid_request(problems: Sequence[ErrorDetails], model: type[Wire] = Wire) -> InvalidRequest:
+    """The first of pydantic's problems as OpenAI words it.
+
+    Args:
+        model: What was parsed. A validator of a whole model names the parameter by its error's type.
+    """
+    problem = problems[0]
     location = [part for part in problem["loc"] if part != "body"]
     param = parameter_name(location)
     kind = problem["type"]
     if kind == "json_invalid":
         message = f"The body is not valid JSON: {problem['ctx']['error']}."
-    elif kind == "extra_forbidden" and len(location) == 1 and location[0] in REFUSED:
-        message = f"{param} is not supported: {REFUSED[str(location[0])]}."
+    elif kind == "extra_forbidden" and len(location) == 1 and location[0] in model.REFUSED:
+        message = f"{param} is not supported: {model.REFUSED[str(location[0])]}."
     elif kind == "extra_forbidden":
         message = f"Unknown parameter: {param}."
     else:
         message = f"{param}: {problem['msg']}." if param else f"{problem['msg']}."
-        param = param or (kind if kind in ChatCompletionRequest.model_fields else None)
-    code = "unsupported_parameter" if kind == "extra_forbidden" else None
-    return error_body(message, type_="invalid_request_error", param=param, code=code)
+        param = param or (kind if kind in model.model_fields else None)
+    return InvalidRequest(message, param=param, code="unsupported_parameter" if kind == "extra_forbidden" else None)
+
+
+def parameter_name(location: Sequence[str | int]) -> str | None:
+    """A place in a request as OpenAI writes it: `messages[0].content`."""
+    name = ""
+    for part in location:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif part not in UNION_TAGS:
+            part = part or '""'
+            name += f".{part}" if name else part
+    return name or None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 
-from deepseek_ocr import ARCHITECTURE, MODEL_CLASS
+from deepseek_ocr.families import FAMILIES, Family
 
 if TYPE_CHECKING:
     from config import Settings
@@ -25,8 +25,8 @@ class LoadError(Exception):
     """The model can't be served; the message says why and what to do."""
 
 
-def local_model(name: str) -> Path:
-    """The folder of a model, downloaded first if `name` is a Hugging Face id.
+def local_model(name: str) -> tuple[Path, Family]:
+    """The folder of a model, downloaded first if `name` is a Hugging Face id, and its family.
 
     Raises:
         LoadError: there is no such model, it is not a DeepSeek-OCR, or it can't be downloaded.
@@ -45,11 +45,12 @@ def local_model(name: str) -> Path:
         architectures = json.loads(config_file.read_text(encoding="utf-8")).get("architectures")
     except (ValueError, AttributeError) as error:
         raise LoadError(f"The config.json of {name!r} can't be read: {error}") from error
-    if architectures != [ARCHITECTURE]:
+    family = FAMILIES.get(architectures[0]) if isinstance(architectures, list) and len(architectures) == 1 else None
+    if family is None:
         raise LoadError(f"{name!r} is not a DeepSeek-OCR checkpoint: its architectures are {architectures}.")
     if not any(folder.glob("*.safetensors")):
         raise LoadError(f"{name!r} has no *.safetensors weights.")
-    return folder
+    return folder, family
 
 
 class GpuMemory(NamedTuple):
@@ -105,7 +106,7 @@ def check_memory(folder: Path, settings: Settings, gpu: GpuMemory | None) -> Non
         )
 
 
-def check_architecture(model_config: Any) -> None:
+def check_architecture(model_config: Any, family: Family) -> None:
     """Prove that vLLM will run our model class, and not its own of the same name.
 
     Raises:
@@ -113,12 +114,12 @@ def check_architecture(model_config: Any) -> None:
     """
     from vllm import ModelRegistry
 
-    model_class, _ = ModelRegistry.resolve_model_cls([ARCHITECTURE], model_config)
+    model_class, _ = ModelRegistry.resolve_model_cls([family.architecture], model_config)
     resolved = f"{model_class.__module__}:{model_class.__qualname__}"
-    if resolved != MODEL_CLASS:
+    if resolved != family.model_class:
         raise LoadError(
-            f"vLLM resolves {ARCHITECTURE} to {resolved}, not to {MODEL_CLASS}. Install this package into the "
-            "environment of vLLM, so that it finds the plugin: pip install -e . --no-deps"
+            f"vLLM resolves {family.architecture} to {resolved}, not to {family.model_class}. Install this package "
+            "into vLLM's environment, so that vLLM finds the plugin: pip install -e . --no-deps"
         )
 
 

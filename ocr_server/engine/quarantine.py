@@ -60,7 +60,7 @@ class Suspects:
                     await stack.aclose()
             yield
 
-    def accuse(self, keys: set[bytes], now: float) -> None:
+    def record_crash(self, keys: set[bytes], now: float) -> None:
         """The engine has died, and these were being read."""
         for key in keys:
             self._known[key] = _Suspicion(self.deaths(key) + 1, now)
@@ -69,7 +69,7 @@ class Suspects:
             self._known.popitem(last=False)
         self._reading = asyncio.Lock()  # whoever had the other is not in the engine any more, even if it is slow to go
 
-    def acquit(self, key: bytes) -> None:
+    def clear(self, key: bytes) -> None:
         """This one has been read to its end."""
         self._known.pop(key, None)
 
@@ -91,5 +91,5 @@ def content_key(page: Page) -> bytes:
     for part in (page.image.global_view, page.image.tiles):
         digest.update(repr(tuple(part.shape)).encode())
         digest.update(part.contiguous().numpy())
-    digest.update(repr((page.image.grid, page.prompt, page.params)).encode())
+    digest.update(repr((page.image.grid, page.prompt, page.decoding)).encode())
     return digest.digest()

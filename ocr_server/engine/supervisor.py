@@ -8,15 +8,13 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from ocr_server.engine.quarantine import Suspects, content_key
-from ocr_server.engine.vllm_engine import Engine, VllmEngine
 from ocr_server.errors import Unavailable
+from ocr_server.reading.decoding import Decoding
+from ocr_server.reading.engine import Engine
 from ocr_server.reading.page import Page, PageDelta
-
-if TYPE_CHECKING:
-    from config import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +23,7 @@ LONGEST_RETRY_AFTER = 60.0
 """Seconds."""
 
 
-class Mortal(Engine, Protocol):
+class RestartableEngine(Engine, Protocol):
     """An engine as the supervisor needs it. Once loaded, it is dead when it is unavailable."""
 
     async def loaded(self) -> None:
@@ -62,18 +60,26 @@ class Supervisor:
     """
 
     def __init__(
-        self, make: Callable[[], Mortal], *, stall_timeout: float, most_restarts: int, timing: Timing | None = None
+        self,
+        make: Callable[[], RestartableEngine],
+        *,
+        check: Callable[[Decoding], object],
+        stall_timeout: float,
+        most_restarts: int,
+        timing: Timing | None = None,
     ) -> None:
         """Args:
-        make: builds an engine that has not been started.
+        make: Builds an engine that has not been started.
+        check: Raises DecodingError if an option is not valid, as `Engine.check` does.
         stall_timeout: seconds in which, while pages wait for text, none gets any, and the engine hangs.
         most_restarts: deaths within `timing.window` after which there is a new engine; one more is the end.
         """
         self._make = make
+        self._check = check
         self._stall_timeout = stall_timeout
         self._most_restarts = most_restarts
         self._timing = timing or Timing()
-        self._engine: Mortal | None = None
+        self._engine: RestartableEngine | None = None
         self._reason: str | None = "The engine has not been started."
         self._running: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -96,6 +102,9 @@ class Supervisor:
 
     def unavailable(self) -> str | None:
         return self._reason
+
+    def check(self, decoding: Decoding) -> None:
+        self._check(decoding)
 
     def start(self) -> None:
         if self._running is None and not self._closed:
@@ -140,7 +149,7 @@ class Supervisor:
             while (delta := await self._next(flight, engine, deltas)) is not None:
                 yield delta
         if key is not None:
-            self._suspects.acquit(key)
+            self._suspects.clear(key)
 
     # What the server asks beside
 
@@ -155,7 +164,7 @@ class Supervisor:
 
     # Reading
 
-    def _ready(self) -> Mortal:
+    def _ready(self) -> RestartableEngine:
         if self._reason is not None:
             raise self._refusal()
         assert self._engine is not None
@@ -170,7 +179,9 @@ class Supervisor:
         await leaving.enter_async_context(self._suspects.turn(key))
         return key
 
-    async def _next(self, flight: _Flight, engine: Mortal, deltas: AsyncGenerator[PageDelta]) -> PageDelta | None:
+    async def _next(
+        self, flight: _Flight, engine: RestartableEngine, deltas: AsyncGenerator[PageDelta]
+    ) -> PageDelta | None:
         if flight.ended:
             raise self._refusal()
         try:
@@ -247,7 +258,7 @@ class Supervisor:
             self._backoff = self._timing.backoff
         return True
 
-    async def _loaded(self, engine: Mortal) -> None:
+    async def _loaded(self, engine: RestartableEngine) -> None:
         """Raises what kept it from loading, also if its loading was cancelled and not this task."""
         loading = asyncio.ensure_future(engine.loaded())
         try:
@@ -258,7 +269,7 @@ class Supervisor:
             raise RuntimeError("the engine broke off its loading")
         loading.result()
 
-    async def _watch(self, engine: Mortal) -> None:
+    async def _watch(self, engine: RestartableEngine) -> None:
         """Return when it has died or hangs."""
         while not self._failed.is_set():
             with suppress(TimeoutError):
@@ -289,7 +300,7 @@ class Supervisor:
         await self._end()
         victims, self._victims = self._victims, []
         keys = await asyncio.to_thread(lambda: {content_key(page) for page in victims})
-        self._suspects.accuse(keys, _now())
+        self._suspects.record_crash(keys, _now())
         if len(self._deaths) > self._most_restarts:
             raise _GiveUp(f"The engine has stopped working {len(self._deaths)} times within an hour.")
         self._expect_in(self._backoff + self._loading_takes)
@@ -328,15 +339,6 @@ class Supervisor:
 
     def _expect_in(self, seconds: float) -> None:
         self._ready_at = _now() + seconds
-
-
-def supervisor_for(settings: Settings) -> Supervisor:
-    """Of vLLM's engine, as the settings have it, in a process that serves it."""
-    return Supervisor(
-        lambda: VllmEngine(settings, serves=True),
-        stall_timeout=settings.engine_stall_timeout,
-        most_restarts=settings.ENGINE_RESTARTS,
-    )
 
 
 class _GiveUp(Exception):

@@ -1,4 +1,4 @@
-"""The one seam to vLLM: pages go in, pieces of text come out."""
+"""vLLM's async engine with our model: pages go in, pieces of text come out."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psutil  # type: ignore[import-untyped]
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import TokensPrompt
-from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from ocr_server.engine.pace import Pace
 from ocr_server.engine.prompt import PromptEncoder
-from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable, invalid_parameters
+from ocr_server.engine.sampling import refusal, sampling_params
+from ocr_server.errors import DecodingError, EngineFailure, Unavailable
 from ocr_server.observability import tracing
+from ocr_server.reading.decoding import Decoding
 from ocr_server.reading.page import LogprobStep, Page, PageDelta, TokenLogprob
 
 if TYPE_CHECKING:
@@ -46,41 +48,15 @@ LOADING_ENDS_SECONDS = 2.0
 """How long an engine that is closed while it loads is kept from starting processes."""
 
 
-class Engine(Protocol):
-    """What the HTTP side needs of an engine."""
-
-    def unavailable(self) -> str | None:
-        """Why no page can be read now, as a sentence for the client; None if one can."""
-
-    @property
-    def retry_after(self) -> float:
-        """While none can be read: the seconds after which trying again makes sense, as far as can be told."""
-
-    def start(self) -> None:
-        """Begin to load, in the background."""
-
-    async def close(self) -> None:
-        """Stop and leave no process behind."""
-
-    def read(self, page: Page) -> AsyncGenerator[PageDelta]:
-        """Read one page. Closing the generator aborts the work in the engine.
-
-        Raises:
-            InvalidRequest: the page or its parameters can't be read; before the first piece.
-            Unavailable: the engine is loading, or died.
-            EngineFailure: it failed on this page.
-        """
-
-
 class VllmEngine:
     """vLLM's async engine with our model, loaded in the background."""
 
-    def __init__(self, settings: Settings, *, serves: bool = False) -> None:
+    def __init__(self, settings: Settings, *, dedicated: bool) -> None:
         """Args:
-        serves: the process exists to serve the engine, so that what the garbage collector does in it may be changed.
+        dedicated: Whether the process exists for this engine, so that its garbage collector may be tuned.
         """
         self._settings = settings
-        self._serves = serves
+        self._dedicated = dedicated
         self._llm: AsyncLLM | None = None
         self._encoder: PromptEncoder | None = None
         self._loading: asyncio.Future[None] | None = None
@@ -92,6 +68,9 @@ class VllmEngine:
     @property
     def retry_after(self) -> float:
         return RETRY_SECONDS
+
+    def check(self, decoding: Decoding) -> None:
+        sampling_params(decoding)
 
     def start(self) -> None:
         if self._loading is None:
@@ -133,7 +112,8 @@ class VllmEngine:
     async def read(self, page: Page) -> AsyncGenerator[PageDelta]:
         llm, encoder = self._ready()
         prompt_ids = encoder.encode(page.prompt)
-        params = self._fit_context(page, prompt_tokens=len(prompt_ids) - 1 + page.image.num_tokens)
+        decoding = self._fit_context(page, prompt_tokens=len(prompt_ids) - 1 + page.image.num_tokens)
+        params = sampling_params(decoding)
         prompt = TokensPrompt(prompt_token_ids=prompt_ids, multi_modal_data={"image": [page.image]})
         try:
             (rendered,) = await llm.renderer.render_cmpl_async([prompt])
@@ -149,7 +129,7 @@ class VllmEngine:
                         if not output.finished:
                             await pace.wait()
         except VLLMClientError as error:
-            raise invalid_parameters(error, params) from error
+            raise refusal(error, page.decoding) from error
         except EngineGenerateError as error:
             raise EngineFailure("The engine failed on this page.") from error
         except EngineDeadError as error:
@@ -163,21 +143,20 @@ class VllmEngine:
         assert self._encoder is not None
         return self._llm, self._encoder
 
-    def _fit_context(self, page: Page, prompt_tokens: int) -> SamplingParams:
-        """The page's parameters with `max_tokens` clamped to what its prompt leaves of the context."""
+    def _fit_context(self, page: Page, prompt_tokens: int) -> Decoding:
+        """The page's decoding options with `max_tokens` clamped to what its prompt leaves of the context."""
         context = self._settings.MAX_MODEL_LEN
         left = context - prompt_tokens
         if left < 1:
-            raise InvalidRequest(
+            raise DecodingError(
                 f"The picture and the prompt take {prompt_tokens} tokens, but the model's context is {context}. "
                 "Use a shorter prompt or a smaller resolution mode.",
-                param="messages",
+                field="prompt",
                 code="context_length_exceeded",
             )
-        params = page.params.clone()
-        params.max_tokens = left if params.max_tokens is None else min(params.max_tokens, left)
-        params.min_tokens = min(params.min_tokens, params.max_tokens)
-        return params
+        wanted = page.decoding
+        max_tokens = left if wanted.max_tokens is None else min(wanted.max_tokens, left)
+        return replace(wanted, max_tokens=max_tokens, min_tokens=min(wanted.min_tokens, max_tokens))
 
     async def _load(self) -> None:
         try:
@@ -187,7 +166,7 @@ class VllmEngine:
             raise
         self._processes = engine_processes()
         self._shared_memory = shared_memory(self._processes)
-        if self._serves:
+        if self._dedicated:
             freeze_heap()
         self._unavailable = None
 
@@ -209,7 +188,7 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
     from ocr_server.engine.process import engine_process
 
     on_cpu = current_platform.is_cpu()
-    folder = local_model(settings.model_path)
+    folder, family = local_model(settings.model_path)
     gpu = None if on_cpu else gpu_memory()
     if on_cpu or gpu is not None:
         check_memory(folder, settings, gpu)
@@ -233,9 +212,9 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
             otlp_traces_endpoint=tracing.engine_endpoint(),
             skip_mm_profiling=on_cpu,  # a CPU's KV cache has a fixed size: there is nothing to profile for
         ).create_engine_config()
-        check_architecture(config.model_config)
+        check_architecture(config.model_config, family)
         config.model_config.logits_processors = [guard_for(config)]
-        encoder = PromptEncoder(cached_tokenizer_from_config(config.model_config))
+        encoder = PromptEncoder(cached_tokenizer_from_config(config.model_config), family)
         with engine_process(config, fork=on_cpu and config.parallel_config.world_size == 1):
             return AsyncLLM.from_vllm_config(config), encoder
 

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from ocr_server.errors import InvalidRequest, TooLarge
+from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.limits import IntakeLimits
 
 FileType = Literal["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "HEIF"]
@@ -43,7 +43,7 @@ def is_pdf(data: bytes) -> bool:
     return b"%PDF-" in data[:1029] and _file_type(data) is None
 
 
-def find_pages(data: bytes, *, param: str) -> list[PicturePage]:
+def find_pages(data: bytes) -> list[PicturePage]:
     """The pages of a picture file: at least one. Quick, for none is decoded.
 
     What the file is, its content decides: JPEG, PNG, BMP, GIF, WebP, TIFF, HEIC/HEIF or AVIF. A TIFF has as
@@ -51,9 +51,9 @@ def find_pages(data: bytes, *, param: str) -> list[PicturePage]:
     that is missing still counts. Any other file has one page, the first frame of an animation or the main
     picture of a collection.
 
-    Raises InvalidRequest if the data is of another type, has no pages, or has more than 10,000.
+    Raises SourceError if the data is of another type, has no pages, or has more than 10,000.
     """
-    if supported_type(data, param) != "TIFF":
+    if supported_type(data) != "TIFF":
         return [PicturePage(0, 0, 0)]
     pages: list[PicturePage] = []
     others: list[PicturePage] = []
@@ -62,29 +62,27 @@ def find_pages(data: bytes, *, param: str) -> list[PicturePage]:
         (others if tags.get(_SUBFILE_TYPE, 0) & _NOT_A_PAGE else pages).append(page)
         # Every page may come with a thumbnail or two; a longer chain of those isn't followed to its end.
         if len(pages) > _MOST_TIFF_PAGES or len(others) > 2 * _MOST_TIFF_PAGES:
-            raise InvalidRequest(f"The TIFF has more than {_MOST_TIFF_PAGES:,} pages.", param=param)
+            raise SourceError(f"The TIFF has more than {_MOST_TIFF_PAGES:,} pages.")
     if not pages and not others:
-        raise damaged(param)
+        raise damaged()
     return pages or others[:1]  # nothing but thumbnails: better the first than none
 
 
-def check_pixels(width: int, height: int, limits: IntakeLimits, *, param: str) -> None:
-    """Refuses a page by the size that the file says it has, in pixels. Raises TooLarge."""
+def check_pixels(width: int, height: int, limits: IntakeLimits) -> None:
+    """Refuses a page by the size that the file says it has, in pixels. Raises SourceTooLarge."""
     if width * height > limits.max_image_pixels:
-        raise TooLarge(
+        raise SourceTooLarge(
             f"The picture has {width} x {height} = {width * height:,} pixels; "
             f"the limit is {limits.max_image_pixels:,} pixels.",
-            param=param,
         )
 
 
-def supported_type(data: bytes, param: str) -> FileType:
-    """Raises InvalidRequest if it isn't one of `FileType`."""
+def supported_type(data: bytes) -> FileType:
+    """Raises SourceError if it isn't one of `FileType`."""
     file_type = _file_type(data)
     if file_type is None:
-        raise InvalidRequest(
+        raise SourceError(
             f"This is neither a picture nor a document of a supported type. Supported are {_SUPPORTED}.",
-            param=param,
             code="invalid_image_format",
         )
     return file_type
@@ -174,10 +172,9 @@ def number_at(form: str, data: bytes, at: int) -> int | None:
     return number
 
 
-def damaged(param: str) -> InvalidRequest:
+def damaged() -> SourceError:
     """The error for a picture that is broken."""
-    return InvalidRequest(
+    return SourceError(
         "The picture can't be decoded: the file is damaged, incomplete or of an unsupported variant.",
-        param=param,
         code="image_parse_error",
     )

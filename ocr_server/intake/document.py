@@ -1,267 +1,77 @@
-"""One opened source, a picture or a document, whose pages are decoded one by one when they are asked for."""
+"""An opened source, a picture or a document, whose pages are decoded one by one when they are asked for."""
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from functools import partial
 
-from ocr_server.errors import InvalidRequest, TooLarge
-from ocr_server.intake.decode import PicturePage, check_pixels, find_pages, is_pdf
-from ocr_server.intake.limits import IntakeLimits
-from ocr_server.intake.page_selection import Selection, TooManyPages
-from ocr_server.intake.pdf import PdfFile, PdfRenderer
-from ocr_server.intake.pdf_errors import Kind, PdfError
 from ocr_server.intake.source_page import SourcePage
-from ocr_server.intake.workers import WorkerLost, Workers, WorkerTimeout
 
 MIN_DPI, MAX_DPI = 36, 600
-"""What a PDF may be asked to be rendered at; whoever takes the request checks it."""
+"""Resolutions at which a PDF may be rendered, pixels per inch."""
 DEFAULT_DPI = 144
-
-KEPT_PIXELS = 9_000_000
-"""A picture up to this, an A4 page at 300 dpi, is kept from when it was opened until its page is taken; to keep
-larger ones would take more memory than decoding them again takes time."""
-
-_numbers = itertools.count()
-
-_PDF_ERRORS: dict[Kind, tuple[str, str]] = {
-    "password_required": ("pdf_password_required", "The PDF is encrypted: its password is needed."),
-    "password_wrong": ("pdf_password_wrong", "The PDF is encrypted, and this isn't its password."),
-    "damaged": ("pdf_damaged", "The PDF can't be opened: it is damaged, incomplete or of an unsupported variant."),
-    "empty": ("pdf_empty", "The PDF has no pages."),
-    "giant_page": ("pdf_page_too_large", "The page of the PDF is too large to be rendered legibly."),
-    "page_failed": ("pdf_page_failed", "The page of the PDF can't be rendered: it is damaged or missing."),
-    "timeout": ("pdf_timeout", "The PDF took longer than the limit of {timeout:g} s."),
-    "failed": ("pdf_failed", "The PDF can't be read: it takes too much memory, or breaks what reads it."),
-}
 
 
 class Document(ABC):
-    """One opened source. Close it when its pages have been taken."""
+    """An opened source. Close it when its pages have been read."""
 
     def __init__(self, indices: Sequence[int], size_bytes: int, *, is_document: bool) -> None:
         self.indices = indices
-        """Of each selected page, its index in the source, from 0."""
+        """The index in the source of each selected page, from 0."""
         self.size_bytes = size_bytes
         self.is_document = is_document
-        """Whether it is a PDF or a TIFF with several pages: there, a page that fails is that page's error."""
+        """Whether it is a PDF or a TIFF with several pages, where a page that fails is an error of that page only."""
 
     @property
     def page_count(self) -> int:
-        """How many pages are selected."""
+        """Number of selected pages."""
         return len(self.indices)
 
     @abstractmethod
     async def page(self, number: int) -> SourcePage:
-        """The selected page at `number`, counted from 0. Any order will do, and several at a time.
+        """Decode or render a page. Pages may be asked for in any order, and several at a time.
+
+        Args:
+            number: Position among the selected pages, from 0.
 
         Raises:
-            InvalidRequest, TooLarge: this page can't be had; others may.
+            SourceError: This page cannot be read; others may be.
+            Unavailable: No process can be started to decode it in.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Give back what it holds."""
+        """Release what the document holds. Idempotent."""
+
+    def single(self, number: int) -> Document:
+        """A document of one of the selected pages, which stays open until this one is closed."""
+        return _SinglePage(self, number)
 
 
-class Opener:
-    """Opens what was sent or fetched, under limits. One for the whole server."""
+class _SinglePage(Document):
+    """One page of a document that its owner closes."""
 
-    def __init__(self, limits: IntakeLimits, threads: ThreadPoolExecutor, workers: Workers) -> None:
-        """Args:
-        limits: what is accepted.
-        threads: where pages are counted and files written.
-        workers: where pictures are decoded and PDFs rendered.
-        """
-        self._limits = limits
-        self._threads = threads
-        self._workers = workers
-        self._pdf = PdfRenderer(workers)
-
-    async def open(
-        self,
-        data: bytes,
-        *,
-        pages: Selection | None,
-        dpi: float,
-        password: str | None,
-        param: str,
-        pages_param: str,
-    ) -> Document:
-        """What `data` is, its content decides. A single picture is decoded, so that a broken one shows here.
-
-        Args:
-            data: a PDF, or a picture file as `find_pages` describes.
-            pages: those to be read; None for all.
-            dpi: pixels per inch that a PDF's pages are rendered at; nothing to a picture.
-            password: for an encrypted PDF; nothing to others.
-            param: the data's place in the request, for errors.
-            pages_param: the selection's.
-
-        Raises:
-            InvalidRequest: the data is empty, of another type or damaged, the password is missing or wrong, or the
-                pages don't exist or are more than `limits.max_pages`.
-            TooLarge: over `limits.max_image_bytes` bytes, or `limits.max_image_pixels` pixels in a selected page of
-                a picture file.
-            Unavailable: no process can be started to decode it in.
-        """
-        if not data:
-            raise InvalidRequest("The file is empty (0 bytes).", param=param, code="empty_image_file")
-        if len(data) > self._limits.max_image_bytes:
-            raise TooLarge(
-                f"The file has {len(data):,} bytes; the limit is {self._limits.max_image_bytes:,} bytes.", param=param
-            )
-        if is_pdf(data):
-            return await self._open_pdf(data, pages, dpi, password, param, pages_param)
-        return await self._open_picture(data, pages, param, pages_param)
-
-    async def _open_pdf(
-        self, data: bytes, pages: Selection | None, dpi: float, password: str | None, param: str, pages_param: str
-    ) -> Document:
-        run = partial(asyncio.get_running_loop().run_in_executor, self._threads)
-        file = await run(PdfFile, data, password)
-        try:
-            info = await self._pdf.inspect(file)
-            indices = await run(self._select, info.page_count, pages, param, pages_param)
-        except PdfError as error:
-            self._pdf.discard(file)
-            raise _api_error(error, self._pdf, param) from error
-        except BaseException:
-            self._pdf.discard(file)
-            raise
-        return _Pdf(self._pdf, file, indices, len(data), dpi, self._limits, param)
-
-    async def _open_picture(self, data: bytes, pages: Selection | None, param: str, pages_param: str) -> Document:
-        document = await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._find_pages, data, pages, param, pages_param
-        )
-        if not document.is_document:
-            await document.keep()
-        return document
-
-    def _find_pages(self, data: bytes, pages: Selection | None, param: str, pages_param: str) -> _Picture:
-        found = find_pages(data, param=param)
-        if len(found) == 1 and pages is not None and pages.documents_only:
-            pages = None
-        indices = self._select(len(found), pages, param, pages_param)
-        selected = [found[index] for index in indices]
-        for page in selected:
-            check_pixels(page.width, page.height, self._limits, param=param)
-        return _Picture(data, selected, indices, len(found) > 1, self._limits, self._workers, param)
-
-    def _select(self, page_count: int, pages: Selection | None, param: str, pages_param: str) -> Sequence[int]:
-        """The indices of the selected pages. Hostile selections take a moment: not for the event loop."""
-        most = self._limits.max_pages
-        if pages is None:
-            if page_count > most:
-                raise InvalidRequest(
-                    f"The document has {page_count:,} pages; the limit is {most:,}. Select some of them.",
-                    param=param,
-                    code="too_many_pages",
-                )
-            return range(page_count)
-        try:
-            return pages.resolve(page_count, most=most)
-        except ValueError as error:
-            code = "too_many_pages" if isinstance(error, TooManyPages) else "invalid_pages"
-            raise InvalidRequest(str(error), param=pages_param, code=code) from error
-
-
-class _Pdf(Document):
-    def __init__(
-        self,
-        renderer: PdfRenderer,
-        file: PdfFile,
-        indices: Sequence[int],
-        size_bytes: int,
-        dpi: float,
-        limits: IntakeLimits,
-        param: str,
-    ) -> None:
-        super().__init__(indices, size_bytes, is_document=True)
-        self._renderer = renderer
-        self._file = file
-        self._dpi = dpi
-        self._limits = limits
-        self._param = param
+    def __init__(self, document: Document, number: int) -> None:
+        super().__init__([document.indices[number]], document.size_bytes, is_document=True)
+        self._document = document
+        self._number = number
 
     async def page(self, number: int) -> SourcePage:
-        try:
-            return await self._renderer.render(
-                self._file, self.indices[number], self._dpi, self._limits.max_image_pixels
-            )
-        except PdfError as error:
-            raise _api_error(error, self._renderer, self._param) from error
+        return await self._document.page(self._number)
 
     async def close(self) -> None:
-        self._renderer.discard(self._file)
+        pass
 
 
-class _Picture(Document):
-    def __init__(
-        self,
-        data: bytes,
-        pages: Sequence[PicturePage],
-        indices: Sequence[int],
-        is_document: bool,
-        limits: IntakeLimits,
-        workers: Workers,
-        param: str,
-    ) -> None:
-        super().__init__(indices, len(data), is_document=is_document)
-        self._data = data
-        self._pages = pages
-        self._limits = limits
-        self._workers = workers
-        self._param = param
-        self._name = f"picture {next(_numbers)}"
-        self._kept: SourcePage | None = None
+class LoadedPage(Document):
+    """A single page that was decoded elsewhere, such as in another process."""
 
-    async def keep(self) -> None:
-        """Decode the only page before it is asked for. Raises as `page`."""
-        page = await self._decode(0)
-        if math.prod(page.size) <= KEPT_PIXELS:
-            self._kept = page
+    def __init__(self, page: SourcePage) -> None:
+        super().__init__([0], page.pixels.nbytes, is_document=False)
+        self._page = page
 
     async def page(self, number: int) -> SourcePage:
-        page, self._kept = self._kept, None
-        return await self._decode(number) if page is None else page
+        return self._page
 
     async def close(self) -> None:
-        self._data = b""
-        self._kept = None
-        self._workers.forget(self._name, "picture_worker.forget")
-
-    async def _decode(self, number: int) -> SourcePage:
-        arguments = self._pages[number], asdict(self._limits), self._param
-        try:
-            _, pixels = await self._workers.call(self._name, "picture_worker.decode", *arguments, data=self._data)
-        except WorkerTimeout as error:
-            raise InvalidRequest(
-                f"The picture took longer than the limit of {self._workers.timeout_s:g} s to be decoded.",
-                param=self._param,
-                code="image_timeout",
-            ) from error
-        except WorkerLost as error:
-            raise self._broke() from error
-        if pixels is None:
-            raise self._broke()
-        return SourcePage(pixels, None)
-
-    def _broke(self) -> InvalidRequest:
-        return InvalidRequest(
-            "The picture can't be decoded: it takes too much memory, or breaks what decodes it.",
-            param=self._param,
-            code="image_parse_error",
-        )
-
-
-def _api_error(error: PdfError, renderer: PdfRenderer, param: str) -> InvalidRequest:
-    code, message = _PDF_ERRORS[error.kind]
-    return InvalidRequest(message.format(timeout=renderer.timeout_s), param=param, code=code)
+        pass

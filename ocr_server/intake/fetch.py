@@ -11,8 +11,8 @@ from functools import partial
 
 import httpx
 
-from ocr_server.errors import InvalidRequest, TooLarge
 from ocr_server.intake.addresses import is_public
+from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.limits import IntakeLimits
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -51,44 +51,44 @@ class Fetcher:
             limits=httpx.Limits(max_keepalive_connections=0),
         )
 
-    async def fetch(self, url: str, *, param: str) -> bytes:
+    async def fetch(self, url: str) -> bytes:
         """The body behind `url`, at most `limits.max_image_bytes` bytes.
 
-        Raises InvalidRequest with the code `invalid_image_url` if the URL is malformed,
+        Raises SourceError with the code `invalid_image_url` if the URL is malformed,
         `image_url_not_allowed` if this server doesn't go there, `image_fetch_failed` if going there fails;
-        TooLarge if the body is.
+        SourceTooLarge if the body is.
         """
         limits = self._limits
         if not limits.allow_urls:
-            raise _not_allowed("This server doesn't fetch URLs; send the picture as a base64 data URI.", param)
+            raise _not_allowed("This server doesn't fetch URLs; send the picture as a base64 data URI.")
         try:
             async with asyncio.timeout(limits.fetch_timeout_s), self._transport() as transport:
-                return await self._follow(transport, _parse(url, param), param)
+                return await self._follow(transport, _parse(url))
         except (TimeoutError, httpx.TimeoutException) as error:
-            raise _failed(f"it took longer than {limits.fetch_timeout_s:g} s", param) from error
+            raise _failed(f"it took longer than {limits.fetch_timeout_s:g} s") from error
         except (httpx.ConnectError, ConnectionError) as error:
-            raise _failed("no connection to the server could be made", param) from error
+            raise _failed("no connection to the server could be made") from error
         except (httpx.HTTPError, zlib.error) as error:
-            raise _failed("the server's answer was broken or incomplete", param) from error
+            raise _failed("the server's answer was broken or incomplete") from error
 
-    async def _follow(self, transport: httpx.AsyncBaseTransport, url: httpx.URL, param: str) -> bytes:
+    async def _follow(self, transport: httpx.AsyncBaseTransport, url: httpx.URL) -> bytes:
         """The body at the end of the redirects that start at `url`."""
         for _ in range(self._limits.max_redirects + 1):
-            async with contextlib.aclosing(await self._get(transport, url, param)) as response:
+            async with contextlib.aclosing(await self._get(transport, url)) as response:
                 if response.has_redirect_location:
-                    url = _parse(response.headers["Location"], param, base=url)
+                    url = _parse(response.headers["Location"], base=url)
                     continue
                 if not response.is_success:
-                    raise _failed(f"the server answered with status {response.status_code}", param)
-                return await _read(response, self._limits.max_image_bytes, param)
-        raise _failed(f"more than {self._limits.max_redirects} redirects", param)
+                    raise _failed(f"the server answered with status {response.status_code}")
+                return await _read(response, self._limits.max_image_bytes)
+        raise _failed(f"more than {self._limits.max_redirects} redirects")
 
-    async def _get(self, transport: httpx.AsyncBaseTransport, url: httpx.URL, param: str) -> httpx.Response:
+    async def _get(self, transport: httpx.AsyncBaseTransport, url: httpx.URL) -> httpx.Response:
         """The response to one request, its body unread, from the first address that can be connected to."""
         host = url.raw_host.decode("ascii")
         if self._limits.allowed_hosts and not _is_listed(host, self._limits.allowed_hosts):
-            raise _not_allowed("This server doesn't fetch pictures from the host that the URL leads to.", param)
-        addresses = await self._addresses(host, url, param)
+            raise _not_allowed("This server doesn't fetch pictures from the host that the URL leads to.")
+        addresses = await self._addresses(host, url)
         total = self._limits.fetch_timeout_s
         for position, address in enumerate(addresses, start=1):
             request = httpx.Request(
@@ -112,17 +112,17 @@ class Fetcher:
                     raise
         raise AssertionError("unreachable: there is at least one address")
 
-    async def _addresses(self, host: str, url: httpx.URL, param: str) -> Sequence[str]:
+    async def _addresses(self, host: str, url: httpx.URL) -> Sequence[str]:
         """The addresses of `host`, at least one, each of which may be connected to."""
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             addresses = await self._resolve(host, port)
         except (OSError, ValueError) as error:
-            raise _failed("its host name can't be resolved", param) from error
+            raise _failed("its host name can't be resolved") from error
         if not addresses:
-            raise _failed("its host name can't be resolved", param)
+            raise _failed("its host name can't be resolved")
         if not self._limits.allow_private_urls and not all(is_public(address) for address in addresses):
-            raise _not_allowed("The URL leads to an address that isn't on the public internet.", param)
+            raise _not_allowed("The URL leads to an address that isn't on the public internet.")
         return addresses
 
 
@@ -132,33 +132,31 @@ def _is_listed(host: str, patterns: Sequence[str]) -> bool:
     return any(host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern for pattern in patterns)
 
 
-def _parse(text: str, param: str, *, base: httpx.URL | None = None) -> httpx.URL:
+def _parse(text: str, *, base: httpx.URL | None = None) -> httpx.URL:
     """`text` as an absolute http(s) URL without credentials; relative to `base` where one is given."""
     try:
         url = base.join(text) if base is not None else httpx.URL(text)
     except (httpx.InvalidURL, ValueError) as error:
-        raise InvalidRequest("This isn't a valid URL.", param=param, code="invalid_image_url") from error
+        raise SourceError("This isn't a valid URL.", code="invalid_image_url") from error
     if url.port is not None and not 0 < url.port < 65536:
-        raise InvalidRequest("The port of the URL isn't a port.", param=param, code="invalid_image_url")
+        raise SourceError("The port of the URL isn't a port.", code="invalid_image_url")
     if url.scheme not in ("http", "https") or not url.host:
-        raise InvalidRequest(
-            "Pictures are fetched only from http and https URLs.", param=param, code="invalid_image_url"
-        )
+        raise SourceError("Pictures are fetched only from http and https URLs.", code="invalid_image_url")
     if url.userinfo:
-        raise _not_allowed("URLs with a user name or password aren't fetched.", param)
+        raise _not_allowed("URLs with a user name or password aren't fetched.")
     return url.copy_with(fragment=None)
 
 
-async def _read(response: httpx.Response, limit: int, param: str) -> bytes:
+async def _read(response: httpx.Response, limit: int) -> bytes:
     """The body, uncompressed, read no further than `limit` bytes.
 
     Uncompressed here rather than by httpx, which would inflate a whole network chunk, however much that
     becomes, before anyone could count. Servers that compress although they were asked not to use gzip.
     """
-    too_large = TooLarge(f"The picture at the URL is larger than the limit of {limit:,} bytes.", param=param)
+    too_large = SourceTooLarge(f"The picture at the URL is larger than the limit of {limit:,} bytes.")
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "", "gzip", "x-gzip"):
-        raise _failed("the server's answer is in a compression that isn't supported", param)
+        raise _failed("the server's answer is in a compression that isn't supported")
     gunzip = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16) if "gzip" in encoding else None
     length = response.headers.get("Content-Length", "")
     if length.isdecimal() and int(length) > limit:
@@ -169,13 +167,13 @@ async def _read(response: httpx.Response, limit: int, param: str) -> bytes:
         if len(body) > limit:
             raise too_large
     if gunzip is not None and not gunzip.eof:
-        raise _failed("the server's answer was broken or incomplete", param)
+        raise _failed("the server's answer was broken or incomplete")
     return bytes(body)
 
 
-def _failed(reason: str, param: str) -> InvalidRequest:
-    return InvalidRequest(f"The URL can't be fetched: {reason}.", param=param, code="image_fetch_failed")
+def _failed(reason: str) -> SourceError:
+    return SourceError(f"The URL can't be fetched: {reason}.", code="image_fetch_failed")
 
 
-def _not_allowed(message: str, param: str) -> InvalidRequest:
-    return InvalidRequest(message, param=param, code="image_url_not_allowed")
+def _not_allowed(message: str) -> SourceError:
+    return SourceError(message, code="image_url_not_allowed")

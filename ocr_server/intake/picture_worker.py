@@ -16,7 +16,6 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from ocr_server.errors import ApiError, TooLarge
 from ocr_server.intake.decode import (
     FileType,
     PicturePage,
@@ -26,6 +25,7 @@ from ocr_server.intake.decode import (
     supported_type,
     tiff_format,
 )
+from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.rgb import to_rgb
 from ocr_server.intake.worker import Pixels
@@ -60,9 +60,9 @@ def take(data: bytes) -> None:
     _file = data
 
 
-def decode(page: list[int], limits: dict[str, Any], param: str) -> tuple[None, Pixels]:
+def decode(page: list[int], limits: dict[str, Any]) -> tuple[None, Pixels]:
     """A page of the file that was taken. Raises as `decode_page`."""
-    image = decode_page(_file, PicturePage(*page), IntakeLimits(**limits), param=param)
+    image = decode_page(_file, PicturePage(*page), IntakeLimits(**limits))
     return None, Pixels(*image.size, image.tobytes())
 
 
@@ -71,23 +71,23 @@ def forget() -> None:
     take(b"")
 
 
-def decode_page(data: bytes, page: PicturePage, limits: IntakeLimits, *, param: str) -> Image.Image:
+def decode_page(data: bytes, page: PicturePage, limits: IntakeLimits) -> Image.Image:
     """One page of a picture file: 8-bit RGB, upright, at least 1 by 1 pixel.
 
     Transparency shows white. 16-bit grey keeps its range, CMYK goes through the ICC profile it brings; colour
     profiles of RGB pictures aren't applied. The pages of a file can be decoded side by side, each in the same
     time wherever it stands.
 
-    Raises InvalidRequest if the page is damaged, TooLarge over `limits.max_image_pixels` pixels. Nothing else,
+    Raises SourceError if the page is damaged, SourceTooLarge over `limits.max_image_pixels` pixels. Nothing else,
     whatever the bytes are.
     """
-    check_pixels(page.width, page.height, limits, param=param)
-    decoder = _decoder(supported_type(data, param))
-    with _decoder_errors_as_api_errors(param):
+    check_pixels(page.width, page.height, limits)
+    decoder = _decoder(supported_type(data))
+    with _decoder_errors_as_source_errors():
         # The class itself, not Image.open: that one would also hold the picture against Pillow's own pixel
         # limit, which is process-wide. It also keeps HEIF out of Pillow's process-wide registry.
         image = decoder(_file_at(data, page))
-        check_pixels(*image.size, limits, param=param)
+        check_pixels(*image.size, limits)
         # A TIFF's orientation Pillow applies itself.
         return to_rgb(image if isinstance(image, TiffImageFile) else _upright(image))
 
@@ -135,7 +135,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _decoder_errors_as_api_errors(param: str) -> Iterator[None]:
+def _decoder_errors_as_source_errors() -> Iterator[None]:
     """Damaged files make decoders raise nearly every exception there is; clients get one of ours.
 
     The original stays attached as the cause, for the log: its text can name memory addresses and file
@@ -143,11 +143,11 @@ def _decoder_errors_as_api_errors(param: str) -> Iterator[None]:
     """
     try:
         yield
-    except ApiError:
+    except SourceError:
         raise
     except MemoryError as error:
-        raise TooLarge("The picture takes more memory than can be had.", param=param) from error
+        raise SourceTooLarge("The picture takes more memory than can be had.") from error
     except Image.DecompressionBombError as error:
-        raise TooLarge("The picture has too many pixels.", param=param) from error
+        raise SourceTooLarge("The picture has too many pixels.") from error
     except Exception as error:
-        raise damaged(param) from error
+        raise damaged() from error

@@ -26,7 +26,7 @@ import socket
 import sys
 from typing import Any, NamedTuple
 
-from ocr_server.errors import ApiError
+from ocr_server.intake.errors import SourceError
 from ocr_server.intake.pdf_errors import PdfError
 
 TAKEN = "taken"
@@ -78,7 +78,7 @@ def answer(memory: int, function: str, arguments: list[Any], size: int | None) -
             return {"value": value, "size": None}
         store(memory, pixels.rows)
         return {"value": value, "size": [pixels.width, pixels.height]}
-    except (ApiError, PdfError) as error:
+    except (SourceError, PdfError) as error:
         return {"refused": [type(error).__name__, error.args, vars(error)]}
     except Exception as error:
         return {"failed": repr(error)[:1000]}

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ocr_server.errors import InvalidRequest, TooLarge, Unavailable
+from ocr_server.errors import Unavailable
+from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.pdf_errors import PdfError
 from ocr_server.intake.source_page import Rgb
 from ocr_server.intake.worker import TAKEN, store
@@ -35,7 +36,7 @@ KEPT_BYTES = 32_000_000
 """Of the memory that a process shares with the server, what stays from page to page: an A4 page at 300 dpi."""
 
 _LONGEST_ANSWER = 65_536
-_REFUSALS = {kind.__name__: kind for kind in (InvalidRequest, TooLarge, PdfError)}
+_REFUSALS = {kind.__name__: kind for kind in (SourceError, SourceTooLarge, PdfError)}
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 """What of the environment the processes see: keys and tokens are none of their business."""
 _ENVIRONMENT = {
@@ -93,7 +94,7 @@ class Workers:
             What the function returns: its value, and the page that comes with it.
 
         Raises:
-            InvalidRequest, TooLarge, PdfError: as the function does.
+            SourceError, PdfError: as the function does.
             WorkerTimeout, WorkerLost: instead of an answer.
             Unavailable: no process can be started.
         """
@@ -149,7 +150,7 @@ class _Worker:
             except _Gone:  # while it had nothing to do
                 self.stop()
                 return await self._attempt(document, function, arguments, data)
-        except (InvalidRequest, TooLarge, PdfError):
+        except (SourceError, PdfError):
             raise
         except BaseException as error:  # cancelled, too: nobody wants what the process is at
             process = self._process

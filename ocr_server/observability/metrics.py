@@ -7,16 +7,18 @@ in flight, restarts of its engine) is read from the apps that run, which `watchi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from prometheus_client import REGISTRY, Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from deepseek_ocr.modes import mode_name
+from deepseek_ocr.families import mode_name
 
 if TYPE_CHECKING:  # it is called from every room: at run time it needs none of them
     from ocr_server.reading.page import PageReading
@@ -51,6 +53,15 @@ for _outcome in ("completed", "failed"):
     BATCH_REQUESTS.labels(outcome=_outcome)
 for _status in ("completed", "failed", "expired", "cancelled"):
     BATCHES.labels(status=_status)
+
+
+def registry() -> CollectorRegistry:
+    """What Prometheus gets: ours and vLLM's metrics. vLLM's come from several processes where it says so."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return REGISTRY
+    gathered = CollectorRegistry()
+    MultiProcessCollector(gathered)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 class Queue(Protocol):

@@ -10,32 +10,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from deepseek_ocr.families import DEEPSEEK_OCR, Family
 from ocr_server.output.grounding import TOKENS, Box, Located, parse
 
 PixelBox = tuple[int, int, int, int]
 """left, top, right, bottom in pixels of the page; right and bottom are exclusive, as in Pillow."""
-
-FIGURE = "image"
-
-LABELS = (
-    "title",
-    "text",
-    "table",
-    FIGURE,
-    "image_caption",
-    "sub_title",
-    "equation",
-    "list",
-    "table_caption",
-    "table_footnote",
-    "image_footnote",
-    "formula",
-    "header",
-    "footer",
-    "footnote",
-    "page_number",
-)
-"""What the model calls its blocks. These are labels whatever follows; other words, only before text."""
 
 _LIKE_A_LABEL = re.compile("[a-z_]{1,32}")
 
@@ -57,7 +36,7 @@ class Block:
     """Where the next block begins, or the answer ends."""
 
 
-def blocks(answer: str, width: int, height: int) -> list[Block]:
+def blocks(answer: str, width: int, height: int, *, family: Family = DEEPSEEK_OCR) -> list[Block]:
     """The blocks of an answer about a page of `width` by `height` pixels, in reading order.
 
     Nothing visible is lost: what has no marker is of label "text", without boxes.
@@ -76,8 +55,8 @@ def blocks(answer: str, width: int, height: int) -> list[Block]:
         start, behind = end, end + (len(marker.raw) if marker else 0)
         end = behind + len(following)
         if marker:
-            boxes = tuple(pixel_box(box, width, height) for box in marker.boxes)
-            if is_label(marker.ref, following):
+            boxes = tuple(pixel_box(box, width, height, family.box_scale) for box in marker.boxes)
+            if is_label(marker.ref, following, family):
                 found.append(Block(marker.ref, text, boxes, marker.boxes, start, end))
                 continue
             found.append(Block("text", marker.ref.strip(), boxes, marker.boxes, start, behind if text else end))
@@ -86,14 +65,14 @@ def blocks(answer: str, width: int, height: int) -> list[Block]:
     return found
 
 
-def is_label(ref: str, following: str) -> bool:
+def is_label(ref: str, following: str, family: Family = DEEPSEEK_OCR) -> bool:
     """Whether a marker's text is the label of what follows it, and not itself text on the page.
 
     `following` is what stands between the marker and the next one. Where that begins like a marker, the answer
     was cut off within one, and nothing follows.
     """
     text = following.lstrip()
-    return ref in LABELS or (bool(text) and not text.startswith(TOKENS[0]) and may_be_label(ref))
+    return ref in family.labels or (bool(text) and not text.startswith(TOKENS[0]) and may_be_label(ref))
 
 
 def may_be_label(ref: str) -> bool:
@@ -101,15 +80,15 @@ def may_be_label(ref: str) -> bool:
     return _LIKE_A_LABEL.fullmatch(ref) is not None
 
 
-def pixel_box(box: Box, width: int, height: int) -> PixelBox:
+def pixel_box(box: Box, width: int, height: int, scale: int = DEEPSEEK_OCR.box_scale) -> PixelBox:
     """The model's box in pixels of a page, within the page and its corners in order; it may be empty.
 
     pixel = int(v / 999 * side), as in DeepSeek-OCR's own scripts.
     """
-    left, right = sorted(_pixel(x, width) for x in (box[0], box[2]))
-    top, bottom = sorted(_pixel(y, height) for y in (box[1], box[3]))
+    left, right = sorted(_pixel(x, width, scale) for x in (box[0], box[2]))
+    top, bottom = sorted(_pixel(y, height, scale) for y in (box[1], box[3]))
     return left, top, right, bottom
 
 
-def _pixel(value: int, side: int) -> int:
-    return min(max(int(value / 999 * side), 0), side)
+def _pixel(value: int, side: int, scale: int) -> int:
+    return min(max(int(value / scale * side), 0), side)

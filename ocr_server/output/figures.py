@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 from PIL import Image
 
-from ocr_server.output.blocks import FIGURE, Block, PixelBox
+from deepseek_ocr.families import DEEPSEEK_OCR, Family
+from ocr_server.output.blocks import Block, PixelBox
 
 
-def figure_boxes(blocks: Iterable[Block]) -> list[PixelBox]:
+def figure_boxes(blocks: Iterable[Block], family: Family = DEEPSEEK_OCR) -> list[PixelBox]:
     """The boxes of all figures, in the order in which `markdown.to_markdown` takes their names."""
-    return [box for block in blocks if block.label == FIGURE for box in block.boxes]
+    return [box for block in blocks if block.label == family.figure_label for box in block.boxes]
 
 
 def figure_name(page: int, number: int) -> str:

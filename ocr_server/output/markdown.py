@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal
 
-from ocr_server.output.blocks import FIGURE, LABELS, is_label, may_be_label
+from deepseek_ocr.families import DEEPSEEK_OCR, Family
+from ocr_server.output.blocks import is_label, may_be_label
 from ocr_server.output.grounding import GroundingParser, Located, held_back
-from ocr_server.output.tables import TableConverter
-
-TableFormat = Literal["html", "markdown"]
+from ocr_server.output.tables import TableConverter, TableFormat
 
 _COMMANDS = {"\\coloneqq": ":=", "\\eqqcolon": "=:"}
 """LaTeX commands that few renderers know → what they show."""
 _THREE_NEWLINES = re.compile(r"\n{3,}")
 
 
-def to_markdown(answer: str, *, figures: Sequence[str] = (), table_format: TableFormat = "html") -> str:
+def to_markdown(
+    answer: str,
+    *,
+    figures: Sequence[str] = (),
+    table_format: TableFormat = "html",
+    family: Family = DEEPSEEK_OCR,
+) -> str:
     """A page's answer as markdown.
 
     The marker of a figure becomes `![](NAME)`, for each of its boxes, NAME being the next of `figures`; where that
@@ -26,7 +30,9 @@ def to_markdown(answer: str, *, figures: Sequence[str] = (), table_format: Table
     than two newlines are two, and white space at the ends is removed.
     """
     stream = MarkdownStream(
-        name=lambda number: figures[number - 1] if number <= len(figures) else "", table_format=table_format
+        name=lambda number: figures[number - 1] if number <= len(figures) else "",
+        table_format=table_format,
+        family=family,
     )
     return stream.feed(answer) + stream.close()
 
@@ -38,11 +44,14 @@ class MarkdownStream:
     white space, and a table that is to become markdown, until it ends.
     """
 
-    def __init__(self, *, name: Callable[[int], str], table_format: TableFormat = "html") -> None:
+    def __init__(
+        self, *, name: Callable[[int], str], table_format: TableFormat = "html", family: Family = DEEPSEEK_OCR
+    ) -> None:
         """Args:
         name: the figure's number on the page, from 1 → its name, or "" to leave it out.
         """
         self._name = name
+        self._family = family
         self._figures = 0
         self._parser = GroundingParser()
         self._tables = TableConverter() if table_format == "markdown" else None
@@ -73,18 +82,18 @@ class MarkdownStream:
             if self._unsure and event.isspace():
                 self._unsure.append(event)
                 return
-            if self._unsure and is_label(self._unsure[0], event):
+            if self._unsure and is_label(self._unsure[0], event, self._family):
                 self._unsure[0] = ""
             self._settle()
             self._write(event)
             return
         self._settle()
-        if event.ref == FIGURE:
+        if event.ref == self._family.figure_label:
             for _ in event.boxes:
                 self._figures += 1
                 if name := self._name(self._figures):
                     self._write(f"![]({name})\n")
-        elif event.ref not in LABELS:
+        elif event.ref not in self._family.labels:
             self._unsure = [event.ref]
             if not may_be_label(event.ref):
                 self._settle()

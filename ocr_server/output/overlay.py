@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ocr_server.output.blocks import LABELS, Block, PixelBox
+from deepseek_ocr.families import DEEPSEEK_OCR
+from ocr_server.output.blocks import Block, PixelBox
 
 Colour = tuple[int, int, int]
 
@@ -47,7 +48,8 @@ def draw(image: Image.Image, blocks: Sequence[Block]) -> Image.Image:
 
 def colour(label: str) -> Colour:
     """The colour for a label: always the same, dark enough to write on in white."""
-    number = LABELS.index(label) if label in LABELS else len(LABELS) + zlib.crc32(label.encode())
+    known = DEEPSEEK_OCR.labels
+    number = known.index(label) if label in known else len(known) + zlib.crc32(label.encode())
     # Steps of the golden ratio around the circle keep any number of hues apart, the first few most.
     red, green, blue = colorsys.hls_to_rgb(number * 0.618034 % 1, 0.28, 0.85)
     return round(red * 255), round(green * 255), round(blue * 255)

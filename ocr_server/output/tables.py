@@ -8,6 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
+
+TableFormat = Literal["html", "markdown"]
+"""How a table is written in markdown."""
 
 MAX_CELLS = 100_000
 """Cells of a table, those that spans and padding add included; larger tables stay HTML."""

@@ -1,4 +1,4 @@
-"""What goes through the engine for one page, and what comes back."""
+"""A page on its way through the engine: what goes in, and what comes back."""
 
 from __future__ import annotations
 
@@ -6,37 +6,35 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from vllm.sampling_params import SamplingParams
-
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import ResolutionMode
-from ocr_server.errors import ApiError
+from ocr_server.errors import ReadError
 from ocr_server.intake.source_page import SourcePage
+from ocr_server.reading.decoding import Decoding
 
 
 @dataclass(frozen=True)
 class Page:
-    """One picture to read, as the engine takes it."""
+    """A page as the engine takes it."""
 
     image: PreparedImage
     prompt: str
-    params: SamplingParams
-    """How to decode; `max_tokens` None means as many as the context leaves."""
+    decoding: Decoding
 
 
 @dataclass(frozen=True)
 class Job:
-    """A page that is still where it comes from."""
+    """A page that has not been loaded yet."""
 
     load: Callable[[], Awaitable[SourcePage]]
-    """Fetch its picture. Raises ApiError if this page can't be had."""
+    """Decode or render it. Raises ReadError if this page cannot be read."""
     mode: ResolutionMode
     prompt: str
-    params: SamplingParams
+    decoding: Decoding
     source: int = 0
-    """Which of the request's pictures and documents it belongs to, from 0."""
+    """Which of the request's sources it belongs to, from 0."""
     number: int = 0
-    """Its number in there, from 0."""
+    """Its index in that source, from 0."""
 
 
 class TokenLogprob(NamedTuple):
@@ -45,7 +43,7 @@ class TokenLogprob(NamedTuple):
 
 
 class LogprobStep(NamedTuple):
-    """One generated token and its likeliest alternatives."""
+    """A generated token and its most likely alternatives."""
 
     chosen: TokenLogprob
     top: list[TokenLogprob]
@@ -53,23 +51,23 @@ class LogprobStep(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PageDelta:
-    """A piece of a page's answer; the pieces of one choice come in order."""
+    """A piece of a page's answer. The pieces of each choice come in order."""
 
     choice: int
     text: str
     num_tokens: int
-    """Generated tokens in this piece."""
+    """Number of generated tokens in this piece."""
     prompt_tokens: int
-    """Tokens of the page's whole prompt, the picture's included."""
+    """Number of tokens of the page's prompt, including the picture's."""
     logprobs: list[LogprobStep] | None = None
     finish_reason: str | None = None
-    """Set on a choice's last piece: stop, length, repetition; abort or error raise instead."""
+    """Set on the last piece of a choice: stop, length or repetition. An aborted or failed page raises instead."""
     stop_reason: int | str | None = None
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at reading a page."""
+    """One attempt to read a page."""
 
     mode: ResolutionMode
     ngram_size: int
@@ -79,32 +77,32 @@ class Attempt:
 
 @dataclass
 class PageReading:
-    """A page that has been read, or that could not be."""
+    """A page that has been read, or that failed."""
 
     index: int
-    """Its place in the whole answer, from 0."""
+    """Its position in the answer, from 0."""
     source: int
     number: int
     """As in its `Job`."""
     width: int = 0
     height: int = 0
-    """Size of the picture that was read, pixels; 0 if it could not be had."""
+    """Size of the page as it was read, pixels; 0 if it could not be loaded."""
     dpi: float | None = None
-    """At which it was rendered; None if it was a picture to begin with."""
+    """Resolution it was rendered at, pixels per inch; None for a picture."""
     image_tokens: int = 0
     deltas: list[PageDelta] = field(default_factory=list)
-    """All pieces of the answer that counts."""
+    """All pieces of the answer; of the last attempt if there were several."""
     attempts: list[Attempt] = field(default_factory=list)
-    error: ApiError | None = None
-    product: object = None
-    """What the request's `finish` made of the page and its answer."""
+    error: ReadError | None = None
+    artifacts: object = None
+    """What `finish` made of the page, see `output.artifacts`."""
 
     def text(self, choice: int = 0) -> str:
         """The answer exactly as the model gave it."""
         return "".join(delta.text for delta in self.deltas if delta.choice == choice)
 
     def finish_reason(self, choice: int = 0) -> str | None:
-        """stop, length or repetition; error for a page that failed; None before its end."""
+        """stop, length or repetition; error if the page failed; None while it is being read."""
         if self.error is not None:
             return "error"
         return next(

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from deepseek_ocr.families import Family, mode_name
 from deepseek_ocr.images import PreparedImage
-from deepseek_ocr.modes import ResolutionMode, mode_name
-from ocr_server.engine.vllm_engine import Engine
-from ocr_server.errors import ApiError, Unavailable
+from deepseek_ocr.modes import ResolutionMode
+from ocr_server.errors import ReadError, Unavailable
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.observability.metrics import ENGINE_SECONDS, INTAKE_SECONDS, QUEUE_SECONDS
 from ocr_server.observability.tracing import stage
-from ocr_server.reading.loops import REPETITION, LoopPolicy, attempt, next_attempt, with_detection
+from ocr_server.reading.engine import Engine
+from ocr_server.reading.loops import REPETITION, LoopPolicy, attempt, next_attempt
 from ocr_server.reading.page import Job, Page, PageDelta, PageReading
 
 PAGE_SEPARATOR = "\n\n<--- Page Split --->\n\n"
@@ -62,7 +63,9 @@ Event = Opened | Piece | PageReading
 class Reader:
     """Reads pages with one engine."""
 
-    def __init__(self, engine: Engine, prepare: Prepare, *, at_once: int, loops: LoopPolicy = "retry") -> None:
+    def __init__(
+        self, engine: Engine, prepare: Prepare, *, family: Family, at_once: int, loops: LoopPolicy = "retry"
+    ) -> None:
         """Args:
         at_once: most pages of one request whose pictures are in memory and which the engine reads.
         loops: what to do about pages on which the model repeats itself.
@@ -71,6 +74,7 @@ class Reader:
         self._prepare = prepare
         self._at_once = at_once
         self._loops = loops
+        self._family = family
 
     async def read(
         self,
@@ -94,11 +98,11 @@ class Reader:
 
         Raises:
             Unavailable: the engine has stopped.
-            ApiError: all pages failed; the error of the first.
+            ReadError: all pages failed; the error of the first.
         """
         work = _Work(self, jobs, ticket, show, finish)
         withheld: list[PageReading] = []
-        first_error: ApiError | None = None
+        first_error: ReadError | None = None
         succeeded = False
         try:
             for slot in work.slots:
@@ -131,13 +135,13 @@ class Reader:
                 reading.attempts.append(attempt(trial, reading.finish_reason()))
                 trial = None
                 if self._loops == "retry" and reading.finish_reason() == REPETITION and slot.begin_again(job):
-                    trial = next_attempt(job, reading.attempts)
+                    trial = next_attempt(job, reading.attempts, self._family)
             if finish is not None and source is not None:
                 with stage("output", ocr_page=reading.index):
-                    reading.product = await finish(reading, source)
+                    reading.artifacts = await finish(reading, source)
         except Unavailable:
             raise
-        except ApiError as error:
+        except ReadError as error:
             reading.error = error
 
     async def _attempt(self, slot: _Slot, job: Job, source: SourcePage | None, show: Show | None) -> SourcePage:
@@ -154,9 +158,9 @@ class Reader:
             image = await self._prepare(source, job.mode)
         reading.image_tokens = image.num_tokens
         reading.deltas.clear()
-        params = job.params if self._loops == "off" else with_detection(job.params)
+        decoding = replace(job.decoding, detect_loops=self._loops != "off")
         with stage("engine", ENGINE_SECONDS, ocr_page=reading.index, ocr_mode=mode) as span:
-            async with aclosing(self._engine.read(Page(image, job.prompt, params))) as deltas:
+            async with aclosing(self._engine.read(Page(image, job.prompt, decoding))) as deltas:
                 async for delta in deltas:
                     slot.add(delta)
             span.set_attributes(
@@ -250,7 +254,7 @@ class _Slot:
 
     def begin_again(self, job: Job) -> bool:
         """Whether the page can be read anew: nobody has seen any of it, and it has one answer."""
-        return self._passed_on == 0 and job.params.n == 1
+        return self._passed_on == 0 and job.decoding.n == 1
 
     async def events(self, live: bool) -> AsyncGenerator[Event]:
         while True:

@@ -4,29 +4,60 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from functools import partial
 
-from vllm.sampling_params import SamplingParams
-
+from ocr_server.errors import InputError, InvalidRequest
 from ocr_server.intake.document import Document
-from ocr_server.intake.intake import Opens, Source
+from ocr_server.intake.errors import SourceError
+from ocr_server.intake.intake import Intake
+from ocr_server.intake.source_page import SourcePage
 from ocr_server.observability import metrics
 from ocr_server.observability.tracing import stage
+from ocr_server.output.artifacts import ArtifactMaker, page_picture
+from ocr_server.plan import ReadPlan
 from ocr_server.reading.admission import Admission, Ticket
 from ocr_server.reading.page import Job, PageReading
-from ocr_server.reading.reader import Event, Finish, Reader, Show
+from ocr_server.reading.reader import Event, Reader
+
+ANONYMOUS = "anonymous"
+"""The client of requests without an API key."""
 
 Account = dict[str, int]
 """pages, failed_pages, prompt_tokens, completion_tokens."""
 
 
+@dataclass(frozen=True)
+class Caller:
+    """On whose behalf pages are read."""
+
+    client: str = ANONYMOUS
+    """The label of the API key: clients share the engine fairly."""
+    account: Account = field(default_factory=Account)
+    """Filled with what the request came to, for the log."""
+    in_background: bool = False
+    """Whether all other requests go first."""
+
+
 class Session:
-    """Made by `begin`; `events` closes it at its end, `close` does if it comes to nothing."""
+    """Made by `begin`. `events` closes it at its end; call `close` if `events` is not iterated."""
 
     def __init__(
-        self, reader: Reader, ticket: Ticket, documents: Sequence[Document], jobs: list[Job], account: Account
+        self, plan: ReadPlan, reader: Reader, ticket: Ticket, documents: Sequence[Document], account: Account
     ) -> None:
-        self.jobs = jobs
+        self.plan = plan
+        self.jobs = [
+            Job(
+                load=partial(_load, document, position, number),
+                mode=planned.mode,
+                prompt=plan.prompt,
+                decoding=plan.decoding,
+                source=number,
+                number=index,
+            )
+            for number, (planned, document) in enumerate(zip(plan.sources, documents, strict=True))
+            for position, index in enumerate(document.indices)
+        ]
         """All pages, in order."""
         self._reader = reader
         self._ticket = ticket
@@ -35,71 +66,60 @@ class Session:
 
     @classmethod
     async def begin(
-        cls,
-        admission: Admission,
-        intake: Opens,
-        reader: Reader,
-        sources: Sequence[Source],
-        prompt: str,
-        params: SamplingParams,
-        *,
-        client: str = "anonymous",
-        account: Account | None = None,
-        in_background: bool = False,
+        cls, admission: Admission, intake: Intake, reader: Reader, plan: ReadPlan, caller: Caller
     ) -> Session:
-        """Queue up, then fetch and open the sources.
-
-        Args:
-            client: whose turn it is, for fairness.
-            account: told what the request came to, for the log.
-            in_background: whether all that is not goes first.
+        """Join the queue, then fetch and open the sources.
 
         Raises:
-            TooMany: the queue is full; nothing has been fetched or decoded.
-            InvalidRequest, TooLarge: a source can't be had or opened.
+            TooMany: The queue is full. Nothing has been fetched or decoded.
+            InvalidRequest, TooLarge: A source cannot be fetched or opened, or there are more pages than one where the
+                request allows one only.
+            Unavailable: No process can be started to decode in.
         """
-        ticket = admission.enter(client, in_background=in_background)
+        ticket = admission.enter(caller.client, in_background=caller.in_background)
         try:
             with stage("open"):
-                documents = await intake.open(sources)
+                documents = await intake.open([planned.source for planned in plan.sources])
+        except InputError as error:
+            ticket.close()
+            raise plan.api_error(error) from error
         except BaseException:
             ticket.close()
             raise
-        jobs = [
-            Job(
-                load=partial(document.page, place),
-                mode=source.mode,
-                prompt=prompt,
-                params=params,
-                source=number,
-                number=index,
+        session = cls(plan, reader, ticket, documents, caller.account)
+        ticket.expect(len(session.jobs))
+        if plan.one_page_parameter is not None and len(session.jobs) > 1:
+            await session.close()
+            raise InvalidRequest(
+                f"{plan.one_page_parameter} applies to a single page; this request has {len(session.jobs)}.",
+                param=plan.one_page_parameter,
             )
-            for number, (source, document) in enumerate(zip(sources, documents, strict=True))
-            for place, index in enumerate(document.indices)
-        ]
-        ticket.expect(len(jobs))
-        return cls(reader, ticket, documents, jobs, {} if account is None else account)
+        return session
 
     @property
     def size_bytes(self) -> int:
+        """Size of all sources as files."""
         return sum(document.size_bytes for document in self._documents)
 
     @property
     def is_document(self) -> bool:
-        """Whether any of the sources is more than a picture."""
+        """Whether any of the sources is more than a single picture."""
         return any(document.is_document for document in self._documents)
 
-    async def events(
-        self, *, live: bool = False, show: Show | None = None, finish: Finish | None = None
-    ) -> AsyncGenerator[Event]:
-        """What the reader makes of the pages; closes the session after it."""
+    async def events(self) -> AsyncGenerator[Event]:
+        """What the reader makes of the pages. Closes the session at its end."""
+        plan = self.plan
+        finish = ArtifactMaker(plan.artifacts, plan.family, of_document=self.is_document) if plan.artifacts else None
+        show = page_picture if plan.show_pages else None
         try:
-            reading = self._reader.read(self.jobs, self._ticket, live=live, show=show, finish=finish)
+            reading = self._reader.read(self.jobs, self._ticket, live=plan.decoding.stream, show=show, finish=finish)
             async with aclosing(reading) as events:
                 async for event in events:
                     if isinstance(event, PageReading):
                         self._count(event)
                     yield event
+        except InputError as error:
+            raise plan.api_error(error) from error
         finally:
             await self.close()
 
@@ -114,7 +134,15 @@ class Session:
             self._account[name] = self._account.get(name, 0) + value
 
     async def close(self) -> None:
-        """As often as you like."""
+        """Leave the queue and close the documents. Idempotent."""
         self._ticket.close()
         for document in self._documents:
             await document.close()
+
+
+async def _load(document: Document, position: int, source: int) -> SourcePage:
+    try:
+        return await document.page(position)
+    except SourceError as error:
+        error.source = source
+        raise

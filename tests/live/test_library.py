@@ -37,7 +37,7 @@ class Saying(VllmEngine):
     async def read(self, page: Page) -> AsyncGenerator[PageDelta]:
         self.reads += 1
         if self.answers:
-            params = page.params.clone()
+            params = page.decoding.clone()
             params.structured_outputs = StructuredOutputsParams(choice=[self.answers.pop(0)])
             page = replace(page, params=params)
         async with aclosing(super().read(page)) as deltas:

@@ -23,7 +23,9 @@ from config import EMBEDDED_CHECKPOINT, Settings
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import NO_TILES
 from ocr_server.app import create_app
+from ocr_server.reading.decoding import Decoding
 from ocr_server.reading.page import Page, PageDelta
+from ocr_server.runtime import Runtime
 
 Script = Callable[[int, Page], AsyncGenerator[PageDelta]]
 """What the engine does with the n-th page that it is given, counted from 0."""
@@ -63,6 +65,9 @@ class FakeEngine:
     def unavailable(self) -> str | None:
         return self.reason
 
+    def check(self, decoding: Decoding) -> None:
+        pass
+
     def start(self) -> None:
         self.starts += 1
 
@@ -93,7 +98,7 @@ def says(*texts: str, finish: str = "stop") -> Script:
     """Every page reads as `texts`, one piece each."""
 
     async def script(_: int, page: Page) -> AsyncGenerator[PageDelta]:
-        for choice in range(page.params.n):
+        for choice in range(page.decoding.n):
             for text in texts[:-1]:
                 yield delta(text, choice=choice)
             yield delta(texts[-1], choice=choice, finish=finish)
@@ -225,9 +230,9 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 async def app(settings: Settings, engine: FakeEngine) -> AsyncIterator[FastAPI]:
-    app = create_app(settings, engine)
+    app = create_app(Runtime.build(settings, engine))
     yield app
-    await app.state.context.intake.close()  # there is no lifespan to do it
+    await app.state.runtime.intake.close()  # there is no lifespan to do it
 
 
 @pytest.fixture

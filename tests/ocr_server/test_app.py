@@ -18,6 +18,7 @@ from ocr_server import __version__
 from ocr_server.app import create_app
 from ocr_server.dialects.chat.wire import ChatCompletionRequest
 from ocr_server.errors import ApiError, EngineFailure, InvalidRequest, NotFound, TooLarge, Unavailable
+from ocr_server.runtime import Runtime
 from tests.ocr_server.conftest import (
     CHAT,
     FakeEngine,
@@ -42,7 +43,9 @@ async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
 
 @pytest.fixture
 def narrow(settings: Settings, engine: FakeEngine) -> FastAPI:
-    return create_app(Settings(**{**settings.model_dump(), "MAX_BODY_MB": 1, "MAX_IMAGE_MEGAPIXELS": 1}), engine)
+    return create_app(
+        Runtime.build(Settings(**{**settings.model_dump(), "MAX_BODY_MB": 1, "MAX_IMAGE_MEGAPIXELS": 1}), engine)
+    )
 
 
 @pytest.fixture
@@ -230,8 +233,8 @@ class TestLifespan:
         assert engine.closes == 1
 
     def test_two_apps_share_nothing(self, settings: Settings) -> None:
-        first, second = (create_app(settings, FakeEngine()) for _ in range(2))
-        assert first.state.context.intake is not second.state.context.intake
+        first, second = (create_app(Runtime.build(settings, FakeEngine())) for _ in range(2))
+        assert first.state.runtime.intake is not second.state.runtime.intake
         assert first.openapi() == second.openapi()
         assert first.openapi() is not second.openapi()
 
@@ -270,7 +273,7 @@ class TestService:
     async def test_no_path_of_this_machine_is_shown(self, settings: Settings, tmp_path: Any) -> None:
         folder = tmp_path / "my-checkpoint"
         folder.mkdir()
-        app = create_app(Settings(**{**settings.model_dump(), "MODEL_PATH": str(folder)}), FakeEngine())
+        app = create_app(Runtime.build(Settings(**{**settings.model_dump(), "MODEL_PATH": str(folder)}), FakeEngine()))
         async with client_of(app) as client:
             for path in ("/", "/v1/models"):
                 answer = (await client.get(path)).text
@@ -280,7 +283,8 @@ class TestService:
     async def test_the_fingerprint_tells_models_apart(self, settings: Settings, tmp_path: Any) -> None:
         other = Settings(**{**settings.model_dump(), "MODEL_PATH": str(tmp_path)})
         fingerprints = [
-            create_app(each, FakeEngine()).state.context.fingerprint for each in (settings, settings, other)
+            create_app(Runtime.build(each, FakeEngine())).state.runtime.fingerprint
+            for each in (settings, settings, other)
         ]
         assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
@@ -292,7 +296,7 @@ class TestReading:
         assert response.status_code == 200
         assert [page.prompt for page in engine.pages] == ["Free OCR."] * 2
         assert [page.image.num_tokens for page in engine.pages] == [73, 73]
-        assert [page.params.max_tokens for page in engine.pages] == [9, 9]
+        assert [page.decoding.max_tokens for page in engine.pages] == [9, 9]
         assert response.json()["usage"]["prompt_tokens_details"]["image_tokens"] == 146
         assert response.json()["choices"][0]["message"]["content"] == "Hello\n\n<--- Page Split --->\n\nHello"
 

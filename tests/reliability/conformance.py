@@ -1,9 +1,9 @@
-"""schemathesis against a live server: whatever is sent, no 5xx, and answers are what /openapi.json says.
+"""Run schemathesis against a live server: no request leads to a 5xx, and every response conforms to /openapi.json.
 
-    python -m tests.reliability.conformance --cases 1000                      starts a server of its own
+    python -m tests.reliability.conformance --cases 1000                      starts its own server
     python -m tests.reliability.conformance --base-url http://localhost:8000
 
-`--cases` is for each operation and kind of data, right and wrong.
+`--cases` is the number of cases for each operation, for valid and for invalid data.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ REQUEST_SECONDS = 60
 def check(
     url: str, *, cases: int, seconds: int | None = None, seed: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run schemathesis against the server at `url`; its return code is 1 if it found something.
+    """Run schemathesis against the server at `url`. The return code is 1 if it has found failures.
 
     Args:
-        seconds: after which it ends, with what it has found so far.
+        cases: for each operation, and for valid and invalid data.
+        seconds: time limit, after which schemathesis reports what it has found.
+        seed: makes the generated cases the same every time.
     """
     command = [
         str(Path(sys.executable).parent / "schemathesis"),
@@ -45,7 +47,7 @@ def check(
         "--phases=examples,coverage,fuzzing",
         f"--max-examples={cases}",
         f"--request-timeout={REQUEST_SECONDS}",
-        "--workers=1",  # with several threads, Python 3.11's ast may break the making of cases off
+        "--workers=1",  # with several threads, generating cases may fail in Python 3.11's ast module
         "--suppress-health-check=all",
         "--continue-on-failure",
         "--no-color",
@@ -61,8 +63,8 @@ def check(
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", type=int, default=1000)
-    parser.add_argument("--seconds", type=int, help="end after so long, with what was found so far")
-    parser.add_argument("--base-url", help="of a running server; otherwise one is started")
+    parser.add_argument("--seconds", type=int, help="time limit; reports what was found until then")
+    parser.add_argument("--base-url", help="URL of a running server; by default, one is started")
     parser.add_argument("--seed", type=int)
     arguments = parser.parse_args()
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The same app and played engine as the tests of the HTTP side."""
+"""Fixtures shared with the tests of the HTTP side: the app with a fake engine."""
 
 from tests.ocr_server.conftest import app, engine, settings
 

@@ -1,4 +1,4 @@
-"""The app with a played engine behind real connections, for clients that an in-process transport can't play."""
+"""The app with a fake engine behind real connections, for what an in-process transport can't simulate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ from ocr_server.transport.connections import protocol, set_options
 
 @contextmanager
 def served(app: FastAPI, *, receive_timeout: float = 30, send_timeout: float = 30) -> Iterator[tuple[str, int]]:
-    """Host and port. Connections have the limits of the real server's."""
+    """Serve `app` in a thread, with the connection limits of the real server.
+
+    Args:
+        receive_timeout: seconds that a client may take to send the head of a request.
+        send_timeout: seconds that a client may take to accept data.
+
+    Yields:
+        host and port.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     set_options(listener, send_timeout)
     config = uvicorn.Config(
@@ -30,24 +38,24 @@ def served(app: FastAPI, *, receive_timeout: float = 30, send_timeout: float = 3
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
-        wait_until(lambda: server.started, 10)
+        wait_until(lambda: server.started, 60)
         yield listener.getsockname()
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
-def wait_until(true: Callable[[], bool], seconds: float) -> float:
-    """The seconds it took; fails if it takes longer."""
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> float:
+    """Wait until `condition()` is true, and return the seconds it took. Fails after `seconds`."""
     started = time.monotonic()
-    while not true():
-        assert time.monotonic() - started < seconds, f"not within {seconds:g} s"
+    while not condition():
+        assert time.monotonic() - started < seconds, f"the condition was not met within {seconds:g} s"
         time.sleep(0.01)
     return time.monotonic() - started
 
 
 def post(path: str, body: bytes, *, length: int | None = None) -> bytes:
-    """A request as bytes; its declared length may be another than its body's."""
+    """Return a POST request as bytes; `length` is its `Content-Length`, by default the length of the body."""
     head = f"POST {path} HTTP/1.1\r\nhost: here\r\ncontent-length: {len(body) if length is None else length}\r\n\r\n"
     return head.encode() + body

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 from playwright.sync_api import Page as Tab
 
 from config import Settings
 from ocr_server.app import create_app
+from ocr_server.runtime import Runtime
 from tests.ocr_server.conftest import FakeEngine, settings
 from tests.reliability.served import served, wait_until
 from tests.ui.browser import ANSWER, TIMEOUT_MS, each_page
@@ -29,6 +30,7 @@ def browser() -> Iterator[Browser]:
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip("no Chromium is installed (Debian, Ubuntu: apt install chromium)")
+    expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         flags = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=program, args=flags)
@@ -52,7 +54,7 @@ class Site:
 
 def serve_site(settings: Settings, **more: Any) -> Iterator[Site]:
     engine = FakeEngine()
-    with served(create_app(Settings(**{**settings.model_dump(), **more}), engine)) as (host, port):
+    with served(create_app(Runtime.build(Settings(**{**settings.model_dump(), **more}), engine))) as (host, port):
         yield Site(f"http://{host}:{port}", engine)
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from playwright.sync_api import Browser
 from playwright.sync_api import Page as Tab
 
+from deepseek_ocr.families import DEEPSEEK_OCR
 from deepseek_ocr.modes import MODES
-from ocr_server.dialects.service.route import PROMPTS
 from ocr_server.output.blocks import blocks
 from ocr_server.output.figures import figure_boxes, figure_name
 from ocr_server.output.markdown import to_markdown
@@ -56,7 +56,7 @@ def test_vision_token_counts_agree(modules: Tab) -> None:
 
 def test_prompts_agree(modules: Tab) -> None:
     read = 'async () => Object.values((await import("./prompts.js")).PROMPTS)'
-    assert modules.evaluate(read) == PROMPTS
+    assert modules.evaluate(read) == list(DEEPSEEK_OCR.prompts.values())
 
 
 class TestAnswers:

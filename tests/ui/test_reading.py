@@ -11,8 +11,8 @@ from PIL import Image
 from playwright.sync_api import Page as Tab
 from playwright.sync_api import expect
 
+from deepseek_ocr.families import DEEPSEEK_OCR
 from deepseek_ocr.modes import MODES
-from ocr_server.dialects.service.route import PROMPTS
 from ocr_server.output.blocks import blocks
 from tests.ocr_server.conftest import endless
 from tests.reliability.served import wait_until
@@ -55,7 +55,7 @@ class TestStreaming:
         wait_until_read(tab)
         expect(tab.locator("#blocks p math msup")).to_have_count(1)
         expect(tab.locator("#blocks td math")).to_have_count(1)
-        expect(tab.locator("#blocks em")).to_have_text("thumbnails")
+        expect(tab.locator("#blocks em")).to_have_text("leaves")
 
 
 class TestPositions:
@@ -180,7 +180,10 @@ class TestStop:
 
 
 class TestRequestOptions:
-    @pytest.mark.parametrize(("name", "prompt"), [("Text only", PROMPTS[2]), ("Text with positions", PROMPTS[1])])
+    @pytest.mark.parametrize(
+        ("name", "prompt"),
+        [("Text only", DEEPSEEK_OCR.prompts["free"]), ("Text with positions", DEEPSEEK_OCR.prompts["lines"])],
+    )
     def test_a_prompt_button_sets_its_prompt(self, site: Site, tab: Tab, name: str, prompt: str) -> None:
         tab.get_by_label(name).check(force=True)
         choose_file(tab, RECEIPT)

@@ -17,7 +17,8 @@ from ocr_server.dialects.batches.wire import (
     BatchRequestCounts,
     BatchUsage,
 )
-from ocr_server.dialects.http import ERRORS, batches, client_of, context, parsed
+from ocr_server.dialects.dialect import Api
+from ocr_server.dialects.http import ERRORS, batches_of, client_of, parsed, runtime_of
 from ocr_server.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1/batches", tags=["Batches"], responses=ERRORS)
@@ -34,13 +35,16 @@ router = APIRouter(prefix="/v1/batches", tags=["Batches"], responses=ERRORS)
 )
 async def create_batch(request: Request) -> Batch:
     """Answer every request of a file; its input is looked through first, and told in `errors` if it is not sound."""
-    body, client, own = await parsed(request, BatchRequest), client_of(request), batches(request)
+    body, client, own = await parsed(request, BatchRequest), client_of(request), batches_of(request)
+    endpoint = own.endpoints.get(body.endpoint)
+    if endpoint is None:
+        raise InvalidRequest(f"endpoint must be one of {', '.join(own.endpoints)}.", param="endpoint")
     file = await own.files.get(client, body.input_file_id)
     if file["purpose"] != "batch":
         raise InvalidRequest("The input is a file with the purpose batch.", param="input_file_id")
     each = None
     if file["kind"] != "jsonl":
-        each = body_of(body.endpoint, body.request or {}, context(request).settings).decode()
+        each = body_of(endpoint, body.request or {}, runtime_of(request).settings).decode()
     elif body.request is not None:
         raise InvalidRequest(
             "request is for a PDF or a zip; the lines of a JSONL file have bodies of their own.", param="request"
@@ -56,7 +60,7 @@ async def create_batch(request: Request) -> Batch:
         metadata=body.metadata,
         output_seconds=None if body.output_expires_after is None else body.output_expires_after.seconds,
     )
-    own.runner.poke()
+    own.runner.wake()
     return _object(row)
 
 
@@ -65,7 +69,7 @@ async def list_batches(
     request: Request, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> BatchList:
     """Your own, the newest first."""
-    page = await batches(request).store.list(client_of(request), after=after, limit=limit)
+    page = await batches_of(request).store.list(client_of(request), after=after, limit=limit)
     data = [_object(row) for row in page.rows]
     return BatchList(
         data=data,
@@ -77,15 +81,15 @@ async def list_batches(
 
 @router.get("/{batch_id}")
 async def retrieve_batch(request: Request, batch_id: str) -> Batch:
-    return _object(await batches(request).store.get(client_of(request), batch_id))
+    return _object(await batches_of(request).store.get(client_of(request), batch_id))
 
 
 @router.post("/{batch_id}/cancel")
 async def cancel_batch(request: Request, batch_id: str) -> Batch:
     """What has been answered stays and is given."""
-    own = batches(request)
+    own = batches_of(request)
     row = await own.store.cancel(client_of(request), batch_id)
-    own.runner.poke()
+    own.runner.wake()
     return _object(row)
 
 
@@ -102,3 +106,6 @@ def _object(row: RowMapping) -> Batch:
             total_tokens=row["prompt_tokens"] + row["completion_tokens"],
         ),
     )
+
+
+BATCHES = Api(router, {"batches": "POST /v1/batches"}, (BatchRequest,))

@@ -6,11 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ocr_server.dialects.chat.wire import Wire
-from ocr_server.dialects.files.wire import ExpiresAfter
-from ocr_server.dialects.pages import Answer
+from ocr_server.dialects.wire import Answer, ExpiresAfter, Wire
 
-Endpoint = Literal["/v1/chat/completions", "/v1/ocr"]
 NO_NUL = r"^[^\x00]*$"
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64, pattern=NO_NUL)]
 MetadataValue = Annotated[str, Field(max_length=512, pattern=NO_NUL)]
@@ -20,7 +17,8 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 class BatchRequest(Wire):
     input_file_id: str
     """A file uploaded with the purpose `batch`: JSONL, a PDF, or a zip of pictures."""
-    endpoint: Endpoint
+    endpoint: str
+    """`/v1/chat/completions` or `/v1/ocr`."""
     completion_window: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,2}h|[1-9][0-9]?d)$")]
     """`24h`, or another number of hours or days (`72h`, `7d`)."""
     metadata: Metadata | None = None
@@ -71,7 +69,7 @@ class BatchUsage(Answer):
 class Batch(Answer):
     id: str
     object: Literal["batch"] = "batch"
-    endpoint: Endpoint
+    endpoint: str
     input_file_id: str
     completion_window: str
     status: Literal[

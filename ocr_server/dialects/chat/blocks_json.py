@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ocr_server.dialects.pages import OcrExtension
+from ocr_server.dialects.page_report import OcrExtension
 from ocr_server.errors import InvalidRequest
 
 Schema = dict[str, Any]

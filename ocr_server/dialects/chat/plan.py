@@ -1,15 +1,9 @@
-"""A chat request → what to read, and how to decode it. Pure: nothing is fetched or decoded here."""
+"""A chat request → its plan. Pure: nothing is fetched or decoded here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vllm.exceptions import VLLMClientError
-from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
-
-from deepseek_ocr.modes import MODES, ResolutionMode
-from deepseek_ocr.no_repeat_ngram import Guard
 from ocr_server.dialects.chat.blocks_json import BlocksJson
 from ocr_server.dialects.chat.wire import (
     AnyPart,
@@ -19,110 +13,91 @@ from ocr_server.dialects.chat.wire import (
     Message,
     OcrOptions,
     OtherPart,
-    PageNumbers,
-    ReadingOptions,
-    ResponseFormat,
     TextPart,
 )
-from ocr_server.errors import InvalidRequest, NotFound, invalid_parameters
-from ocr_server.intake.document import DEFAULT_DPI
-from ocr_server.intake.intake import Source
-from ocr_server.intake.page_selection import Selection, parse_pages
-from ocr_server.reading.reader import PAGE_SEPARATOR
+from ocr_server.dialects.options import SharedOptions, check_prompt, mode_of_model
+from ocr_server.errors import InvalidRequest
+from ocr_server.intake.source import Content, Url
+from ocr_server.output.artifacts import Artifacts
+from ocr_server.output.formats import FORMATS, Format
+from ocr_server.output.formats.blocks import BLOCKS
+from ocr_server.plan import ReadPlan
+from ocr_server.reading.decoding import Decoding
 
 if TYPE_CHECKING:
     from config import Settings
 
 OCR = "ocr."
-"""What stands before the names of this server's own options in a chat request."""
+"""Prefix of this server's own options in a chat request."""
 DETAIL_MODES = {"low": "tiny", "high": "gundam"}
+DECODING_PARAMETERS = {"json_schema": "response_format", "json_object": "response_format", "prompt": "messages"}
+"""Field of `Decoding` → parameter of a chat request, where the names differ."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A request, understood."""
-
-    sources: list[Source]
-    prompt: str
-    params: SamplingParams
-    """Still without the clamp to the context, which depends on each picture."""
-    copies: int
-    """How often the answer is given: `n`, where greedy decoding makes all choices the same."""
-    single_page: bool
-    """Whether the answer makes sense for one page only (structured output)."""
-    options: OcrOptions
-    separator: str
-    """What stands between two pages."""
-    json: BlocksJson | None
-    """Makes the blocks the content, as JSON."""
-
-
-def translate(request: ChatCompletionRequest, settings: Settings) -> Reading:
+def plan_chat(request: ChatCompletionRequest, settings: Settings, content: Content | None = None) -> ReadPlan:
     """Understand a chat request.
 
+    Args:
+        content: What is read if the request is a batch's template; it has no picture then.
+
     Raises:
-        NotFound: there is no such model.
-        InvalidRequest: there is no picture, or an option is not legal.
+        NotFound: There is no such model.
+        InvalidRequest: The request has no picture, or an option is not valid.
     """
-    base_mode = mode_of_model(request.model, settings)
     options = request.ocr or OcrOptions()
-    place, parts, text_message = _messages_to_read(request.messages)
-    pages = selection(options.pages, first=1, param="ocr.pages")
-    to_read = [(number, part) for number, part in enumerate(parts) if isinstance(part, ImagePart | FilePart)]
-    if pages is not None and len(to_read) > 1:
-        pages = replace(pages, documents_only=True)
-    sources = []
-    for number, part in to_read:
-        url, detail, param = _address(part, f"messages[{place}].content[{number}]")
-        mode = mode_of(base_mode or MODES.get(DETAIL_MODES.get(detail, "")), options, settings)
-        sources.append(source(url, mode, options, pages, param=param, pages_param="ocr.pages"))
+    written = FORMATS[options.output]
+    base_mode = mode_of_model(request.model, settings)
+    shared = SharedOptions(options, options.pages, settings, prefix=OCR, first_page=1)
+    if content is None:
+        place, parts, text_message = _messages_to_read(request.messages)
+        to_read = [(number, part) for number, part in enumerate(parts) if isinstance(part, ImagePart | FilePart)]
+        sources = []
+        for number, part in to_read:
+            url, detail, parameter = _address(part, f"messages[{place}].content[{number}]")
+            mode = base_mode or settings.family.modes.get(DETAIL_MODES.get(detail, ""))
+            sources.append(shared.source(Url(url), parameter, mode=mode, alone=len(to_read) == 1))
+    else:
+        text_message = _message_of_template(request.messages)
+        sources = [shared.source(content, "input_file_id", mode=base_mode)]
     if len(sources) > settings.MAX_IMAGES:
         raise InvalidRequest(
             f"A request can have at most {settings.MAX_IMAGES} pictures, not {len(sources)}.", param="messages"
         )
-    _check_output(request, options)
-    params = _chat_params(request, options, settings)
-    return Reading(
-        sources=sources,
+    _check_output(request, options, written)
+    blocks_json(request)  # raises what is wrong with its schema
+    return ReadPlan(
+        family=settings.family,
+        sources=tuple(sources),
         prompt=_prompt(request.messages, text_message, settings),
-        params=params,
-        copies=1 if request.temperature else request.n or 1,
-        single_page=params.structured_outputs is not None,
-        options=options,
-        separator=PAGE_SEPARATOR if options.page_separator is None else options.page_separator,
-        json=_blocks_json(request.response_format) if options.output == "blocks" else None,
+        decoding=_decoding(request, options, shared),
+        artifacts=written.artifacts | Artifacts(figures=options.include_figures),
+        show_pages=options.include_page_images,
+        one_page_parameter="response_format" if _has_grammar(request) else None,
+        decoding_parameters=DECODING_PARAMETERS,
     )
 
 
-def source(
-    url: str,
-    mode: ResolutionMode,
-    options: ReadingOptions,
-    pages: Selection | None,
-    *,
-    param: str,
-    pages_param: str,
-) -> Source:
-    """A picture or document to read, with what the request says about it."""
-    return Source(
-        url=url,
-        mode=mode,
-        param=param,
-        pages=pages,
-        pages_param=pages_param,
-        dpi=options.dpi or DEFAULT_DPI,
-        password=options.password,
-    )
-
-
-def selection(pages: PageNumbers | None, *, first: int, param: str) -> Selection | None:
-    """The pages a request asks for; None for all."""
-    if pages is None:
+def blocks_json(request: ChatCompletionRequest) -> BlocksJson | None:
+    """What makes the blocks the answer's content, as JSON; None if the content is text. Raises InvalidRequest."""
+    wanted = request.response_format
+    if not _writes_blocks(request) or wanted is None or wanted.type == "text":
         return None
-    try:
-        return parse_pages(pages, first=first)
-    except ValueError as error:
-        raise InvalidRequest(f"{error}", param=param, code="invalid_pages") from error
+    return BlocksJson(wanted.json_schema.schema_ if wanted.json_schema is not None else None)
+
+
+def copies(request: ChatCompletionRequest) -> int:
+    """How often one answer of the engine is given: greedy decoding makes all `n` choices the same."""
+    return 1 if request.temperature else request.n or 1
+
+
+def _writes_blocks(request: ChatCompletionRequest) -> bool:
+    return request.ocr is not None and FORMATS[request.ocr.output] is BLOCKS
+
+
+def _has_grammar(request: ChatCompletionRequest) -> bool:
+    """Whether the model itself has to follow `response_format`."""
+    wanted = request.response_format
+    return wanted is not None and wanted.type != "text" and not _writes_blocks(request)
 
 
 def _address(part: ImagePart | FilePart, place: str) -> tuple[str, str, str]:
@@ -131,60 +106,30 @@ def _address(part: ImagePart | FilePart, place: str) -> tuple[str, str, str]:
         return part.image_url.url, part.image_url.detail, f"{place}.image_url.url"
     if part.file.file_id is not None:
         raise InvalidRequest(
-            "Files are kept for batches only: send the file itself as file_data.",
+            "Uploaded files are for batches only: send the file itself as file_data.",
             param=f"{place}.file.file_id",
             code="unsupported_content",
         )
     data = part.file.file_data
     if data is None:
-        raise InvalidRequest("There is no file_data.", param=f"{place}.file.file_data", code="missing_file_data")
+        raise InvalidRequest("file_data is missing.", param=f"{place}.file.file_data", code="missing_file_data")
     if data[:5].lower() != "data:":
         data = f"data:;base64,{data}"
     return data, "auto", f"{place}.file.file_data"
 
 
-def _check_output(request: ChatCompletionRequest, options: OcrOptions) -> None:
-    """Refuse what a made-over answer can't have: logprobs are of the model's own words."""
+def _check_output(request: ChatCompletionRequest, options: OcrOptions, written: Format) -> None:
+    """Refuse options that have no effect on this output, and what a rewritten answer cannot have."""
     if options.include_page_images and not request.stream:
         raise InvalidRequest("include_page_images needs stream: true", param="ocr.include_page_images")
-    if options.output == "raw":
-        for name in ("table_format", "include_figures", "confidence"):
-            if getattr(options, name):
-                wanted = "markdown or blocks" if name == "table_format" else "blocks"
-                raise InvalidRequest(f"{name} needs output: {wanted}", param=f"ocr.{name}")
-        return
-    if options.output != "blocks" and (options.include_figures or options.confidence):
-        name = "include_figures" if options.include_figures else "confidence"
-        raise InvalidRequest(f"{name} needs output: blocks", param=f"ocr.{name}")
-    if request.logprobs:
-        raise InvalidRequest("logprobs are given with ocr.output raw only.", param="logprobs")
-    if options.output == "blocks" and request.temperature and (request.n or 1) > 1:
-        raise InvalidRequest("With ocr.output blocks there is one choice.", param="n")
-
-
-def mode_of_model(model: str, settings: Settings) -> ResolutionMode | None:
-    """The mode that a model name asks for, `deepseek-ocr:tiny`; None for the plain name."""
-    name, colon, mode = model.partition(":")
-    if name != settings.MODEL_NAME or (colon and mode not in MODES):
-        raise NotFound(
-            f"The model {model!r} does not exist; GET /v1/models lists those that do.",
-            param="model",
-            code="model_not_found",
-        )
-    return MODES[mode] if colon else None
-
-
-def mode_of(
-    wanted: ResolutionMode | None, options: ReadingOptions, settings: Settings, *, prefix: str = OCR
-) -> ResolutionMode:
-    """The mode of one picture: the options' over the one `wanted` by model or detail over the server's default."""
-    mode = wanted or settings.resolution_mode
-    if options.mode is not None:
-        mode = MODES[options.mode]
-    try:
-        return mode.with_changes(options.given(ReadingOptions.MODE_FIELDS))
-    except ValueError as error:
-        raise _option_error(error, prefix) from error
+    for name in ("table_format", "include_figures", "confidence"):
+        if getattr(options, name) and name not in written.options:
+            takes = " or ".join(each.name for each in FORMATS.values() if name in each.options)
+            raise InvalidRequest(f"{name} needs output: {takes}", param=f"ocr.{name}")
+    if request.logprobs and not written.verbatim:
+        raise InvalidRequest("logprobs need ocr.output raw.", param="logprobs")
+    if written.artifacts and request.temperature and (request.n or 1) > 1:
+        raise InvalidRequest(f"With ocr.output {written.name} there is one choice.", param="n")
 
 
 def _messages_to_read(messages: list[Message]) -> tuple[int, list[AnyPart], Message]:
@@ -215,6 +160,16 @@ def _refuse_other_parts(place: int, parts: list[AnyPart]) -> None:
             )
 
 
+def _message_of_template(messages: list[Message]) -> Message:
+    """The message that gives the text, in a request whose picture comes from elsewhere."""
+    for place, message in enumerate(messages):
+        if isinstance(message.content, list):
+            _refuse_other_parts(place, message.content)
+            if any(isinstance(part, ImagePart | FilePart) for part in message.content):
+                raise InvalidRequest("A batch of a PDF or zip has no pictures of its own.", param="messages")
+    return next((message for message in reversed(messages) if message.role == "user"), Message(role="user"))
+
+
 def _prompt(messages: list[Message], text_message: Message, settings: Settings) -> str:
     """The user's text; failing that, the last system message's; failing that, the default prompt."""
     systems = [message for message in messages if message.role in ("system", "developer")]
@@ -224,15 +179,6 @@ def _prompt(messages: list[Message], text_message: Message, settings: Settings) 
     return settings.DEFAULT_PROMPT
 
 
-def check_prompt(text: str, settings: Settings, *, param: str) -> str:
-    """`text`, if it is not too long."""
-    if len(text) > settings.MAX_PROMPT_CHARS:
-        raise InvalidRequest(
-            f"The prompt has {len(text)} characters; at most {settings.MAX_PROMPT_CHARS} are accepted.", param=param
-        )
-    return text
-
-
 def _text(message: Message) -> str:
     """All text of a message. No trailing space: the model was trained without."""
     if isinstance(message.content, list):
@@ -240,65 +186,28 @@ def _text(message: Message) -> str:
     return (message.content or "").strip()
 
 
-def guard_args(options: ReadingOptions, settings: Settings, *, prefix: str = OCR) -> dict[str, Any]:
-    """The `extra_args` that set up the n-gram guard."""
-    guard: dict[str, Any] = {"ngram_size": settings.NGRAM_SIZE, "window_size": settings.WINDOW_SIZE}
-    guard |= options.given(ReadingOptions.GUARD_FIELDS)
-    try:
-        return Guard.from_args(guard).to_args()
-    except ValueError as error:
-        raise _option_error(error, prefix) from error
-
-
-def _chat_params(request: ChatCompletionRequest, options: OcrOptions, settings: Settings) -> SamplingParams:
-    logprobs = (request.top_logprobs or 0) if request.logprobs or options.confidence else None
-    guard = guard_args(options, settings)
-    try:
-        return SamplingParams.from_optional(
-            n=request.n if request.temperature else 1,
-            temperature=request.temperature or 0.0,
-            top_p=request.top_p,
-            top_k=max(request.top_k or 0, 0),
-            min_p=request.min_p or 0.0,
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-            repetition_penalty=request.repetition_penalty,
-            seed=request.seed,
-            stop=request.stop,
-            stop_token_ids=request.stop_token_ids,
-            ignore_eos=bool(request.ignore_eos),
-            max_tokens=request.most_tokens,
-            min_tokens=request.min_tokens or 0,
-            logprobs=logprobs,
-            logit_bias=request.logit_bias,
-            structured_outputs=None if options.output == "blocks" else _structured_outputs(request.response_format),
-            skip_special_tokens=False,  # tables and grounding are special tokens
-            spaces_between_special_tokens=False,
-            output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
-            extra_args=guard,
-        )
-    except VLLMClientError as error:
-        raise invalid_parameters(error) from error
-    except ValueError as error:
-        raise InvalidRequest(str(error)) from error
-
-
-def _structured_outputs(response_format: ResponseFormat | None) -> StructuredOutputsParams | None:
-    if response_format is None or response_format.type == "text":
-        return None
-    if response_format.json_schema is None:
-        return StructuredOutputsParams(json_object=True)
-    return StructuredOutputsParams(json=response_format.json_schema.schema_)
-
-
-def _blocks_json(response_format: ResponseFormat | None) -> BlocksJson | None:
-    if response_format is None or response_format.type == "text":
-        return None
-    schema = response_format.json_schema
-    return BlocksJson(schema.schema_ if schema is not None else None)
-
-
-def _option_error(error: ValueError, prefix: str) -> InvalidRequest:
-    """Errors of the engine side start with the name of the field."""
-    message = str(error)
-    return InvalidRequest(message, param=prefix + message.split(" ", 1)[0])
+def _decoding(request: ChatCompletionRequest, options: OcrOptions, shared: SharedOptions) -> Decoding:
+    wanted = request.response_format if _has_grammar(request) else None
+    schema = wanted.json_schema if wanted is not None else None
+    return Decoding(
+        n=(request.n or 1) if request.temperature else 1,
+        temperature=request.temperature or 0.0,
+        top_p=request.top_p,
+        top_k=max(request.top_k or 0, 0),
+        min_p=request.min_p or 0.0,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        seed=request.seed,
+        stop=tuple(request.stop) if isinstance(request.stop, list) else request.stop,
+        stop_token_ids=None if request.stop_token_ids is None else tuple(request.stop_token_ids),
+        ignore_eos=bool(request.ignore_eos),
+        max_tokens=request.most_tokens,
+        min_tokens=request.min_tokens or 0,
+        logprobs=(request.top_logprobs or 0) if request.logprobs or options.confidence else None,
+        logit_bias=request.logit_bias,
+        json_schema=schema.schema_ if schema is not None else None,
+        json_object=wanted is not None and schema is None,
+        guard=shared.guard(),
+        stream=request.stream,
+    )

@@ -6,12 +6,12 @@ import json
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
 from ocr_server.dialects.chat.blocks_json import BlocksJson
+from ocr_server.dialects.chat.plan import blocks_json, copies
 from ocr_server.dialects.chat.wire import (
     AssistantMessage,
     ChatCompletion,
@@ -22,20 +22,21 @@ from ocr_server.dialects.chat.wire import (
     ChunkChoice,
     Delta,
     FinishReason,
+    OcrOptions,
     PromptTokensDetails,
-    TableFormat,
     TokenLogprob,
     TopLogprob,
     Usage,
 )
-from ocr_server.dialects.page_report import page_opened, page_report
-from ocr_server.dialects.pages import OcrExtension, PageReport
+from ocr_server.dialects.page_report import OcrExtension, PageReport, page_opened, page_report
 from ocr_server.errors import EngineFailure
 from ocr_server.output.figures import figure_name
-from ocr_server.output.markdown import MarkdownStream
+from ocr_server.output.formats import FORMATS, PageText, TextOptions
+from ocr_server.output.tables import TableFormat
 from ocr_server.reading.page import LogprobStep, PageReading
 from ocr_server.reading.page import TokenLogprob as Token
-from ocr_server.reading.reader import Event, Opened, Piece
+from ocr_server.reading.reader import PAGE_SEPARATOR, Event, Opened, Piece
+from ocr_server.reading.session import Session
 
 FIGURES_FOLDER = "images/"
 """What stands before a figure's name in markdown, as upstream has it."""
@@ -43,39 +44,31 @@ FIGURES_FOLDER = "images/"
 _TEXT = "{text}"
 """In the place of the text of a chunk."""
 
-Events = AsyncGenerator[Event]
-
-
-@dataclass(frozen=True)
-class Form:
-    """How the pages' answers become one text."""
-
-    separator: str
-    markdown: bool = False
-    """As markdown without markers; else as the model said it."""
-    table_format: TableFormat = "html"
-    copies: int = 1
-    """How often the answer is given, where greedy decoding makes all choices the same."""
-    reports: bool = False
-    """Whether the answer says what became of each page."""
-    json: BlocksJson | None = None
-    """Makes the content the pages' blocks, as JSON, instead of their text; needs `reports`."""
-
 
 class ChatAnswer:
     """The answer to one request. Use either `completion` or `chunks`, once."""
 
-    def __init__(self, *, request: ChatCompletionRequest, numbers: Sequence[int], form: Form, fingerprint: str) -> None:
-        """Args:
-        numbers: for each page of the answer, its number in its document, from 0.
-        """
+    def __init__(self, request: ChatCompletionRequest, session: Session, fingerprint: str) -> None:
+        options = request.ocr or OcrOptions()
+        self._events = session.events
         self._model = request.model
         self._fingerprint = fingerprint
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._choices = request.n or 1
-        self._form = form
-        self._numbers = numbers
+        self._copies = copies(request)
+        """How often a choice of the engine's is given."""
+        self._numbers = [job.number for job in session.jobs]
+        """Index in its document of each page of the answer, from 0."""
+        self._family = session.plan.family
+        self._format = FORMATS[options.output]
+        self._table_format: TableFormat = options.table_format or "html"
+        self._separator = PAGE_SEPARATOR if options.page_separator is None else options.page_separator
+        self._json = blocks_json(request)
+        self._reports = (
+            not self._format.verbatim or session.plan.show_pages or session.is_document or len(session.jobs) > 1
+        )
+        """Whether the answer reports on each page."""
         self._top_logprobs = request.top_logprobs or 0
         self._include_usage = request.stream_options is not None and request.stream_options.include_usage
         self._image_tokens = self._prompt_tokens = self._completion_tokens = 0
@@ -85,16 +78,16 @@ class ChatAnswer:
         """For each choice: the page that its text has come to."""
         self._around: dict[int, tuple[str, str]] = {}
         """For each choice: what stands before and after the text in a chunk that has nothing else."""
-        self._markdown: dict[int, MarkdownStream] = {}
-        """For each choice: that page's, while it is under way."""
+        self._texts_of: dict[int, PageText] = {}
+        """For each choice: the text of the page that it has come to, while it is being read."""
 
-    async def completion(self, events: Events) -> ChatCompletion:
-        """Wait for all of it."""
+    async def completion(self) -> ChatCompletion:
+        """Read all pages. Closes the session."""
         text: defaultdict[int, list[str]] = defaultdict(list)
         steps: defaultdict[int, list[LogprobStep]] = defaultdict(list)
         reports: list[PageReport] = []
         has_logprobs = False
-        async with aclosing(events):
+        async with aclosing(self._events()) as events:
             async for event in events:
                 report = self._report(event)
                 for choice, piece in self._texts(event, report):
@@ -114,7 +107,7 @@ class ChatAnswer:
                 Choice(
                     index=index,
                     message=AssistantMessage(
-                        content="".join(text[index]), ocr=OcrExtension(pages=reports) if self._form.reports else None
+                        content="".join(text[index]), ocr=OcrExtension(pages=reports) if self._reports else None
                     ),
                     logprobs=self._logprobs(steps[index]) if has_logprobs else None,
                     finish_reason=self._finish_reason(index),
@@ -125,10 +118,10 @@ class ChatAnswer:
             system_fingerprint=self._fingerprint,
         )
 
-    async def chunks(self, events: Events) -> AsyncGenerator[str]:
+    async def chunks(self) -> AsyncGenerator[str]:
         """The same as JSON chunks: the role first, then text as it comes, the ends, and the usage if asked for."""
         started = False
-        async with aclosing(events):
+        async with aclosing(self._events()) as events:
             async for event in events:
                 if not started:  # only now is it certain that there will be an answer
                     started = True
@@ -160,25 +153,25 @@ class ChatAnswer:
             yield self._chunk(None, usage=self._usage())
 
     def _report(self, event: Event) -> PageReport | None:
-        return page_report(event) if self._form.reports and isinstance(event, PageReading) else None
+        return page_report(event) if self._reports and isinstance(event, PageReading) else None
 
     def _texts(self, event: Event, report: PageReport | None) -> Iterator[tuple[int, str]]:
         """What an event adds to the text of each choice."""
         if isinstance(event, Opened):
             return
         if isinstance(event, Piece):
-            if self._form.json is not None:
+            if self._json is not None:
                 return
             for choice in self._choices_of(event.delta.choice):
                 yield choice, self._reach(choice, event.page) + self._written(choice, event.page, event.delta.text)
             return
-        if self._form.json is not None:
+        if self._json is not None:
             assert report is not None, "blocks as JSON are made of reports"
-            yield from self._json_texts(report, self._form.json)
+            yield from self._json_texts(report, self._json)
             return
         for choice in range(self._choices):
             text = self._reach(choice, event.index)
-            if (stream := self._markdown.pop(choice, None)) is not None:
+            if (stream := self._texts_of.pop(choice, None)) is not None:
                 text += stream.close()
             yield choice, text
 
@@ -196,21 +189,24 @@ class ChatAnswer:
         """The separators between what a choice has and `page`."""
         further = page - self._page[choice]
         self._page[choice] = page
-        return self._form.separator * further
+        return self._separator * further
 
     def _written(self, choice: int, page: int, text: str) -> str:
-        if not self._form.markdown:
-            return text
-        if choice not in self._markdown:
-            self._markdown[choice] = MarkdownStream(
-                name=lambda figure: FIGURES_FOLDER + figure_name(self._numbers[page] + 1, figure),
-                table_format=self._form.table_format,
+        if choice not in self._texts_of:
+            assert self._format.text is not None, "the wire type allows text formats only"
+            number = self._numbers[page] + 1
+            self._texts_of[choice] = self._format.text(
+                TextOptions(
+                    figure_name=lambda figure: FIGURES_FOLDER + figure_name(number, figure),
+                    table_format=self._table_format,
+                    family=self._family,
+                )
             )
-        return self._markdown[choice].feed(text)
+        return self._texts_of[choice].feed(text)
 
     def _choices_of(self, choice: int) -> range:
         """The choices that a choice of the engine's answers."""
-        return range(choice, choice + self._form.copies)
+        return range(choice, choice + self._copies)
 
     def _count(self, reading: PageReading) -> None:
         if reading.error is None and not reading.deltas:
@@ -219,7 +215,7 @@ class ChatAnswer:
         self._completion_tokens += reading.completion_tokens
         self._image_tokens += reading.image_tokens
         for choice in range(self._choices):
-            of_engine = choice if self._form.copies == 1 else 0
+            of_engine = choice if self._copies == 1 else 0
             if reading.finish_reason(of_engine) != "stop":
                 self._cut.add(choice)
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter, Request, Response
 
-from ocr_server.dialects.chat.wire import ChatCompletion, ChatCompletionRequest
-from ocr_server.dialects.endpoints import begin_chat, chat_json
-from ocr_server.dialects.http import ERRORS, caller, context, parsed
+from ocr_server.dialects.chat.plan import plan_chat
+from ocr_server.dialects.chat.response import ChatAnswer
+from ocr_server.dialects.chat.wire import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, ChatTemplate
+from ocr_server.dialects.dialect import Api, Dialect
+from ocr_server.dialects.http import ERRORS, caller_of, parsed, runtime_of
+from ocr_server.dialects.validation import parse_body
+from ocr_server.errors import InvalidRequest
+from ocr_server.reading.session import Session
+from ocr_server.runtime import Runtime
 from ocr_server.transport.disconnect import unless_disconnected
 from ocr_server.transport.event_stream import event_stream
 
+PATH = "/v1/chat/completions"
 router = APIRouter(tags=["Chat"])
 
 
 @router.post(
-    "/v1/chat/completions",
+    PATH,
     response_model=ChatCompletion,
     openapi_extra={
         "requestBody": {
@@ -28,18 +37,45 @@ router = APIRouter(tags=["Chat"])
     },
 )
 async def create_chat_completion(request: Request) -> Response:
-    """Read the pictures and documents of a chat request, page by page; the pages' answers are joined in order."""
-    state = context(request)
+    """Read the pictures and documents of a chat request, page by page. The pages' answers are joined in order."""
+    runtime = runtime_of(request)
     body = await parsed(request, ChatCompletionRequest)
 
     async def answer() -> Response:
-        work = await begin_chat(state, body, caller(request))
+        session = await runtime.begin(plan_chat(body, runtime.settings), caller_of(request))
         if not body.stream:
-            return Response(await chat_json(work), media_type="application/json")
+            return Response(await respond(body, session, runtime), media_type="application/json")
         try:
-            return await event_stream(work.answer.chunks(work.events), shutdown_timeout=state.settings.SHUTDOWN_TIMEOUT)
+            chunks = ChatAnswer(body, session, runtime.fingerprint).chunks()
+            return await event_stream(chunks, shutdown_timeout=runtime.settings.SHUTDOWN_TIMEOUT)
         except BaseException:
-            await work.session.close()
+            await session.close()
             raise
 
     return await unless_disconnected(request, answer())
+
+
+async def respond(request: ChatCompletionRequest, session: Session, runtime: Runtime) -> str:
+    """Read all pages → the chat completion as JSON. Closes the session."""
+    try:
+        return (await ChatAnswer(request, session, runtime.fingerprint).completion()).model_dump_json()
+    except BaseException:
+        await session.close()
+        raise
+
+
+def check_batchable(request: ChatCompletionRequest) -> None:
+    """Raise InvalidRequest for a stream."""
+    if request.stream:
+        raise InvalidRequest("A request of a batch can't be streamed.", param="stream")
+
+
+CHAT: Dialect[ChatCompletionRequest] = Dialect(
+    path=PATH,
+    api=Api(router, {"chat completions": f"POST {PATH}"}, (ChatCompletionRequest, ChatCompletionChunk)),
+    parse=partial(parse_body, model=ChatCompletionRequest),
+    parse_template=partial(parse_body, model=ChatTemplate),
+    plan=plan_chat,
+    check_batchable=check_batchable,
+    respond=respond,
+)

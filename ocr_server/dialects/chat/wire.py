@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from ocr_server.dialects.pages import Answer, Maybe, OcrExtension, PageOpened
-from ocr_server.intake.document import MAX_DPI, MIN_DPI
+from ocr_server.dialects.page_report import OcrExtension, PageOpened
+from ocr_server.dialects.wire import Answer, ImageUrl, Maybe, PageNumbers, ReadingOptions, Wire, known
+from ocr_server.output.formats import TEXT_FORMATS
 
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
-
-# The names in deepseek_ocr.modes.MODES; a test holds the two together.
-ModeName = Literal["tiny", "small", "base", "large", "gundam", "gundam-m"]
-TableFormat = Literal["html", "markdown"]
-
-
-class Wire(BaseModel):
-    """What comes from a client: no coercion of types, no NaN, docstrings as documentation."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class ImageUrl(Wire):
-    url: str
-    """A `data:image/…;base64,…` URI or an http(s) URL."""
-    detail: Literal["auto", "low", "high"] = "auto"
-    """`low` reads in tiny mode, `high` in gundam mode, `auto` in the server's default mode."""
 
 
 class ImagePart(Wire):
@@ -74,7 +59,7 @@ def _content_kind(value: Any) -> str:
     return "<parts>" if isinstance(value, list) else "<string>"
 
 
-# Tags in angle brackets are left out of the parameter's name in an error (errors.UNION_TAGS).
+# Tags in angle brackets are left out of the parameter's name in an error (`UNION_TAGS`).
 Part = Annotated[
     Annotated[TextPart, Tag("<text>")]
     | Annotated[ImagePart, Tag("<image>")]
@@ -95,51 +80,14 @@ class Message(BaseModel):
     content: Content | None = None
 
 
-PageNumbers = str | list[int]
-
-
-class ReadingOptions(Wire):
-    """How pages are made, and how the model is run on them."""
-
-    dpi: Annotated[int | None, Field(ge=MIN_DPI, le=MAX_DPI)] = None
-    """At which a PDF's pages are rendered, 36 to 600; 144 if not given."""
-    password: str | None = None
-    """Opens an encrypted PDF."""
-    mode: ModeName | None = None
-    """A named resolution mode; the fields below change it."""
-    base_size: int | None = None
-    """Side of the global view, pixels; a multiple of 16 from 64 to 1280."""
-    image_size: int | None = None
-    """Side of a tile, pixels; a multiple of 16 from 64 to 1280."""
-    crop_mode: bool | None = None
-    """Whether large pictures are cut into tiles."""
-    min_crops: int | None = None
-    """Fewest tiles of a picture that is cut, 1 to 9."""
-    max_crops: int | None = None
-    """Most tiles, 1 to 9."""
-    ngram_size: int | None = None
-    """No n-gram of this length is repeated within the window; 0 turns the guard off; at most 128."""
-    window_size: int | None = None
-    """How many of the last tokens the guard looks at."""
-    whitelist_token_ids: list[int] | None = None
-    """Tokens the guard never bans; `<td>` and `</td>` if not given."""
-    table_format: TableFormat | None = None
-    """How tables are written in markdown: `html`, as the model does, or `markdown`."""
-
-    MODE_FIELDS: ClassVar = ("base_size", "image_size", "crop_mode", "min_crops", "max_crops")
-    GUARD_FIELDS: ClassVar = ("ngram_size", "window_size", "whitelist_token_ids")
-
-    def given(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """The fields among `names` that the client set."""
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
-
-
 class OcrOptions(ReadingOptions):
     """What is particular to this server; the SDK sends it with `extra_body={"ocr": {…}}`."""
 
-    output: Literal["raw", "markdown", "blocks"] = "raw"
-    """`raw`: what the model said, to the letter. `markdown`: without markers, figures linked. `blocks`: markdown,
-    and beside it each page's located blocks."""
+    output: Annotated[
+        str, AfterValidator(partial(known, TEXT_FORMATS)), Field(json_schema_extra={"enum": list(TEXT_FORMATS)})
+    ] = "raw"
+    """`raw`: what the model said, verbatim. `markdown`: without markers, figures linked. `blocks`: markdown, and beside
+    it each page's located blocks."""
     pages: PageNumbers | None = None
     """Which pages of the documents, from 1: `"1-3,7"`, `"5-"` or a list; all if not given."""
     page_separator: Annotated[str | None, Field(max_length=1000)] = None
@@ -177,7 +125,7 @@ class StreamOptions(Wire):
     """Accepted; there is nothing to obfuscate."""
 
 
-REFUSED: dict[str, str] = {
+_REFUSED: dict[str, str] = {
     "tools": "DeepSeek-OCR can't call tools",
     "tool_choice": "DeepSeek-OCR can't call tools",
     "functions": "DeepSeek-OCR can't call functions",
@@ -222,6 +170,8 @@ class ChatCompletionRequest(Wire):
             ]
         }
     )
+
+    REFUSED: ClassVar = _REFUSED
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
@@ -284,7 +234,7 @@ class ChatCompletionRequest(Wire):
         return {
             name: value
             for name, value in data.items()
-            if not (name in REFUSED and (value is None or value in NEUTRAL.get(name, ())))
+            if not (name in _REFUSED and (value is None or value in NEUTRAL.get(name, ())))
         }
 
     @model_validator(mode="after")
@@ -305,6 +255,14 @@ class ChatCompletionRequest(Wire):
     def most_tokens(self) -> int | None:
         """The limit under whichever name it was given."""
         return self.max_completion_tokens or self.max_tokens
+
+
+class ChatTemplate(ChatCompletionRequest):
+    """A request without its picture, which a batch has elsewhere."""
+
+    messages: Annotated[
+        list[Message], Field(min_length=1, max_length=1000, default_factory=lambda: [Message(role="user")])
+    ]
 
 
 class TopLogprob(Answer):

@@ -14,10 +14,12 @@ from starlette.datastructures import UploadFile
 
 from ocr_server.batches.requests import HEAD_BYTES, kind_of
 from ocr_server.batches.storage import CHUNK
-from ocr_server.dialects.files.wire import LEAST_SECONDS, MOST_SECONDS, FileDeleted, FileList, FileObject
-from ocr_server.dialects.http import ERRORS, batches, client_of, context
+from ocr_server.dialects.dialect import Api
+from ocr_server.dialects.files.wire import FileDeleted, FileList, FileObject
+from ocr_server.dialects.http import ERRORS, batches_of, client_of, is_form, runtime_of
+from ocr_server.dialects.wire import LEAST_SECONDS, MOST_SECONDS
 from ocr_server.errors import InvalidRequest, TooLarge
-from ocr_server.intake.build import MEGA
+from ocr_server.runtime import MEGA
 
 router = APIRouter(prefix="/v1/files", tags=["Files"], responses=ERRORS)
 
@@ -41,9 +43,9 @@ _FORM = {
 )
 async def upload_file(request: Request) -> FileObject:
     """Keep a file for a batch: requests as JSONL, a PDF, or a zip of pictures."""
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    if not is_form(request):
         raise InvalidRequest("A file is uploaded as multipart/form-data.", param="file")
-    most = context(request).settings.MAX_FILE_MB * MEGA
+    most = runtime_of(request).settings.MAX_FILE_MB * MEGA
     async with request.form(max_files=1, max_fields=10) as form:
         file, fields = form.get("file"), {name: value for name, value in form.items() if name != "file"}
         if not isinstance(file, UploadFile):
@@ -56,7 +58,7 @@ async def upload_file(request: Request) -> FileObject:
             raise TooLarge(f"The file has {size:,} bytes; the limit is {most:,} bytes.", param="file")
         head = await file.read(HEAD_BYTES)
         await file.seek(0)
-        row = await batches(request).files.upload(
+        row = await batches_of(request).files.upload(
             client_of(request),
             iter(lambda: file.file.read(CHUNK), b""),
             filename=_name(file.filename),
@@ -98,7 +100,7 @@ async def list_files(
     purpose: Annotated[str | None, Query(max_length=64, pattern=r"^[^\x00]*$")] = None,
 ) -> FileList:
     """Your own, by the time they were made."""
-    page = await batches(request).files.list(
+    page = await batches_of(request).files.list(
         client_of(request), after=after, limit=limit, newest_first=order == "desc", purpose=purpose
     )
     data = [_object(row) for row in page.rows]
@@ -112,13 +114,13 @@ async def list_files(
 
 @router.get("/{file_id}")
 async def retrieve_file(request: Request, file_id: str) -> FileObject:
-    return _object(await batches(request).files.get(client_of(request), file_id))
+    return _object(await batches_of(request).files.get(client_of(request), file_id))
 
 
 @router.delete("/{file_id}")
 async def delete_file(request: Request, file_id: str) -> FileDeleted:
     """Not while a batch needs it that has not ended."""
-    await batches(request).files.delete(client_of(request), file_id)
+    await batches_of(request).files.delete(client_of(request), file_id)
     return FileDeleted(id=file_id)
 
 
@@ -128,7 +130,7 @@ async def delete_file(request: Request, file_id: str) -> FileDeleted:
     responses={200: {"content": {"application/octet-stream": {}}}},
 )
 async def download_file(request: Request, file_id: str) -> StreamingResponse:
-    files = batches(request).files
+    files = batches_of(request).files
     row = await files.get(client_of(request), file_id)
     return StreamingResponse(
         iterate_in_threadpool(files.storage.chunks(file_id)),
@@ -145,3 +147,6 @@ _FILE = TypeAdapter(FileObject)
 
 def _object(row: RowMapping) -> FileObject:
     return _FILE.validate_python({name: row[name] for name in FileObject.model_fields if name in row})
+
+
+FILES = Api(router, {"files": "POST /v1/files"})

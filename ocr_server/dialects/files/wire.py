@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from ocr_server.dialects.chat.wire import Wire
-from ocr_server.dialects.pages import Answer
-
-LEAST_SECONDS, MOST_SECONDS = 3600, 30 * 86_400
-
-
-class ExpiresAfter(Wire):
-    anchor: Literal["created_at"]
-    seconds: Annotated[int, Field(ge=LEAST_SECONDS, le=MOST_SECONDS)]
-    """From an hour to 30 days after the anchor."""
+from ocr_server.dialects.wire import Answer
 
 
 class FileObject(Answer):

@@ -1,75 +1,71 @@
-"""An OCR request → what to read, and how. Pure, as `translate` is for chat."""
+"""An OCR request → its plan. Pure: nothing is fetched or decoded here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-from ocr_server.dialects.chat.plan import check_prompt, guard_args, mode_of, mode_of_model, selection, source
-from ocr_server.dialects.ocr.wire import ANNOTATIONS, OcrRequest
+from ocr_server.dialects.ocr.wire import ANNOTATIONS, OcrParameters, OcrRequest
+from ocr_server.dialects.options import SharedOptions, check_prompt, mode_of_model
 from ocr_server.errors import InvalidRequest
-from ocr_server.intake.intake import Source
-from ocr_server.output.artifacts import Wanted
+from ocr_server.intake.source import Content, Url
+from ocr_server.output.artifacts import Artifacts
+from ocr_server.output.formats import FORMATS
+from ocr_server.plan import ReadPlan
+from ocr_server.reading.decoding import Decoding
 
 if TYPE_CHECKING:
     from config import Settings
 
 
-@dataclass(frozen=True)
-class OcrReading:
-    """An OCR request, understood."""
-
-    model: str
-    source: Source
-    prompt: str
-    params: SamplingParams
-    wanted: Wanted
-
-
-def translate_ocr(request: OcrRequest, settings: Settings) -> OcrReading:
+def plan_ocr(
+    request: OcrParameters, settings: Settings, content: Content | None = None, *, parameter: str = "input_file_id"
+) -> ReadPlan:
     """Understand an OCR request.
 
+    Args:
+        content: What is read, for a request that does not name its document itself: an upload, a batch's file.
+        parameter: What the client calls it.
+
     Raises:
-        NotFound: there is no such model.
-        InvalidRequest: an option is not legal, or can't be honoured.
+        NotFound: There is no such model.
+        InvalidRequest: An option is not valid, or cannot be honoured.
     """
     for name in ANNOTATIONS:
         if getattr(request, name) is not None:
             raise InvalidRequest(
                 f"{name} is not supported: annotations take another model.", param=name, code="unsupported_parameter"
             )
+    if request.stream and request.output != "json":
+        raise InvalidRequest(f"A stream has no output {request.output}.", param="output")
+    if isinstance(request, OcrRequest):
+        content, parameter = _document(request)
+    assert content is not None, "a request without a document comes with its content"
+    shared = SharedOptions(request, request.pages, settings, prefix="", first_page=0)
+    written = FORMATS.get(request.output)
+    return ReadPlan(
+        family=settings.family,
+        sources=(
+            shared.source(content, parameter, mode=mode_of_model(request.model or settings.MODEL_NAME, settings)),
+        ),
+        prompt=check_prompt((request.prompt or "").strip(), settings, param="prompt") or settings.DEFAULT_PROMPT,
+        decoding=Decoding(
+            max_tokens=request.max_tokens,
+            logprobs=0 if request.confidence_scores_granularity else None,
+            guard=shared.guard(),
+        ),
+        artifacts=Artifacts(blocks=True, figures=bool(request.include_image_base64))
+        | (written.artifacts if written is not None else Artifacts()),
+    )
+
+
+def _document(request: OcrRequest) -> tuple[Content, str]:
+    """The document's URL, and the parameter that gave it."""
     if request.document.file_id is not None:
         raise InvalidRequest(
-            "Files are kept for batches only: send the document as a URL or data URI, or upload it with this request.",
+            "Uploaded files are for batches only: send the document as a URL or data URI, or upload it with this "
+            "request.",
             param="document.file_id",
             code="unsupported_content",
         )
-    if request.stream and request.output != "json":
-        raise InvalidRequest(f"A stream has no output {request.output}.", param="output")
-    model = request.model or settings.MODEL_NAME
     url, field = request.document.address
-    pages = selection(request.pages, first=0, param="pages")
-    return OcrReading(
-        model=model,
-        source=source(
-            url,
-            mode_of(mode_of_model(model, settings), request, settings, prefix=""),
-            request,
-            pages,
-            param=f"document.{field}",
-            pages_param="pages",
-        ),
-        prompt=check_prompt((request.prompt or "").strip(), settings, param="prompt") or settings.DEFAULT_PROMPT,
-        params=SamplingParams(
-            temperature=0.0,
-            max_tokens=request.max_tokens,
-            logprobs=0 if request.confidence_scores_granularity else None,
-            skip_special_tokens=False,
-            spaces_between_special_tokens=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=guard_args(request, settings, prefix=""),
-        ),
-        wanted=Wanted(figures=bool(request.include_image_base64), overlay=request.output == "overlay"),
-    )
+    return Url(url), f"document.{field}"

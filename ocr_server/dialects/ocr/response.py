@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from ocr_server.dialects.ocr.wire import (
     OcrBlock,
@@ -17,12 +18,14 @@ from ocr_server.dialects.ocr.wire import (
     OcrWord,
 )
 from ocr_server.dialects.page_report import jpeg_uri, page_report
-from ocr_server.output.artifacts import Figure, Product, product_of
+from ocr_server.output.artifacts import Figure, PageArtifacts, artifacts_of
 from ocr_server.output.blocks import Block, PixelBox
 from ocr_server.output.confidence import confidence, words
+from ocr_server.output.formats.overlay import PICTURE_DPI
 from ocr_server.output.markdown import to_markdown
 from ocr_server.output.tables import html_tables, html_tables_to_markdown
 from ocr_server.reading.page import PageReading
+from ocr_server.reading.session import Session
 
 TYPES = {
     "title": "title",
@@ -46,28 +49,37 @@ TYPES = {
 }
 """DeepSeek-OCR's labels → Mistral's block types; all others are text."""
 
-PICTURE_DPI = 72
-
 
 class OcrPages:
     """Makes the pages of one request, in order."""
 
-    def __init__(self, parameters: OcrParameters, size_bytes: int) -> None:
+    def __init__(self, parameters: OcrParameters, session: Session) -> None:
         self._parameters = parameters
+        self._session = session
+        self._family = session.plan.family
         self._figures_left = parameters.image_limit
-        self.usage = OcrUsage(pages_processed=0, doc_size_bytes=size_bytes, prompt_tokens=0, completion_tokens=0)
+        self.usage = OcrUsage(
+            pages_processed=0, doc_size_bytes=session.size_bytes, prompt_tokens=0, completion_tokens=0
+        )
+
+    async def pages(self) -> AsyncGenerator[tuple[PageReading, OcrPage]]:
+        """Read all pages, in order. Closes the session."""
+        async with aclosing(self._session.events()) as events:
+            async for event in events:
+                if isinstance(event, PageReading):
+                    yield event, self.page(event)
 
     def page(self, reading: PageReading) -> OcrPage:
         """The page's answer; for one that could not be read, its error."""
         self.usage.pages_processed += 1
         self.usage.prompt_tokens += reading.prompt_tokens
         self.usage.completion_tokens += reading.completion_tokens
-        product = product_of(reading)
+        artifacts = artifacts_of(reading)
         parameters, report = self._parameters, page_report(reading)
-        answer, headers, footers = self._without_headers(reading.text(), product.blocks)
-        figures = self._figures(product.figures)
-        markdown = to_markdown(answer, figures=[figure.name for figure in product.figures])
-        markdown = _linked(markdown, product.figures, kept=figures)
+        answer, headers, footers = self._without_headers(reading.text(), artifacts.blocks)
+        figures = self._figures(artifacts.figures)
+        markdown = to_markdown(answer, figures=[figure.name for figure in artifacts.figures], family=self._family)
+        markdown = _linked(markdown, artifacts.figures, kept=figures)
         tables: list[OcrTable] = []
         if parameters.table_format is not None:
             markdown, tables = _tables_apart(markdown, reading.number + 1, as_html=parameters.table_format == "html")
@@ -85,8 +97,8 @@ class OcrPages:
             dimensions=OcrDimensions(dpi=round(reading.dpi or PICTURE_DPI), height=reading.height, width=reading.width)
             if reading.width
             else None,
-            confidence_scores=self._page_confidence(markdown, reading, product),
-            blocks=None if parameters.include_blocks is False else self._blocks(product, figures, tables, box),
+            confidence_scores=self._page_confidence(markdown, reading, artifacts),
+            blocks=None if parameters.include_blocks is False else self._blocks(artifacts, figures, tables, box),
             finish_reason=report.finish_reason,
             error=report.error,
         )
@@ -114,13 +126,13 @@ class OcrPages:
         return large
 
     def _blocks(
-        self, product: Product, figures: Sequence[Figure], tables: Sequence[OcrTable], page: PixelBox
+        self, artifacts: PageArtifacts, figures: Sequence[Figure], tables: Sequence[OcrTable], page: PixelBox
     ) -> list[OcrBlock]:
         names = {figure.box: figure.name for figure in figures}
         table_ids = iter(table.id for table in tables)
         scored = self._parameters.confidence_scores_granularity == "block"
         made = []
-        for block in product.blocks:
+        for block in artifacts.blocks:
             kind = TYPES.get(block.label, "text")
             image_id = names.get(block.boxes[0]) if kind == "image" and block.boxes else None
             if kind == "image" and image_id is None:
@@ -136,19 +148,21 @@ class OcrPages:
                     content=block.text,
                     image_id=image_id,
                     table_id=next(table_ids, None) if kind == "table" else None,
-                    confidence_scores=_block_confidence(product, block) if scored else None,
+                    confidence_scores=_block_confidence(artifacts, block) if scored else None,
                 )
             )
         return made
 
-    def _page_confidence(self, markdown: str, reading: PageReading, product: Product) -> OcrPageConfidence | None:
+    def _page_confidence(
+        self, markdown: str, reading: PageReading, artifacts: PageArtifacts
+    ) -> OcrPageConfidence | None:
         granularity = self._parameters.confidence_scores_granularity
-        whole = confidence(product.spans)
+        whole = confidence(artifacts.spans)
         if granularity is None or whole is None:
             return None
         average, minimum, scores = *whole, None
         if granularity == "word":
-            found = words(markdown, reading.text(), product.spans)
+            found = words(markdown, reading.text(), artifacts.spans)
             scores = [OcrWord(text=word.text, confidence=word.confidence, start_index=word.start) for word in found]
             if found:
                 average = sum(word.confidence for word in found) / len(found)
@@ -194,8 +208,8 @@ def _image(figure: Figure) -> OcrImage:
     )
 
 
-def _block_confidence(product: Product, block: Block) -> OcrBlockConfidence:
-    sure = confidence(product.spans, block.start, block.end)
+def _block_confidence(artifacts: PageArtifacts, block: Block) -> OcrBlockConfidence:
+    sure = confidence(artifacts.spans, block.start, block.end)
     return OcrBlockConfidence(
         average_content_confidence_score=None if sure is None else sure.average,
         minimum_content_confidence_score=None if sure is None else sure.minimum,

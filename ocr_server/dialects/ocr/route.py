@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from ocr_server.dialects.endpoints import Events, OcrWork, begin_ocr, ocr_json
-from ocr_server.dialects.http import ERRORS, caller, context, parsed
-from ocr_server.dialects.ocr.response import PICTURE_DPI
-from ocr_server.dialects.ocr.wire import OcrDoneEvent, OcrPageEvent, OcrRequest, OcrResponse
+from ocr_server.dialects.dialect import Api, Dialect
+from ocr_server.dialects.http import ERRORS, caller_of, is_form, parsed, runtime_of
+from ocr_server.dialects.ocr.plan import plan_ocr
+from ocr_server.dialects.ocr.response import OcrPages
+from ocr_server.dialects.ocr.wire import OcrDoneEvent, OcrPageEvent, OcrParameters, OcrRequest, OcrResponse
+from ocr_server.dialects.validation import parse_body, parse_fields
 from ocr_server.errors import InvalidRequest
-from ocr_server.output.artifacts import product_of
-from ocr_server.output.overlay import to_pdf
-from ocr_server.reading.page import PageReading
-from ocr_server.reading.reader import PAGE_SEPARATOR
+from ocr_server.output.formats import FORMATS, FinishedPage
+from ocr_server.plan import ReadPlan
+from ocr_server.reading.session import Session
+from ocr_server.runtime import Runtime
 from ocr_server.transport.disconnect import unless_disconnected
 from ocr_server.transport.event_stream import event_stream
 
+PATH = "/v1/ocr"
 router = APIRouter(tags=["OCR"])
 
 _BODY = {"$ref": "#/components/schemas/OcrRequest"}
@@ -32,12 +31,13 @@ _FORM = {
     "type": "object",
     "required": ["file"],
     "properties": {"file": {"type": "string", "format": "binary"}},
-    "additionalProperties": {"type": "string", "description": "Any field of OcrRequest but document."},
+    "additionalProperties": {"type": "string", "description": "Any field of OcrRequest except document."},
 }
+_MEDIA_TYPES = {each.media_type for each in FORMATS.values() if each.file is not None} | {"image/png"}
 
 
 @router.post(
-    "/v1/ocr",
+    PATH,
     response_model=OcrResponse,
     openapi_extra={
         "requestBody": {
@@ -49,69 +49,71 @@ _FORM = {
         200: {
             "content": {
                 "text/event-stream": {"schema": {"$ref": "#/components/schemas/OcrPageEvent"}},
-                "text/markdown": {},
-                "application/pdf": {},
-                "image/png": {},
+                **{media_type: {} for media_type in sorted(_MEDIA_TYPES)},
             }
         },
         **ERRORS,
     },
 )
 async def read_document(request: Request) -> Response:
-    """Read a PDF or picture: sent as a form's `file`, or named in JSON by a URL or data URI."""
-    body = await _uploaded(request) if _is_form(request) else await parsed(request, OcrRequest)
-    return await unless_disconnected(request, _answer(request, body))
+    """Read a PDF or picture: uploaded as a form's `file`, or named in JSON by a URL or data URI."""
+    settings = runtime_of(request).settings
+    if is_form(request):
+        body, data = await _uploaded(request)
+        plan = plan_ocr(body, settings, data, parameter="file")
+    else:
+        body = await parsed(request, OcrRequest)
+        plan = plan_ocr(body, settings)
+    return await unless_disconnected(request, _answer(request, body, plan))
 
 
-async def _answer(request: Request, body: OcrRequest) -> Response:
-    state = context(request)
-    work = await begin_ocr(state, body, caller(request))
-    if not body.stream and body.output == "json":
-        return Response(await ocr_json(work), media_type="application/json")
+async def _answer(request: Request, body: OcrParameters, plan: ReadPlan) -> Response:
+    runtime = runtime_of(request)
+    session = await runtime.begin(plan, caller_of(request))
     try:
         if body.stream:
-            return await event_stream(_chunks(work), shutdown_timeout=state.settings.SHUTDOWN_TIMEOUT)
-        if body.output == "overlay":
-            return await _overlay(work.events, of_document=work.session.is_document)
-        made = [work.pages.page(event) async for event in work.events if isinstance(event, PageReading)]
+            chunks = _chunks(body, session, runtime)
+            return await event_stream(chunks, shutdown_timeout=runtime.settings.SHUTDOWN_TIMEOUT)
+        write = FORMATS[body.output].file if body.output in FORMATS else None
+        if write is None:
+            return Response(await respond(body, session, runtime), media_type="application/json")
+        async with aclosing(_finished(body, session)) as pages:
+            file = await write(pages, session.is_document)
+        return Response(file.content, media_type=file.media_type)
     except BaseException:
-        await work.session.close()
+        await session.close()
         raise
-    return Response(PAGE_SEPARATOR.join(page.markdown for page in made), media_type="text/markdown")
 
 
-async def _chunks(work: OcrWork) -> AsyncGenerator[str]:
-    async with aclosing(work.events):
-        done = 0
-        async for event in work.events:
-            if isinstance(event, PageReading):
-                done += 1
-                page = work.pages.page(event)
-                yield OcrPageEvent(done=done, total=len(work.session.jobs), page=page).model_dump_json()
-    yield OcrDoneEvent(model=work.model, usage_info=work.pages.usage).model_dump_json()
+async def respond(request: OcrParameters, session: Session, runtime: Runtime) -> str:
+    """Read all pages → the response as JSON. Closes the session."""
+    pages = OcrPages(request, session)
+    try:
+        made = [page async for _, page in pages.pages()]
+    except BaseException:
+        await session.close()
+        raise
+    model = request.model or runtime.settings.MODEL_NAME
+    return OcrResponse(pages=made, model=model, usage_info=pages.usage).model_dump_json()
 
 
-async def _overlay(events: Events, *, of_document: bool) -> Response:
-    """The pages with their blocks drawn on them; pages that could not be had are left out."""
-    drawn: list[bytes] = []
-    dpi: float | None = None
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, PageReading) and (overlay := product_of(event).overlay):
-                drawn.append(overlay)
-                dpi = event.dpi
-    if not of_document:
-        return Response(drawn[0], media_type="image/png")
-    return Response(await asyncio.to_thread(to_pdf, drawn, dpi or PICTURE_DPI), media_type="application/pdf")
+async def _chunks(body: OcrParameters, session: Session, runtime: Runtime) -> AsyncGenerator[str]:
+    pages, done = OcrPages(body, session), 0
+    async with aclosing(pages.pages()) as read:
+        async for _, page in read:
+            done += 1
+            yield OcrPageEvent(done=done, total=len(session.jobs), page=page).model_dump_json()
+    yield OcrDoneEvent(model=body.model or runtime.settings.MODEL_NAME, usage_info=pages.usage).model_dump_json()
 
 
-def _is_form(request: Request) -> bool:
-    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+async def _finished(body: OcrParameters, session: Session) -> AsyncGenerator[FinishedPage]:
+    async with aclosing(OcrPages(body, session).pages()) as read:
+        async for reading, page in read:
+            yield FinishedPage(reading, page.markdown)
 
 
-async def _uploaded(request: Request) -> OcrRequest:
-    """A form with a `file` and the other parameters as fields, as curl -F sends them."""
-    fields: dict[str, Any] = {}
+async def _uploaded(request: Request) -> tuple[OcrParameters, bytes]:
+    """The parameters and the file of a form, as curl -F sends them."""
     async with request.form(max_files=1, max_fields=100) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
@@ -120,8 +122,23 @@ async def _uploaded(request: Request) -> OcrRequest:
         fields = {name: value for name, value in form.items() if isinstance(value, str)}
     if "document" in fields:
         raise InvalidRequest("A form sends its document as file.", param="document")
-    uri = f"data:;base64,{base64.b64encode(data).decode()}"
-    try:
-        return OcrRequest.model_validate_strings(fields | {"document": {"document_url": uri}})
-    except ValidationError as error:
-        raise RequestValidationError(error.errors(include_input=False, include_url=False)) from error
+    return parse_fields(fields, OcrParameters), data
+
+
+def check_batchable(request: OcrParameters) -> None:
+    """Raise InvalidRequest for a stream, and for an output that is not JSON."""
+    if request.stream:
+        raise InvalidRequest("A request of a batch can't be streamed.", param="stream")
+    if request.output != "json":
+        raise InvalidRequest("A request of a batch has output json.", param="output")
+
+
+OCR: Dialect[OcrParameters] = Dialect(
+    path=PATH,
+    api=Api(router, {"documents": f"POST {PATH}"}, (OcrRequest, OcrPageEvent)),
+    parse=partial(parse_body, model=OcrRequest),
+    parse_template=partial(parse_body, model=OcrParameters),
+    plan=plan_ocr,
+    check_batchable=check_batchable,
+    respond=respond,
+)

@@ -5,13 +5,18 @@ Source of the shape: the models of the `mistralai` client, 3.7.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ocr_server.dialects.chat.wire import ImageUrl, PageNumbers, ReadingOptions, TableFormat, Wire
-from ocr_server.dialects.pages import Answer, Maybe, PageError, PageFinish
+from ocr_server.dialects.page_report import PageError, PageFinish
+from ocr_server.dialects.wire import Answer, ImageUrl, Maybe, PageNumbers, ReadingOptions, Wire, known
+from ocr_server.output.formats import FILE_FORMATS
+from ocr_server.output.tables import TableFormat
+
+OUTPUTS = ("json", *FILE_FORMATS)
 
 ANNOTATIONS = ("bbox_annotation_format", "document_annotation_format", "document_annotation_prompt")
 """Parameters that ask another model to say something about the document; this server has none."""
@@ -47,7 +52,7 @@ class DocumentRef(Wire):
 
 
 class OcrParameters(ReadingOptions):
-    """How to read; the same as JSON and as form fields."""
+    """A request without its document, which a form or a batch has elsewhere."""
 
     model: str | None = None
     pages: PageNumbers | None = None
@@ -73,18 +78,20 @@ class OcrParameters(ReadingOptions):
     confidence_scores_granularity: Literal["word", "page", "block"] | None = None
     stream: bool = False
     """Answer with server-sent events, one for each finished page."""
-    output: Literal["json", "markdown", "overlay"] = "json"
-    """The response as described; or the document's markdown alone; or the pages with their blocks drawn on them,
-    as a PDF (a PNG for a single picture)."""
-
-
-class OcrRequest(OcrParameters):
-    document: DocumentRef
+    output: Annotated[
+        str, AfterValidator(partial(known, OUTPUTS)), Field(json_schema_extra={"enum": list(OUTPUTS)})
+    ] = "json"
+    """`json`: the response as described. `markdown`: the document's markdown alone. `raw`: what the model said,
+    verbatim. `overlay`: the pages with their blocks drawn on them, as a PDF (a PNG for a single picture)."""
     id: str | None = None
     """Accepted without effect."""
     bbox_annotation_format: Any = None
     document_annotation_format: Any = None
     document_annotation_prompt: Any = None
+
+
+class OcrRequest(OcrParameters):
+    document: DocumentRef
 
 
 class OcrImage(Answer):

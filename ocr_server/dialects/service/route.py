@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from vllm.v1.metrics.prometheus import get_prometheus_registry
 
-from deepseek_ocr.modes import MODES
 from ocr_server import __version__
-from ocr_server.dialects.http import context
+from ocr_server.dialects.dialect import Api
+from ocr_server.dialects.http import runtime_of
 from ocr_server.dialects.service.wire import ApiInformation, Health, Liveness, Readiness
+from ocr_server.observability.metrics import registry
+from ocr_server.output.formats import FORMATS
 from ocr_server.transport.negotiation import PAGE, prefers_html
 
 router = APIRouter(tags=["Service"])
-
-PROMPTS = [
-    "<|grounding|>Convert the document to markdown.",
-    "<|grounding|>OCR this image.",
-    "Free OCR.",
-    "Parse the figure.",
-    "Describe this image in detail.",
-    "Locate <|ref|>text<|/ref|> in the image.",
-]
-"""What the model was trained to be asked."""
-BATCHES = {"files": "POST /v1/files", "batches": "POST /v1/batches"}
 
 
 @router.head("/", include_in_schema=False, response_model=None)
@@ -33,28 +23,17 @@ async def api_information(request: Request, response: Response) -> ApiInformatio
     if prefers_html(request.headers.get("accept", "")):
         return Response(status_code=307, headers={"location": PAGE.lstrip("/"), "vary": "accept"})
     response.headers["vary"] = "accept"
-    state = context(request)
+    runtime = runtime_of(request)
+    family = runtime.settings.family
     return ApiInformation(
         name="DeepSeek-OCR API server",
         version=__version__,
-        model=state.settings.MODEL_NAME,
-        checkpoint=state.settings.checkpoint_name,
-        endpoints={
-            "chat completions": "POST /v1/chat/completions",
-            "documents": "POST /v1/ocr",
-            **(BATCHES if state.settings.BATCHES else {}),
-            "models": "GET /v1/models",
-            "health": "GET /health",
-            "liveness": "GET /livez",
-            "readiness": "GET /readyz",
-            "ping": "GET /ping",
-            "metrics": "GET /metrics",
-            "web page": "GET /ui/",
-            "interactive documentation": "GET /docs",
-            "schema": "GET /openapi.json",
-        },
-        modes=list(MODES),
-        prompts=PROMPTS,
+        model=runtime.settings.MODEL_NAME,
+        checkpoint=runtime.settings.checkpoint_name,
+        endpoints=request.app.state.endpoints,
+        modes=list(family.modes),
+        prompts=list(family.prompts.values()),
+        formats={each.name: each.description for each in FORMATS.values()},
         documentation="/docs",
     )
 
@@ -63,11 +42,11 @@ async def api_information(request: Request, response: Response) -> ApiInformatio
 @router.get("/health", responses={503: {"model": Health}})
 async def health(request: Request, response: Response) -> Health:
     """200 if pages can be read; 503 with the reason while the model loads or after the engine broke."""
-    state = context(request)
-    if (reason := state.engine.unavailable()) is not None:
+    runtime = runtime_of(request)
+    if (reason := runtime.engine.unavailable()) is not None:
         response.status_code = 503
-        return Health(status="unavailable", reason=reason, model=state.settings.MODEL_NAME, version=__version__)
-    return Health(status="ok", model=state.settings.MODEL_NAME, version=__version__)
+        return Health(status="unavailable", reason=reason, model=runtime.settings.MODEL_NAME, version=__version__)
+    return Health(status="ok", model=runtime.settings.MODEL_NAME, version=__version__)
 
 
 @router.head("/livez", include_in_schema=False)
@@ -88,15 +67,15 @@ async def ping() -> Response:
 @router.get("/readyz", responses={503: {"model": Readiness}})
 async def readyz(request: Request, response: Response) -> Readiness:
     """200 if pages can be read, 503 with the reason if not; and how much there is to do."""
-    state = context(request)
-    reason = state.engine.unavailable()
+    runtime = runtime_of(request)
+    reason = runtime.engine.unavailable()
     response.status_code = 200 if reason is None else 503
     return Readiness(
         status="ready" if reason is None else "unavailable",
         reason=reason,
         version=__version__,
-        pages_in_flight=state.admission.pages_in_flight,
-        pages_waiting=state.admission.pages_waiting,
+        pages_in_flight=runtime.admission.pages_in_flight,
+        pages_waiting=runtime.admission.pages_waiting,
     )
 
 
@@ -104,4 +83,19 @@ async def readyz(request: Request, response: Response) -> Readiness:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics() -> Response:
     """The server's metrics (`ocr_…`) and vLLM's (`vllm:…`) in Prometheus' text format."""
-    return Response(generate_latest(get_prometheus_registry()), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(registry()), media_type=CONTENT_TYPE_LATEST)
+
+
+SERVICE = Api(
+    router,
+    {
+        "health": "GET /health",
+        "liveness": "GET /livez",
+        "readiness": "GET /readyz",
+        "ping": "GET /ping",
+        "metrics": "GET /metrics",
+        "web page": "GET /ui/",
+        "interactive documentation": "GET /docs",
+        "schema": "GET /openapi.json",
+    },
+)

@@ -57,6 +57,8 @@ class Readiness(BaseModel):
 
 
 class ApiInformation(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     name: str
     version: str
     model: str
@@ -64,4 +66,6 @@ class ApiInformation(BaseModel):
     endpoints: dict[str, str]
     modes: list[str]
     prompts: list[str]
+    formats: dict[str, str]
+    """Output formats: name → description."""
     documentation: str

@@ -17,6 +17,7 @@ from openai import AsyncOpenAI
 
 from config import Settings
 from ocr_server.app import create_app
+from ocr_server.runtime import Runtime
 from tests.ocr_server.conftest import FakeEngine, chat
 
 ENDED = {"completed", "failed", "expired", "cancelled"}
@@ -98,7 +99,7 @@ def serve(settings: Settings, tmp_path: Path) -> Serve:
             **more,
         }
         engine = engine or FakeEngine()
-        app = create_app(Settings(**{**settings.model_dump(), **given}), engine)
+        app = create_app(Runtime.build(Settings(**{**settings.model_dump(), **given}), engine))
         async with app.router.lifespan_context(app):
             served = Served(app, engine)
             async with served.http:

@@ -16,6 +16,7 @@ from config import EMBEDDED_CHECKPOINT, Settings
 from ocr_server.app import create_app
 from ocr_server.observability import logs
 from ocr_server.reading.page import Page, PageDelta
+from ocr_server.runtime import Runtime
 from tests.ocr_server.conftest import FakeEngine, delta
 
 
@@ -24,8 +25,8 @@ def main(port: str, folder: str, seconds: str) -> None:
 
     async def reads(_: int, page: Page) -> AsyncGenerator[PageDelta]:
         await asyncio.sleep(float(seconds))
-        print(page.params.seed, file=log)
-        yield delta(f"read {page.params.seed}", finish="stop")
+        print(page.decoding.seed, file=log)
+        yield delta(f"read {page.decoding.seed}", finish="stop")
 
     engine = FakeEngine(reads)
     engine.forgets = True
@@ -39,7 +40,7 @@ def main(port: str, folder: str, seconds: str) -> None:
         BATCH_CONCURRENCY=16,
     )
     logs.set_up("info", "text")
-    uvicorn.run(create_app(settings, engine), host="127.0.0.1", port=int(port), log_config=None)
+    uvicorn.run(create_app(Runtime.build(settings, engine)), host="127.0.0.1", port=int(port), log_config=None)
 
 
 if __name__ == "__main__":

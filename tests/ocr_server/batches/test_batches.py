@@ -239,7 +239,7 @@ async def test_batches_yield_to_other_requests(serve: Serve) -> None:
         batch = await served.batch([request(str(number)) for number in range(60)])
         await until(lambda: len(served.engine.pages) == 17)
         asked = asyncio.create_task(served.http.post(CHAT, json=chat(seed=77)))
-        admission = served.app.state.context.admission
+        admission = served.app.state.runtime.admission
         await until(lambda: admission.pages_waiting == 1)
         gate.release()
         await until(lambda: len(served.engine.pages) == 18)

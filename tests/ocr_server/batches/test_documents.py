@@ -36,7 +36,7 @@ def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes
 
 
 async def tells_its_size(_: int, page: Page) -> AsyncGenerator[PageDelta]:
-    yield delta(f"{page.prompt} {page.params.max_tokens}", finish="stop")
+    yield delta(f"{page.prompt} {page.decoding.max_tokens}", finish="stop")
 
 
 async def made_of(served: Served, data: bytes, endpoint: str = OCR, **options: Any) -> Any:

@@ -384,7 +384,7 @@ class Poisoned(Mortal):
 
 
 def number_of(each: Page) -> int:
-    return int(each.params.seed or 0)
+    return int(each.decoding.seed or 0)
 
 
 async def insists(supervisor: Supervisor, number: int) -> str:

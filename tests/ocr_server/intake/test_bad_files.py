@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from ocr_server.errors import ApiError, InvalidRequest, TooLarge
+from ocr_server.errors import ApiError, SourceError, SourceTooLarge
 from ocr_server.intake.document import Opener
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.workers import Workers
@@ -62,7 +62,7 @@ async def wrong_with(name: str, bad: Bad, opener: Opener) -> str | None:
     try:
         sizes = await read(opener, bad.data)
     except ApiError as error:
-        if not isinstance(error, InvalidRequest | TooLarge) or error.param != "file":
+        if not isinstance(error, SourceError | SourceTooLarge) or error.param != "file":
             return f"{name}: {error!r} at {error.param}"
         if error.code not in bad.codes:
             return f"{name}: {error.code}"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocr_server.errors import ApiError, InvalidRequest, TooLarge
+from ocr_server.errors import ApiError, SourceError, SourceTooLarge
 from ocr_server.intake.data_uri import decode_data_uri
 from ocr_server.intake.limits import IntakeLimits
 
@@ -23,7 +23,7 @@ TEXT = base64.b64encode(DATA).decode()
 
 def refusal(uri: str, limits: IntakeLimits) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        decode_data_uri(uri, limits, param=PARAM)
+        decode_data_uri(uri, limits)
     assert caught.value.param == PARAM
     return caught.value
 
@@ -39,7 +39,7 @@ def refusal(uri: str, limits: IntakeLimits) -> ApiError:
     ],
 )
 def test_heads(head: str, limits: IntakeLimits) -> None:
-    assert decode_data_uri(head + TEXT, limits, param=PARAM) == DATA
+    assert decode_data_uri(head + TEXT, limits) == DATA
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,13 @@ def test_heads(head: str, limits: IntakeLimits) -> None:
     ],
 )
 def test_payloads(text: str, limits: IntakeLimits) -> None:
-    assert decode_data_uri("data:image/png;base64," + text, limits, param=PARAM) == DATA
+    assert decode_data_uri("data:image/png;base64," + text, limits) == DATA
 
 
 @given(data=st.binary(min_size=1, max_size=400))
 def test_any_bytes_survive(data: bytes, limits: IntakeLimits) -> None:
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
-    assert decode_data_uri(uri, limits, param=PARAM) == data
+    assert decode_data_uri(uri, limits) == data
 
 
 @pytest.mark.parametrize(
@@ -88,20 +88,20 @@ def test_any_bytes_survive(data: bytes, limits: IntakeLimits) -> None:
 )
 def test_what_is_not_a_base64_data_uri(uri: str, limits: IntakeLimits) -> None:
     error = refusal(uri, limits)
-    assert isinstance(error, InvalidRequest)
+    assert isinstance(error, SourceError)
     assert "data:image/png;base64," in error.message
 
 
 @pytest.mark.parametrize("text", ["A", "AAAAA", "AA=A", "AA==AA==", "AA!A", "AAéA", "AA%zzA", "A\0AA", "AA,A"])
 def test_broken_base64(text: str, limits: IntakeLimits) -> None:
     error = refusal("data:image/png;base64," + text, limits)
-    assert isinstance(error, InvalidRequest)
+    assert isinstance(error, SourceError)
     assert "base64" in error.message
 
 
 @pytest.mark.parametrize("text", ["", "=", "\n \n"])
 def test_no_data(text: str, limits: IntakeLimits) -> None:
-    assert isinstance(refusal("data:image/png;base64," + text, limits), InvalidRequest)
+    assert isinstance(refusal("data:image/png;base64," + text, limits), SourceError)
 
 
 @pytest.mark.parametrize("wrap", [False, True])
@@ -109,20 +109,20 @@ def test_no_data(text: str, limits: IntakeLimits) -> None:
 def test_the_limit_is_on_the_bytes_carried(size: int, wrap: bool, limits: IntakeLimits) -> None:
     text = base64.b64encode(bytes(size)).decode()
     uri = "data:image/png;base64," + ("\n".join(textwrap.wrap(text, 8)) if wrap else text)
-    assert decode_data_uri(uri, dataclasses.replace(limits, max_image_bytes=size), param=PARAM) == bytes(size)
+    assert decode_data_uri(uri, dataclasses.replace(limits, max_image_bytes=size)) == bytes(size)
     error = refusal(uri, dataclasses.replace(limits, max_image_bytes=size - 1))
-    assert isinstance(error, TooLarge)
+    assert isinstance(error, SourceTooLarge)
     assert str(size) in error.message
 
 
 def test_too_large_is_found_out_before_decoding(limits: IntakeLimits) -> None:
     # Were it decoded, it would be found broken.
     uri = "data:image/png;base64," + "!" * 1000
-    assert isinstance(refusal(uri, dataclasses.replace(limits, max_image_bytes=100)), TooLarge)
+    assert isinstance(refusal(uri, dataclasses.replace(limits, max_image_bytes=100)), SourceTooLarge)
 
 
 @given(text=st.text(max_size=60))
 def test_hostile_text_is_never_more_than_a_bad_request(text: str, limits: IntakeLimits) -> None:
     for uri in (text, "data:" + text, "data:image/png;base64," + text):
         with contextlib.suppress(ApiError):
-            assert isinstance(decode_data_uri(uri, limits, param=PARAM), bytes)
+            assert isinstance(decode_data_uri(uri, limits), bytes)

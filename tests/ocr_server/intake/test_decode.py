@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageDraw
 
-from ocr_server.errors import ApiError, InvalidRequest, TooLarge
+from ocr_server.errors import ApiError, SourceError, SourceTooLarge
 from ocr_server.intake.decode import find_pages, is_pdf
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.picture_worker import decode_page
@@ -77,18 +77,18 @@ def assert_close(pixel: Any, expected: Any, tolerance: int = 12) -> None:
 
 
 def decode_image(data: bytes, limits: IntakeLimits, *, param: str) -> list[Image.Image]:
-    return [decode_page(data, page, limits, param=param) for page in find_pages(data, param=param)]
+    return [decode_page(data, page, limits) for page in find_pages(data)]
 
 
 def only(data: bytes, limits: IntakeLimits) -> Image.Image:
-    (page,) = decode_image(data, limits, param=PARAM)
+    (page,) = decode_image(data, limits)
     assert page.mode == "RGB"
     return page
 
 
 def refusal(data: bytes, limits: IntakeLimits) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        decode_image(data, limits, param=PARAM)
+        decode_image(data, limits)
     assert caught.value.param == PARAM
     return caught.value
 
@@ -176,7 +176,7 @@ class TestOrientation:
         for page, orientation in zip(pages, (1, 6, 3), strict=True):
             page.encoderinfo = {"tiffinfo": {274: orientation}}
         data = saved(pages[0], format="TIFF", save_all=True, append_images=pages[1:], compression="tiff_lzw")
-        decoded = decode_image(data, limits, param=PARAM)
+        decoded = decode_image(data, limits)
         assert len(decoded) == 3
         for page in decoded:
             assert_upright(page)
@@ -416,7 +416,7 @@ class TestManyFrames:
     @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
     def test_every_page_of_a_tiff_comes_in_order(self, compression: str | None, limits: IntakeLimits) -> None:
         frames = [Image.new("RGB", (30, 20), "red"), Image.new("L", (10, 40), 128), Image.new("RGB", (5, 5))]
-        pages = decode_image(self.tiff(*frames, compression=compression), limits, param=PARAM)
+        pages = decode_image(self.tiff(*frames, compression=compression), limits)
         assert [page.size for page in pages] == [(30, 20), (10, 40), (5, 5)]
         assert [page.getpixel((2, 2)) for page in pages] == [(255, 0, 0), (128, 128, 128), BLACK]
 
@@ -425,21 +425,21 @@ class TestManyFrames:
     def test_pages_can_be_taken_in_any_order(self, compression: str | None, big: bool, limits: IntakeLimits) -> None:
         frames = [Image.new("1", (10 + number, 10), number % 2) for number in range(5)]
         data = self.tiff(*frames, compression=compression, big_tiff=big)
-        pages = find_pages(data, param=PARAM)
+        pages = find_pages(data)
         assert [(page.width, page.height) for page in pages] == [frame.size for frame in frames]
         for number in (3, 0, 4, 4, 1, 2):
-            page = decode_page(data, pages[number], limits, param=PARAM)
+            page = decode_page(data, pages[number], limits)
             assert page.size == frames[number].size
             assert page.getpixel((5, 5)) == (WHITE if number % 2 else BLACK)
 
     def test_a_damaged_page_is_damaged_alone(self, limits: IntakeLimits) -> None:
         data = damaged_second_page([Image.effect_noise((40, 40), 90) for _ in range(3)])
-        first, second, third = find_pages(data, param=PARAM)
+        first, second, third = find_pages(data)
         for page in (first, third):
-            assert decode_page(data, page, limits, param=PARAM).size == (40, 40)
+            assert decode_page(data, page, limits).size == (40, 40)
         for _ in range(2):
-            with pytest.raises(InvalidRequest) as caught:
-                decode_page(data, second, limits, param=PARAM)
+            with pytest.raises(SourceError) as caught:
+                decode_page(data, second, limits)
             assert caught.value.code == "image_parse_error"
 
     @pytest.mark.parametrize("first", [b"\x08\0\0\0", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x07"])
@@ -449,31 +449,31 @@ class TestManyFrames:
     def test_the_pages_that_came_before_a_file_was_cut_short(self, limits: IntakeLimits) -> None:
         frames = [Image.effect_noise((40, 40), 90) for _ in range(3)]
         data = self.tiff(*frames)
-        pages = find_pages(data, param=PARAM)
+        pages = find_pages(data)
         cut = data[: pages[2].at + 10]
-        whole, also_whole, missing = find_pages(cut, param=PARAM)
+        whole, also_whole, missing = find_pages(cut)
         for page in (whole, also_whole):
-            assert decode_page(cut, page, limits, param=PARAM).size == (40, 40)
-        with pytest.raises(InvalidRequest):
-            decode_page(cut, missing, limits, param=PARAM)
+            assert decode_page(cut, page, limits).size == (40, 40)
+        with pytest.raises(SourceError):
+            decode_page(cut, missing, limits)
 
     def test_a_chain_that_bites_its_tail_ends(self, limits: IntakeLimits) -> None:
         data = bytearray(self.tiff(Image.new("L", (8, 8)), Image.new("L", (8, 8))))
-        first, second = find_pages(bytes(data), param=PARAM)
+        first, second = find_pages(bytes(data))
         (entries,) = struct.unpack_from("<H", data, second.at)
         struct.pack_into("<I", data, second.at + 2 + 12 * entries, first.at)
-        assert find_pages(bytes(data), param=PARAM) == [first, second]
+        assert find_pages(bytes(data)) == [first, second]
 
     def test_endless_pages_are_not_followed(self, limits: IntakeLimits) -> None:
         chain = b"".join(struct.pack("<HI", 0, 8 + 6 * number) for number in range(1, 20_000))
         error = refusal(b"II*\0\x08\0\0\0" + chain, limits)
-        assert isinstance(error, InvalidRequest)
+        assert isinstance(error, SourceError)
         assert "10,000" in error.message
 
     def test_thumbnails_in_a_tiff_are_not_pages(self, limits: IntakeLimits) -> None:
         small, large = Image.new("RGB", (4, 4), "blue"), Image.new("RGB", (40, 40), "red")
         pages = decode_image(
-            self.tiff(small, large, small.copy(), large.copy(), thumbnails=(0, 2)), limits, param=PARAM
+            self.tiff(small, large, small.copy(), large.copy(), thumbnails=(0, 2)), limits
         )
         assert [page.size for page in pages] == [(40, 40), (40, 40)]
 
@@ -492,26 +492,26 @@ class TestLimits:
         data = saved(quadrants(CORNERS), **SAVED_AS[name])
         assert_upright(only(data, dataclasses.replace(limits, max_image_pixels=96 * 64)))
         error = refusal(data, dataclasses.replace(limits, max_image_pixels=96 * 64 - 1))
-        assert isinstance(error, TooLarge)
+        assert isinstance(error, SourceTooLarge)
         assert "96 x 64" in error.message
 
     def test_pixels_are_counted_before_decoding(self, limits: IntakeLimits) -> None:
         # Were the data looked at, it would be found missing.
-        assert isinstance(refusal(png((60_000, 60_000), 8, 2, b""), limits), TooLarge)
+        assert isinstance(refusal(png((60_000, 60_000), 8, 2, b""), limits), SourceTooLarge)
 
     def test_pixels_of_each_page_of_a_tiff(self, limits: IntakeLimits) -> None:
         data = TestManyFrames.tiff(Image.new("1", (8, 8)), Image.new("1", (1001, 1000)), compression="group4")
-        small, large = find_pages(data, param=PARAM)
-        assert decode_page(data, small, limits, param=PARAM).size == (8, 8)
-        with pytest.raises(TooLarge):
-            decode_page(data, large, limits, param=PARAM)
-        with pytest.raises(TooLarge):  # also where only Pillow knows the size
-            decode_page(data, large._replace(width=0, height=0), limits, param=PARAM)
+        small, large = find_pages(data)
+        assert decode_page(data, small, limits).size == (8, 8)
+        with pytest.raises(SourceTooLarge):
+            decode_page(data, large, limits)
+        with pytest.raises(SourceTooLarge):  # also where only Pillow knows the size
+            decode_page(data, large._replace(width=0, height=0), limits)
 
 
 class TestRefusals:
     def test_nothing(self, limits: IntakeLimits) -> None:
-        assert isinstance(refusal(b"", limits), InvalidRequest)
+        assert isinstance(refusal(b"", limits), SourceError)
 
     def test_pdf(self) -> None:
         start = b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n"
@@ -523,7 +523,7 @@ class TestRefusals:
     @pytest.mark.parametrize("format", ["EPS", "PPM", "ICO", "JPEG2000", "TGA", "PCX"])
     def test_other_picture_formats_are_not_decoded(self, format: str, limits: IntakeLimits) -> None:
         error = refusal(saved(quadrants(CORNERS), format=format), limits)
-        assert isinstance(error, InvalidRequest)
+        assert isinstance(error, SourceError)
         assert "JPEG, PNG" in error.message
 
     @pytest.mark.parametrize(
@@ -532,14 +532,14 @@ class TestRefusals:
     )
     def test_what_is_no_picture(self, data: bytes, limits: IntakeLimits) -> None:
         error = refusal(data, limits)
-        assert isinstance(error, InvalidRequest)
+        assert isinstance(error, SourceError)
         assert "JPEG, PNG" in error.message
 
     @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
     def test_pictures_without_area(self, size: tuple[int, int], limits: IntakeLimits) -> None:
         gif = b"GIF89a" + struct.pack("<HH", *size) + b"\0\0\0,\0\0\0\0" + struct.pack("<HH", *size) + b"\0\2\0;"
-        assert isinstance(refusal(gif, limits), InvalidRequest)
-        assert isinstance(refusal(png(size, 8, 2, b""), limits), InvalidRequest)
+        assert isinstance(refusal(gif, limits), SourceError)
+        assert isinstance(refusal(png(size, 8, 2, b""), limits), SourceError)
 
     @pytest.mark.parametrize("name", SAVED_AS)
     @pytest.mark.parametrize("kept", [0.1, 0.5, 0.8])
@@ -549,7 +549,7 @@ class TestRefusals:
         if name == "mpo":
             data = saved(noisy, format="JPEG")
         error = refusal(data[: int(len(data) * kept)], limits)
-        assert isinstance(error, InvalidRequest)
+        assert isinstance(error, SourceError)
         assert not any(leak in error.message for leak in ("0x", "<", "/tmp", "BytesIO", "PIL"))
 
 
@@ -590,7 +590,7 @@ class TestHostileBytes:
         refused: ApiError | None = None
         pages: list[Image.Image] = []
         try:
-            pages = decode_image(data, limits, param=PARAM)
+            pages = decode_image(data, limits)
         except ApiError as error:
             refused = error
         if refused is None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ocr_server.errors import ApiError, InvalidRequest, TooLarge
+from ocr_server.errors import ApiError, SourceError, SourceTooLarge
 from ocr_server.intake import document
 from ocr_server.intake.document import DEFAULT_DPI, Document, Opener
 from ocr_server.intake.limits import IntakeLimits
@@ -196,7 +196,7 @@ class TestPdf:
     )
     async def test_what_can_not_be_opened(self, data: bytes, password: str | None, code: str, desk: Desk) -> None:
         error = await desk.refusal(data, password=password)
-        assert (type(error), error.code, error.param) == (InvalidRequest, code, "file")
+        assert (type(error), error.code, error.param) == (SourceError, code, "file")
         assert error.message.startswith("The PDF ")
 
     async def test_with_its_password(self, desk: Desk) -> None:
@@ -236,7 +236,7 @@ class TestSelection:
         assert (await desk.open(data, "2-3", max_pages=2)).page_count == 2
         for pages, param in ((None, "file"), ("1-", "pages")):
             error = await desk.refusal(data, pages, max_pages=2)
-            assert (type(error), error.code, error.param) == (InvalidRequest, "too_many_pages", param)
+            assert (type(error), error.code, error.param) == (SourceError, "too_many_pages", param)
             assert "the limit is 2" in error.message
 
     @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ class TestSelection:
     )
     async def test_a_page_that_does_not_exist(self, data: bytes, pages: int, desk: Desk) -> None:
         error = await desk.refusal(data, "1-4")
-        assert (type(error), error.code, error.param) == (InvalidRequest, "invalid_pages", "pages")
+        assert (type(error), error.code, error.param) == (SourceError, "invalid_pages", "pages")
         assert error.message.startswith(f"Page 4 does not exist: the document has {pages} page")
 
 
@@ -282,8 +282,8 @@ class TestPictures:
     async def test_refusals(self, desk: Desk) -> None:
         assert (await desk.refusal(b"")).code == "empty_image_file"
         assert (await desk.refusal(b"hello")).code == "invalid_image_format"
-        assert isinstance(await desk.refusal(THREE, max_image_bytes=len(THREE) - 1), TooLarge)
-        assert isinstance(await desk.refusal(saved(*plain("red")), max_image_pixels=199), TooLarge)
+        assert isinstance(await desk.refusal(THREE, max_image_bytes=len(THREE) - 1), SourceTooLarge)
+        assert isinstance(await desk.refusal(saved(*plain("red")), max_image_pixels=199), SourceTooLarge)
 
 
 class TestTiff:
@@ -320,7 +320,7 @@ class TestTiff:
     async def test_the_size_of_every_selected_page_is_checked_at_once(self, desk: Desk) -> None:
         data = saved(*plain("red"), *plain("blue", size=(40, 10)))
         error = await desk.refusal(data, max_image_pixels=399)
-        assert isinstance(error, TooLarge)
+        assert isinstance(error, SourceTooLarge)
         assert "40 x 10" in error.message
         assert (await desk.open(data, "1", max_image_pixels=399)).page_count == 1
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ocr_server.errors import ApiError, InvalidRequest, TooLarge
+from ocr_server.errors import ApiError, SourceError, SourceTooLarge
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
 
@@ -103,7 +103,7 @@ class FakeNames:
 
 async def refusal(fetcher: Fetcher, url: str) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        await fetcher.fetch(url, param=PARAM)
+        await fetcher.fetch(url)
     assert caught.value.param == PARAM
     return caught.value
 
@@ -111,52 +111,52 @@ async def refusal(fetcher: Fetcher, url: str) -> ApiError:
 class TestFetching:
     async def test_a_body_with_a_length(self, server: Server, fetcher: Fetcher) -> None:
         server.answer("/a.png?x=1", "200 OK", BODY)
-        assert await fetcher.fetch(server.url("/a.png?x=1#top"), param=PARAM) == BODY
+        assert await fetcher.fetch(server.url("/a.png?x=1#top")) == BODY
 
     async def test_a_chunked_body(self, server: Server, fetcher: Fetcher) -> None:
         head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         server.answers["/"] = [(0, head + b"a\r\n" + BODY[:10] + b"\r\n"), (0.01, b"5\r\n" + BODY[10:15])]
         server.answers["/"].append((0.01, b"\r\n0\r\n\r\n"))
-        assert await fetcher.fetch(server.url(), param=PARAM) == BODY[:15]
+        assert await fetcher.fetch(server.url()) == BODY[:15]
 
     async def test_a_body_until_the_connection_closes(self, server: Server, fetcher: Fetcher) -> None:
         server.answers["/"] = [(0, b"HTTP/1.0 200 OK\r\n\r\n" + BODY)]
-        assert await fetcher.fetch(server.url(), param=PARAM) == BODY
+        assert await fetcher.fetch(server.url()) == BODY
 
     async def test_a_gzipped_body(self, server: Server, fetcher: Fetcher) -> None:
         server.answer("/", "200 OK", gzip.compress(BODY), "Content-Encoding: gzip")
-        assert await fetcher.fetch(server.url(), param=PARAM) == BODY
+        assert await fetcher.fetch(server.url()) == BODY
 
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
     async def test_redirects(self, status: int, server: Server, fetcher: Fetcher) -> None:
         server.answer("/", f"{status} Elsewhere", b"moved", "Location: sub/a.png")
         server.answer("/sub/a.png", f"{status} Elsewhere", b"moved", f"Location: {server.url('/b.png')}")
         server.answer("/b.png", "200 OK", BODY)
-        assert await fetcher.fetch(server.url(), param=PARAM) == BODY
+        assert await fetcher.fetch(server.url()) == BODY
 
     async def test_the_host_header_names_the_host(self, server: Server, limits: IntakeLimits) -> None:
         server.answer("/", "200 OK", BODY)
         names = FakeNames(pictures_example=["127.0.0.1"])
         fetcher = Fetcher(limits, resolve=names)
-        await fetcher.fetch(server.url(host="Pictures.Example"), param=PARAM)
+        await fetcher.fetch(server.url(host="Pictures.Example"))
         assert server.requests[0]["host"] == f"pictures.example:{server.port}"
 
     async def test_the_next_address_is_tried(self, server: Server, limits: IntakeLimits) -> None:
         server.answer("/", "200 OK", BODY)
         names = FakeNames(pictures_example=["127.0.0.2", "::1", "127.0.0.1"])  # nobody listens on the first two
         fetcher = Fetcher(limits, resolve=names)
-        assert await fetcher.fetch(server.url(host="pictures.example"), param=PARAM) == BODY
+        assert await fetcher.fetch(server.url(host="pictures.example")) == BODY
 
     async def test_cookies_are_not_kept(self, server: Server, fetcher: Fetcher) -> None:
         server.answer("/", "200 OK", BODY, "Set-Cookie: session=secret; Path=/")
         for _ in range(2):
-            await fetcher.fetch(server.url(), param=PARAM)
+            await fetcher.fetch(server.url())
         assert "cookie" not in server.requests[1]
 
     async def test_many_at_once(self, server: Server, fetcher: Fetcher) -> None:
         for n in range(20):
             server.answer(f"/{n}", "200 OK", bytes([n]), delay=0.05)
-        bodies = await asyncio.gather(*(fetcher.fetch(server.url(f"/{n}"), param=PARAM) for n in range(20)))
+        bodies = await asyncio.gather(*(fetcher.fetch(server.url(f"/{n}")) for n in range(20)))
         assert bodies == [bytes([n]) for n in range(20)]
 
 
@@ -203,7 +203,7 @@ class TestTls:
             url = f"https://{host}:{server.port}/"
             fetcher = Fetcher(limits, resolve=names, transport=lambda: transport)
             if accepted:
-                assert await fetcher.fetch(url, param=PARAM) == BODY
+                assert await fetcher.fetch(url) == BODY
             else:
                 assert (await refusal(fetcher, url)).code == "image_fetch_failed"
 
@@ -228,7 +228,7 @@ class TestWhereItDoesNotGo:
         server.answer("/", "200 OK", BODY)
         fetcher = Fetcher(dataclasses.replace(limits, allow_private_urls=False))
         error = await refusal(fetcher, server.url(host=host))
-        assert isinstance(error, InvalidRequest)
+        assert isinstance(error, SourceError)
         assert error.code == "image_url_not_allowed"
         assert server.requests == []
 
@@ -240,7 +240,7 @@ class TestWhereItDoesNotGo:
 
     async def test_allowing_private_urls_lets_it(self, server: Server, fetcher: Fetcher) -> None:
         server.answer("/", "200 OK", BODY)
-        assert await fetcher.fetch(server.url(host="localhost"), param=PARAM) == BODY
+        assert await fetcher.fetch(server.url(host="localhost")) == BODY
 
     @pytest.fixture
     def names(self) -> FakeNames:
@@ -265,7 +265,7 @@ class TestWhereItDoesNotGo:
     async def test_names_are_looked_up_once_and_the_checked_address_is_used(
         self, guarded: Fetcher, names: FakeNames
     ) -> None:
-        body = await guarded.fetch("https://pictures.example/", param=PARAM)
+        body = await guarded.fetch("https://pictures.example/")
         assert body.decode() == f"{PUBLIC} pictures.example"
         assert names.asked == ["pictures.example"]
 
@@ -300,7 +300,7 @@ class TestWhereItDoesNotGo:
         assert error.code == "image_url_not_allowed"
 
     async def test_a_public_redirect_is_followed(self, guarded: Fetcher, names: FakeNames) -> None:
-        await guarded.fetch("https://pictures.example/go?/", param=PARAM)
+        await guarded.fetch("https://pictures.example/go?/")
         assert names.asked == ["pictures.example"] * 2
 
     @pytest.mark.parametrize("url", ["http://me:secret@pictures.example/", "http://me@pictures.example/"])
@@ -328,7 +328,7 @@ class TestWhereItDoesNotGo:
         server.answer("/", "200 OK", BODY)
         fetcher = Fetcher(dataclasses.replace(limits, allow_urls=False))
         error = await refusal(fetcher, server.url())
-        assert isinstance(error, InvalidRequest)
+        assert isinstance(error, SourceError)
         assert "data URI" in error.message
         assert server.requests == []
 
@@ -338,7 +338,7 @@ class TestWhereItDoesNotGo:
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.9:9")
         server.answer("/", "200 OK", BODY)
         fetcher = Fetcher(limits)
-        assert await fetcher.fetch(server.url(), param=PARAM) == BODY
+        assert await fetcher.fetch(server.url()) == BODY
 
 
 class TestLimits:
@@ -359,18 +359,18 @@ class TestLimits:
         else:
             server.answers["/"] = [(0, b"HTTP/1.0 200 OK\r\n\r\n" + body)]
         if accepted:
-            assert await small.fetch(server.url(), param=PARAM) == body
+            assert await small.fetch(server.url()) == body
         else:
-            assert isinstance(await refusal(small, server.url()), TooLarge)
+            assert isinstance(await refusal(small, server.url()), SourceTooLarge)
 
     async def test_a_length_over_the_limit_is_believed(self, server: Server, small: Fetcher) -> None:
         # Were the body waited for, time would run out.
         server.answers["/"] = [(0, b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n"), (5, b"")]
-        assert isinstance(await refusal(small, server.url()), TooLarge)
+        assert isinstance(await refusal(small, server.url()), SourceTooLarge)
 
     async def test_an_endless_body_is_cut_off(self, server: Server, small: Fetcher) -> None:
         server.answers["/"] = [(0, b"HTTP/1.0 200 OK\r\n\r\n"), *[(0, bytes(1 << 20))] * 200]
-        assert isinstance(await refusal(small, server.url()), TooLarge)
+        assert isinstance(await refusal(small, server.url()), SourceTooLarge)
         assert server.bytes_sent < 50 << 20
 
     async def test_a_gzip_bomb(self, server: Server, small: Fetcher) -> None:
@@ -378,7 +378,7 @@ class TestLimits:
         server.answers["/"] = [(0, b"HTTP/1.0 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + bomb)]
         tracemalloc.start()
         try:
-            assert isinstance(await refusal(small, server.url()), TooLarge)
+            assert isinstance(await refusal(small, server.url()), SourceTooLarge)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -398,7 +398,7 @@ class TestLimits:
         started = time.monotonic()
         error = await refusal(small, server.url())
         assert time.monotonic() - started < 1.5
-        assert isinstance(error, InvalidRequest)
+        assert isinstance(error, SourceError)
         assert error.code == "image_fetch_failed"
         assert "0.5 s" in error.message
 
@@ -415,7 +415,7 @@ class TestLimits:
         server.answer("/4", "200 OK", BODY)
         for n in range(4):
             server.answer(f"/{n}", "302 Found", b"", f"Location: /{n + 1}")
-        assert await fetcher.fetch(server.url("/1"), param=PARAM) == BODY
+        assert await fetcher.fetch(server.url("/1")) == BODY
         error = await refusal(fetcher, server.url("/0"))
         assert error.code == "image_fetch_failed"
         assert "3 redirects" in error.message
@@ -433,7 +433,7 @@ class TestFailures:
     async def test_status(self, status: str, server: Server, fetcher: Fetcher) -> None:
         server.answer("/", status)
         error = await refusal(fetcher, server.url())
-        assert isinstance(error, InvalidRequest)
+        assert isinstance(error, SourceError)
         assert error.code == "image_fetch_failed"
         assert status[:3] in error.message
 
@@ -455,7 +455,7 @@ class TestFailures:
     async def test_broken_answers(self, answer: bytes, server: Server, fetcher: Fetcher) -> None:
         server.answers["/"] = [(0, answer)]
         error = await refusal(fetcher, server.url())
-        assert isinstance(error, InvalidRequest)
+        assert isinstance(error, SourceError)
         assert error.code == "image_fetch_failed"
 
     async def test_nobody_there(self, server: Server, fetcher: Fetcher) -> None:

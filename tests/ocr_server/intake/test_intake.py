@@ -16,7 +16,7 @@ from PIL import Image
 
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import MODES, ResolutionMode
-from ocr_server.errors import InvalidRequest, TooLarge
+from ocr_server.errors import SourceError, SourceTooLarge
 from ocr_server.intake.intake import Intake, Source
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.source_page import SourcePage
@@ -128,14 +128,14 @@ class TestLimits:
         intake = new_intake(dataclasses.replace(limits, max_pages=4), threads=1)
         tiff = data_uri(grey(1), grey(2), file_type="TIFF")
         assert len(await pages_of(intake, [source(tiff), source(tiff)])) == 4
-        with pytest.raises(InvalidRequest, match="at most 4 pages, not 5") as caught:
+        with pytest.raises(SourceError, match="at most 4 pages, not 5") as caught:
             await pages_of(intake, [source(tiff), source(tiff), source(data_uri(grey(3)))])
         assert caught.value.code == "too_many_pages"
         await intake.close()
 
     async def test_the_limits_of_a_picture_hold(self, limits: IntakeLimits) -> None:
         intake = new_intake(dataclasses.replace(limits, max_image_pixels=255), threads=1)
-        with pytest.raises(TooLarge) as caught:
+        with pytest.raises(SourceTooLarge) as caught:
             await pages_of(intake, [source(data_uri(grey(0, 15))), source(data_uri(grey(0, 16)), param="second")])
         assert caught.value.param == "second"
         await intake.close()
@@ -145,7 +145,7 @@ class TestFailures:
     @pytest.mark.parametrize("bad", ["data:;base64,AAAA", "data:;base64,", "nothing", "ftp://host/"])
     async def test_the_error_names_its_source(self, intake: Intake, bad: str) -> None:
         sources = [source(data_uri(grey(1)), param="first"), source(bad, param="second")]
-        with pytest.raises(InvalidRequest) as caught:
+        with pytest.raises(SourceError) as caught:
             await pages_of(intake, sources)
         assert caught.value.param == "second"
 
@@ -154,7 +154,7 @@ class TestFailures:
         async with await asyncio.start_server(silent.serve, "127.0.0.1") as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
             started = time.monotonic()
-            with pytest.raises(InvalidRequest):
+            with pytest.raises(SourceError):
                 await pages_of(intake, [source(url), source("data:;base64,AAAA"), source(url)])
             assert time.monotonic() - started < 3, "it waited for the fetches, which take 5 seconds to give up"
             await until_equal(silent, silent.came, 0)
@@ -194,7 +194,7 @@ class TestFailures:
         started = time.monotonic()
         await pages_of(intake, [large])
         of_one = time.monotonic() - started
-        with pytest.raises(InvalidRequest):
+        with pytest.raises(SourceError):
             await pages_of(intake, [source("data:;base64,AAAA"), *[large] * 30])
         started = time.monotonic()
         assert values(await pages_of(intake, [small])) == [7]
@@ -202,7 +202,7 @@ class TestFailures:
         await intake.close()
 
     async def test_it_works_on_after_a_failure(self, intake: Intake) -> None:
-        with pytest.raises(InvalidRequest):
+        with pytest.raises(SourceError):
             await pages_of(intake, [source("data:;base64,AAAA")])
         assert values(await pages_of(intake, [source(data_uri(grey(9)))])) == [9]
 

@@ -7,7 +7,7 @@ import base64
 import httpx
 import pytest
 
-from ocr_server.errors import InvalidRequest
+from ocr_server.errors import SourceError
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.load import load
@@ -29,12 +29,12 @@ def fetcher(limits: IntakeLimits) -> Fetcher:
 
 @pytest.mark.parametrize("uri", ["data:image/png;base64,aGVsbG8=", "  DATA:;base64,aGVsbG8=\n"])
 async def test_data_uris_are_decoded(uri: str, fetcher: Fetcher, limits: IntakeLimits) -> None:
-    assert await load(uri, fetcher, limits, param=PARAM) == b"hello"
+    assert await load(uri, fetcher, limits) == b"hello"
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "HTTPS"])
 async def test_http_urls_are_fetched(scheme: str, fetcher: Fetcher, limits: IntakeLimits) -> None:
-    body = await load(f"{scheme}://pictures.example/a.png", fetcher, limits, param=PARAM)
+    body = await load(f"{scheme}://pictures.example/a.png", fetcher, limits)
     assert body.decode() == f"{scheme.lower()} pictures.example"
 
 
@@ -55,14 +55,14 @@ async def test_http_urls_are_fetched(scheme: str, fetcher: Fetcher, limits: Inta
     ],
 )
 async def test_anything_else_is_refused(url: str, fetcher: Fetcher, limits: IntakeLimits) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        await load(url, fetcher, limits, param=PARAM)
+    with pytest.raises(SourceError) as caught:
+        await load(url, fetcher, limits)
     assert caught.value.param == PARAM
     assert "http and https URLs and base64 data URIs" in caught.value.message
 
 
 async def test_bare_base64_gets_a_hint_and_is_not_echoed(fetcher: Fetcher, limits: IntakeLimits) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        await load("/9j/4AAQSkZJRg" * 1000, fetcher, limits, param=PARAM)
+    with pytest.raises(SourceError) as caught:
+        await load("/9j/4AAQSkZJRg" * 1000, fetcher, limits)
     assert "data:image/png;base64," in caught.value.message
     assert len(caught.value.message) < 300

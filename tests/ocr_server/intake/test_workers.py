@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from ocr_server.errors import InvalidRequest, TooLarge
+from ocr_server.errors import SourceError, SourceTooLarge
 from ocr_server.intake.document import Opener
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.source_page import SourcePage
@@ -69,7 +69,7 @@ async def read(opener: Opener, data: bytes) -> SourcePage:
 
 async def test_one_that_takes_too_long(start: Start) -> None:
     opener = start(timeout_s=0.1)
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(SourceError) as caught:
         await read(opener, LARGE)
     assert (caught.value.code, caught.value.param) == ("image_timeout", "file")
     assert "0.1 s" in caught.value.message
@@ -85,7 +85,7 @@ async def test_one_that_kills_its_process(start: Start) -> None:
     while before.cpu_times().user < busy:  # noqa: ASYNC110  # it happens in another process
         await asyncio.sleep(0.002)
     os.kill(before.pid, signal.SIGSEGV)
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(SourceError) as caught:
         await lost
     assert (caught.value.code, caught.value.param) == ("image_parse_error", "file")
     assert (await read(opener, saved())).image.getpixel((5, 5)) == RED
@@ -94,7 +94,7 @@ async def test_one_that_kills_its_process(start: Start) -> None:
 
 async def test_one_that_takes_too_much_memory(start: Start) -> None:
     opener = start(memory_bytes=300_000_000)
-    with pytest.raises(TooLarge) as caught:
+    with pytest.raises(SourceTooLarge) as caught:
         await read(opener, LARGE)
     assert caught.value.param == "file"
     assert (await read(opener, saved())).image.getpixel((5, 5)) == RED

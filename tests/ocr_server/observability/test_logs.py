@@ -19,6 +19,7 @@ from ocr_server.app import create_app
 from ocr_server.errors import EngineFailure
 from ocr_server.observability import logs
 from ocr_server.reading.page import Page, PageDelta
+from ocr_server.runtime import Runtime
 from tests.ocr_server.conftest import CHAT, FakeEngine, Script, chat, client_of, delta, fails, message, picture, says
 
 MARK = "zyzzyva"
@@ -246,7 +247,7 @@ class TestSecrets:
             fails(RuntimeError(MARK), MARK),
         ]
         engine = FakeEngine()
-        app = create_app(Settings(**{**settings.model_dump(), "API_KEYS": keys}), engine)
+        app = create_app(Runtime.build(Settings(**{**settings.model_dump(), "API_KEYS": keys}), engine))
         given = [{"authorization": f"Bearer sk-{MARK}"}, {"authorization": f"Bearer wrong-{MARK}"}, {}]
         statuses = set()
         async with client_of(app) as client:
@@ -260,7 +261,7 @@ class TestSecrets:
                         file = {"file": (f"{MARK}.pdf", MARK.encode())}
                         statuses.add((await client.post(path, files=file, headers=headers)).status_code)
                         await client.post(path, content=f'{{"{MARK}": '.encode(), headers=headers)
-        await app.state.context.intake.close()
+        await app.state.runtime.intake.close()
         assert {200, 400, 404, 405, 500} <= statuses
         assert (401 in statuses) is bool(keys)
         said = written.getvalue()

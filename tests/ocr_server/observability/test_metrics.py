@@ -22,6 +22,7 @@ from ocr_server.app import create_app
 from ocr_server.errors import InvalidRequest
 from ocr_server.observability import metrics
 from ocr_server.reading.page import Attempt, PageReading
+from ocr_server.runtime import Runtime
 from tests.ocr_server.conftest import CHAT, FakeEngine, chat, client_of, delta
 
 MONITORING = ROOT / "deploy" / "monitoring"
@@ -145,10 +146,10 @@ class TestWatching:
         assert value("ocr_pages_in_flight") == value("ocr_engine_restarts_total") == 0
 
     async def test_an_app_is_watched_while_it_runs(self, app: FastAPI, settings: Settings) -> None:
-        app.state.context.admission.pages_in_flight = 5
+        app.state.runtime.admission.pages_in_flight = 5
         async with app.router.lifespan_context(app):
             assert value("ocr_pages_in_flight") == 5
-            async with client_of(create_app(settings, FakeEngine())) as other:
+            async with client_of(create_app(Runtime.build(settings, FakeEngine()))) as other:
                 assert "\nocr_pages_in_flight 5.0\n" in (await other.get("/metrics")).text
         assert value("ocr_pages_in_flight") == 0
 

@@ -17,6 +17,7 @@ from ocr_server.app import create_app
 from ocr_server.errors import EngineFailure, Unavailable
 from ocr_server.observability import tracing
 from ocr_server.reading.page import PageDelta
+from ocr_server.runtime import Runtime
 from tests.ocr_server.conftest import (
     CHAT,
     FakeEngine,
@@ -59,9 +60,9 @@ def told() -> Told:
 
 @pytest.fixture
 async def app(settings: Settings, engine: FakeEngine, told: Told) -> AsyncIterator[FastAPI]:
-    app = create_app(settings, engine, told.provider)
+    app = create_app(Runtime.build(settings, engine), told.provider)
     yield app
-    await app.state.context.intake.close()
+    await app.state.runtime.intake.close()
 
 
 def attributes(span: ReadableSpan) -> dict[str, object]:
@@ -185,7 +186,7 @@ async def test_probes_are_not_traced(client: httpx.AsyncClient, told: Told, path
 async def test_an_app_without_them_is_not_traced(settings: Settings, told: Told, client: httpx.AsyncClient) -> None:
     """Beside one in the same process that is."""
     engine = FakeEngine()
-    other = create_app(settings, engine)
+    other = create_app(Runtime.build(settings, engine))
     seen: list[object] = []
 
     async def script(_: int, __: object) -> AsyncIterator[PageDelta]:
@@ -195,7 +196,7 @@ async def test_an_app_without_them_is_not_traced(settings: Settings, told: Told,
     engine.script = script  # type: ignore[assignment]
     async with client_of(other) as plain:
         assert (await plain.post(CHAT, json=chat())).status_code == 200
-    await other.state.context.intake.close()
+    await other.state.runtime.intake.close()
     assert seen == [None]
     assert not list(told)
 
@@ -227,7 +228,7 @@ async def test_the_last_spans_are_sent_when_the_server_stops(settings: Settings,
             super().shutdown()
 
     made = Watched(shutdown_on_exit=False)
-    app = create_app(settings, FakeEngine(), made)
+    app = create_app(Runtime.build(settings, FakeEngine()), made)
     async with app.router.lifespan_context(app):
         assert not made.shut
     assert made.shut

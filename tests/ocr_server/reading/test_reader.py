@@ -13,7 +13,6 @@ from vllm.sampling_params import SamplingParams
 
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import MODES, ResolutionMode
-from deepseek_ocr.no_repeat_ngram import Guard
 from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.reading.admission import Admission, Ticket
@@ -303,7 +302,7 @@ class TestLoops:
         engine = self.engine(1)
         (reading,) = readings(await all_of(reader(engine).read(jobs(1), ticket())))
         assert (reading.text(), reading.finish_reason()) == ("la la", "stop")
-        first, second = (Guard.of(page.params) for page in engine.pages)
+        first, second = (page.decoding.guard for page in engine.pages)
         assert (first.ngram_size, first.window_size) == (30, 90)
         assert (second.ngram_size, second.window_size) == (20, 1024)
         assert [(each.ngram_size, each.window_size, each.finish_reason) for each in reading.attempts] == [
@@ -329,7 +328,7 @@ class TestLoops:
         engine = self.engine(1)
         (reading,) = readings(await all_of(reader(engine, loops=policy).read(jobs(1), ticket())))
         assert reading.finish_reason() == "repetition"
-        assert [page.params.repetition_detection is not None for page in engine.pages] == [watched]
+        assert [page.decoding.detect_loops for page in engine.pages] == [watched]
 
     async def test_what_a_client_has_seen_is_not_taken_back(self) -> None:
         engine = self.engine(1)
@@ -355,7 +354,7 @@ class TestLoops:
 
     async def test_several_choices_are_left_as_they_are(self) -> None:
         job = jobs(1)[0]
-        job.params.n, job.params.temperature = 2, 1.0
+        job.decoding.n, job.decoding.temperature = 2, 1.0
         engine = self.engine(1)
         await all_of(reader(engine).read([job], ticket()))
         assert len(engine.pages) == 1

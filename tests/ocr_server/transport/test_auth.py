@@ -22,6 +22,7 @@ from starlette.types import Message
 
 from config import Settings, load
 from ocr_server.app import create_app
+from ocr_server.runtime import Runtime
 from ocr_server.transport import auth
 from ocr_server.transport.auth import PROBES
 from ocr_server.transport.keys import CHECK_SECONDS, KeyRing, parse_key, parse_keys
@@ -34,7 +35,9 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 
 
 def with_keys(settings: Settings, **more: Any) -> FastAPI:
-    return create_app(Settings(**{**settings.model_dump(), "API_KEYS": f"alice:{KEY},sk-other", **more}), FakeEngine())
+    return create_app(
+        Runtime.build(Settings(**{**settings.model_dump(), "API_KEYS": f"alice:{KEY},sk-other", **more}), FakeEngine())
+    )
 
 
 @pytest.fixture

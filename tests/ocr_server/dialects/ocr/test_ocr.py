@@ -18,7 +18,6 @@ from PIL import Image
 
 from config import EMBEDDED_CHECKPOINT, Settings
 from deepseek_ocr.modes import MODES
-from deepseek_ocr.no_repeat_ngram import Guard
 from ocr_server.errors import EngineFailure
 from ocr_server.reading.admission import LOADED_AHEAD
 from ocr_server.reading.page import LogprobStep, Page, PageDelta, TokenLogprob
@@ -201,7 +200,7 @@ class TestResponse:
         steps = [LogprobStep(TokenLogprob(token, logprob), []) for token, logprob in tokens]
 
         async def script(_: int, page: Page) -> AsyncGenerator[PageDelta]:
-            assert page.params.logprobs == 0
+            assert page.decoding.logprobs == 0
             yield delta("Sure doubt", logprobs=steps, finish="stop")
 
         engine.script = script
@@ -235,9 +234,9 @@ class TestDocuments:
     async def test_what_is_asked_reaches_the_engine(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
         await read(client, prompt="Free OCR.", mode="tiny", ngram_size=20, window_size=50, max_tokens=7)
         (page,) = engine.pages
-        assert (page.prompt, page.params.max_tokens, page.params.temperature) == ("Free OCR.", 7, 0.0)
+        assert (page.prompt, page.decoding.max_tokens, page.decoding.temperature) == ("Free OCR.", 7, 0.0)
         assert page.image.global_view.shape[0] == MODES["tiny"].base_size
-        assert (Guard.of(page.params).ngram_size, Guard.of(page.params).window_size) == (20, 50)
+        assert (page.decoding.guard.ngram_size, page.decoding.guard.window_size) == (20, 50)
 
     async def test_the_default_prompt_and_a_mode_by_name(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
         response = await client.post(OCR, json=body() | {"model": "deepseek-ocr:small"})
@@ -381,7 +380,7 @@ class TestQueue:
     ) -> None:
         engine.script = never
         long = asyncio.create_task(client.post(OCR, json={"document": {"document_url": uri(pdf(40))}, "dpi": 36}))
-        admission = app.state.context.admission
+        admission = app.state.runtime.admission
         await until(lambda: admission.pages_in_flight == LOADED_AHEAD + 1)
         assert admission.pages_waiting == 40 - LOADED_AHEAD - 1
         for path, request in ((OCR, body("data:;base64,AAAA")), (CHAT, chat())):

@@ -22,7 +22,7 @@ class TestProbes:
         assert (await client.get("/ping")).content == b""
 
     async def test_ready(self, client: httpx.AsyncClient, app: FastAPI, engine: FakeEngine) -> None:
-        admission = app.state.context.admission
+        admission = app.state.runtime.admission
         admission.pages_in_flight, admission.pages_waiting = 3, 40
         response = await client.get("/readyz")
         rest = {"version": __version__, "pages_in_flight": 3, "pages_waiting": 40}

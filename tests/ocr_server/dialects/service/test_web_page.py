@@ -11,6 +11,7 @@ import pytest
 from config import Settings
 from ocr_server.app import create_app
 from ocr_server.dialects.service.web_page import FILES
+from ocr_server.runtime import Runtime
 from ocr_server.transport.negotiation import prefers_html
 from tests.ocr_server.conftest import FakeEngine, client_of, error_of
 
@@ -126,10 +127,10 @@ class TestPolicy:
 class TestKeys:
     @pytest.fixture
     async def client_with_key(self, settings: Settings) -> Any:
-        app = create_app(Settings(**{**settings.model_dump(), "API_KEYS": "sk-1"}), FakeEngine())
+        app = create_app(Runtime.build(Settings(**{**settings.model_dump(), "API_KEYS": "sk-1"}), FakeEngine()))
         async with client_of(app) as client:
             yield client
-        await app.state.context.intake.close()
+        await app.state.runtime.intake.close()
 
     @pytest.mark.parametrize("path", ["/ui/", "/ui/app.js"])
     async def test_the_page_needs_no_key(self, client_with_key: httpx.AsyncClient, path: str) -> None:

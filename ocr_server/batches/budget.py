@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Room:
+class RequestBudget:
     """Requests, and the bytes of their bodies. Who comes first, enters first, so that batches take turns."""
 
     def __init__(self, *, requests: int, size: int) -> None:

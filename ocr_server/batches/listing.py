@@ -13,12 +13,12 @@ from ocr_server.errors import InvalidRequest
 _ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
-class Page(NamedTuple):
+class Listing(NamedTuple):
     rows: Sequence[RowMapping]
     has_more: bool
 
 
-def page_of(
+def list_rows(
     connection: Connection,
     *,
     table: Table,
@@ -27,7 +27,7 @@ def page_of(
     after: str | None,
     limit: int,
     newest_first: bool = True,
-) -> Page:
+) -> Listing:
     """Rows of `table`, in the order in which they were made.
 
     Args:
@@ -46,7 +46,7 @@ def page_of(
             raise InvalidRequest(f"There is nothing with the id {after!r}.", param="after")
         rows = rows.where(table.c.seq < place if newest_first else table.c.seq > place)
     found = connection.execute(rows).mappings().all()
-    return Page(found[:limit], len(found) > limit)
+    return Listing(found[:limit], len(found) > limit)
 
 
 def is_id(text: str) -> bool:

@@ -1,0 +1,118 @@
+"""How pages are made and read: the options that the dialects share, checked and turned into parts of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from deepseek_ocr.guard import Guard
+from deepseek_ocr.modes import ResolutionMode
+from ocr_server.dialects.wire import PageNumbers, ReadingOptions
+from ocr_server.errors import InvalidRequest, NotFound
+from ocr_server.intake.document import DEFAULT_DPI
+from ocr_server.intake.page_selection import Selection, parse_pages
+from ocr_server.intake.source import Content, Source
+from ocr_server.plan import PlannedSource
+
+if TYPE_CHECKING:
+    from config import Settings
+
+
+class SharedOptions:
+    """The options of one request, with the names that its client gave them."""
+
+    def __init__(
+        self, options: ReadingOptions, pages: PageNumbers | None, settings: Settings, *, prefix: str, first_page: int
+    ) -> None:
+        """Args:
+        pages: The selection of pages as the client wrote it; None for all.
+        prefix: What stands before the options' names in the request.
+        first_page: What the client calls the first page, 0 or 1.
+        """
+        self._options = options
+        self._settings = settings
+        self._prefix = prefix
+        self._selection = self._parse(pages, first_page)
+
+    def source(
+        self, content: Content, parameter: str, *, mode: ResolutionMode | None, alone: bool = True
+    ) -> PlannedSource:
+        """A source with what the request says about it.
+
+        Args:
+            parameter: The request parameter that gave the content.
+            mode: The mode that the model's name or the picture's detail asks for; the options have precedence.
+            alone: Whether it is the request's only source; else the selection of pages is for documents only.
+
+        Raises:
+            InvalidRequest: The mode is not valid.
+        """
+        pages = self._selection
+        if pages is not None and not alone:
+            pages = replace(pages, documents_only=True)
+        return PlannedSource(
+            Source(content, pages, self._options.dpi or DEFAULT_DPI, self._options.password),
+            self._mode(mode),
+            {"file": parameter, "pages": f"{self._prefix}pages"},
+        )
+
+    def guard(self) -> Guard:
+        """The n-gram guard. Raises InvalidRequest."""
+        guard = {"ngram_size": self._settings.NGRAM_SIZE, "window_size": self._settings.WINDOW_SIZE}
+        try:
+            return Guard.from_args(guard | self._options.given(ReadingOptions.GUARD_FIELDS))
+        except ValueError as error:
+            raise self._error(error) from error
+
+    def _mode(self, wanted: ResolutionMode | None) -> ResolutionMode:
+        mode = wanted or self._settings.resolution_mode
+        if self._options.mode is not None:
+            named = self._settings.family.modes
+            if self._options.mode not in named:
+                raise InvalidRequest(
+                    f"This model has no mode {self._options.mode!r}; it has {', '.join(named)}.",
+                    param=f"{self._prefix}mode",
+                )
+            mode = named[self._options.mode]
+        try:
+            return mode.with_changes(self._options.given(ReadingOptions.MODE_FIELDS))
+        except ValueError as error:
+            raise self._error(error) from error
+
+    def _parse(self, pages: PageNumbers | None, first: int) -> Selection | None:
+        if pages is None:
+            return None
+        try:
+            return parse_pages(pages, first=first)
+        except ValueError as error:
+            raise InvalidRequest(str(error), param=f"{self._prefix}pages", code="invalid_pages") from error
+
+    def _error(self, error: ValueError) -> InvalidRequest:
+        """Errors of `deepseek_ocr` start with the name of the field."""
+        message = str(error)
+        return InvalidRequest(message, param=self._prefix + message.split(" ", 1)[0])
+
+
+def mode_of_model(model: str, settings: Settings) -> ResolutionMode | None:
+    """The mode that a model name asks for, such as `deepseek-ocr:tiny`; None for the plain name.
+
+    Raises:
+        NotFound: There is no such model.
+    """
+    name, colon, mode = model.partition(":")
+    if name != settings.MODEL_NAME or (colon and mode not in settings.family.modes):
+        raise NotFound(
+            f"The model {model!r} does not exist; GET /v1/models lists the available models.",
+            param="model",
+            code="model_not_found",
+        )
+    return settings.family.modes[mode] if colon else None
+
+
+def check_prompt(text: str, settings: Settings, *, param: str) -> str:
+    """`text`, if it is not too long. Raises InvalidRequest."""
+    if len(text) > settings.MAX_PROMPT_CHARS:
+        raise InvalidRequest(
+            f"The prompt has {len(text)} characters; the limit is {settings.MAX_PROMPT_CHARS}.", param=param
+        )
+    return text

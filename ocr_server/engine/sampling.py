@@ -1,0 +1,74 @@
+"""Our decoding options as vLLM's sampling parameters, and vLLM's refusals as our errors."""
+
+from __future__ import annotations
+
+from vllm.exceptions import VLLMClientError
+from vllm.sampling_params import (
+    RepetitionDetectionParams,
+    RequestOutputKind,
+    SamplingParams,
+    StructuredOutputsParams,
+)
+
+from ocr_server.errors import DecodingError
+from ocr_server.reading.decoding import Decoding
+
+# The engine compares every pattern length in this range after each token. A loop with a shorter period is also one
+# with a multiple of it, so that all periods up to 96 tokens are found.
+SHORTEST_LOOP, LONGEST_LOOP = 48, 96
+LOOP_REPEATS = 4
+
+
+def sampling_params(decoding: Decoding) -> SamplingParams:
+    """The parameters that vLLM takes.
+
+    Raises:
+        DecodingError: vLLM refuses an option.
+    """
+    try:
+        params = SamplingParams.from_optional(
+            n=decoding.n,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            top_k=decoding.top_k,
+            min_p=decoding.min_p,
+            presence_penalty=decoding.presence_penalty,
+            frequency_penalty=decoding.frequency_penalty,
+            repetition_penalty=decoding.repetition_penalty,
+            seed=decoding.seed,
+            stop=list(decoding.stop) if isinstance(decoding.stop, tuple) else decoding.stop,
+            stop_token_ids=None if decoding.stop_token_ids is None else list(decoding.stop_token_ids),
+            ignore_eos=decoding.ignore_eos,
+            max_tokens=decoding.max_tokens,
+            min_tokens=decoding.min_tokens,
+            logprobs=decoding.logprobs,
+            logit_bias=None if decoding.logit_bias is None else dict(decoding.logit_bias),
+            structured_outputs=_structured_outputs(decoding),
+            skip_special_tokens=False,  # tables and grounding are special tokens
+            spaces_between_special_tokens=False,
+            output_kind=RequestOutputKind.DELTA if decoding.stream else RequestOutputKind.FINAL_ONLY,
+            extra_args=decoding.guard.to_args(),
+        )
+    except VLLMClientError as error:
+        raise refusal(error, decoding) from error
+    except ValueError as error:
+        raise DecodingError(str(error), field="") from error
+    if decoding.detect_loops:
+        params.repetition_detection = RepetitionDetectionParams(
+            min_pattern_size=SHORTEST_LOOP, max_pattern_size=LONGEST_LOOP, min_count=LOOP_REPEATS
+        )
+    return params
+
+
+def refusal(error: VLLMClientError, decoding: Decoding) -> DecodingError:
+    """vLLM's refusal with its bare message, and the name of the option where vLLM gives it."""
+    field = getattr(error, "parameter", None)
+    if field is None and decoding.is_structured:
+        field = "json_schema"  # vLLM gives no name for a grammar that it cannot compile
+    return DecodingError(str(error.args[0]) if error.args else str(error), field=field or "")
+
+
+def _structured_outputs(decoding: Decoding) -> StructuredOutputsParams | None:
+    if decoding.json_schema is not None:
+        return StructuredOutputsParams(json=dict(decoding.json_schema))
+    return StructuredOutputsParams(json_object=True) if decoding.json_object else None

@@ -1,0 +1,213 @@
+"""Opens files: what they are, how many pages they have, and which of them are selected."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+
+from ocr_server.intake.decode import PicturePage, check_pixels, find_pages, is_pdf
+from ocr_server.intake.document import Document
+from ocr_server.intake.errors import SourceError, SourceTooLarge
+from ocr_server.intake.limits import IntakeLimits
+from ocr_server.intake.page_selection import Selection, TooManyPages
+from ocr_server.intake.pdf import PdfFile, PdfRenderer
+from ocr_server.intake.pdf_errors import Kind, PdfError
+from ocr_server.intake.source import Source
+from ocr_server.intake.source_page import SourcePage
+from ocr_server.intake.workers import WorkerLost, Workers, WorkerTimeout
+
+KEPT_PIXELS = 9_000_000
+"""A picture of up to this size, an A4 page at 300 dpi, is kept from when it was opened until its page is read. Larger
+ones would take more memory than decoding them again takes time."""
+
+_numbers = itertools.count()
+
+_PDF_ERRORS: dict[Kind, tuple[str, str]] = {
+    "password_required": ("pdf_password_required", "The PDF is encrypted: its password is needed."),
+    "password_wrong": ("pdf_password_wrong", "The PDF is encrypted, and this isn't its password."),
+    "damaged": ("pdf_damaged", "The PDF can't be opened: it is damaged, incomplete or of an unsupported variant."),
+    "empty": ("pdf_empty", "The PDF has no pages."),
+    "giant_page": ("pdf_page_too_large", "The page of the PDF is too large to be rendered legibly."),
+    "page_failed": ("pdf_page_failed", "The page of the PDF can't be rendered: it is damaged or missing."),
+    "timeout": ("pdf_timeout", "The PDF took longer than the limit of {timeout:g} s."),
+    "failed": ("pdf_failed", "The PDF can't be read: it takes too much memory, or breaks what reads it."),
+}
+
+
+class Opener:
+    """Opens what was sent or fetched, under limits. One for the whole server."""
+
+    def __init__(self, limits: IntakeLimits, threads: ThreadPoolExecutor, workers: Workers) -> None:
+        """Args:
+        limits: what is accepted.
+        threads: where pages are counted and files written.
+        workers: where pictures are decoded and PDFs rendered.
+        """
+        self._limits = limits
+        self._threads = threads
+        self._workers = workers
+        self._pdf = PdfRenderer(workers)
+
+    async def open(self, source: Source) -> Document:
+        """Open a file. Its content decides what it is. A single picture is decoded, so that a broken one fails here.
+
+        Args:
+            source: Its `content` is the file: a PDF, or a picture file as `find_pages` describes.
+
+        Raises:
+            SourceError: The file is empty, of another type or damaged, the password is missing or wrong, or the pages
+                do not exist or are more than `limits.max_pages`.
+            SourceTooLarge: The file has more than `limits.max_image_bytes` bytes, or a selected page of a picture file
+                more than `limits.max_image_pixels` pixels.
+            Unavailable: No process can be started to decode it in.
+        """
+        data = source.content
+        assert isinstance(data, bytes), "URLs are loaded first"
+        if not data:
+            raise SourceError("The file is empty (0 bytes).", code="empty_image_file")
+        if len(data) > self._limits.max_image_bytes:
+            raise SourceTooLarge(
+                f"The file has {len(data):,} bytes; the limit is {self._limits.max_image_bytes:,} bytes."
+            )
+        if is_pdf(data):
+            return await self._open_pdf(data, source)
+        return await self._open_picture(data, source.pages)
+
+    async def _open_pdf(self, data: bytes, source: Source) -> Document:
+        run = partial(asyncio.get_running_loop().run_in_executor, self._threads)
+        file = await run(PdfFile, data, source.password)
+        try:
+            info = await self._pdf.inspect(file)
+            indices = await run(self._select, info.page_count, source.pages)
+        except PdfError as error:
+            self._pdf.discard(file)
+            raise _source_error(error, self._pdf) from error
+        except BaseException:
+            self._pdf.discard(file)
+            raise
+        return _Pdf(self._pdf, file, indices, len(data), source.dpi, self._limits)
+
+    async def _open_picture(self, data: bytes, pages: Selection | None) -> Document:
+        document = await asyncio.get_running_loop().run_in_executor(self._threads, self._find_pages, data, pages)
+        if not document.is_document:
+            await document.keep()
+        return document
+
+    def _find_pages(self, data: bytes, pages: Selection | None) -> _Picture:
+        found = find_pages(data)
+        if len(found) == 1 and pages is not None and pages.documents_only:
+            pages = None
+        indices = self._select(len(found), pages)
+        selected = [found[index] for index in indices]
+        for page in selected:
+            check_pixels(page.width, page.height, self._limits)
+        return _Picture(data, selected, indices, len(found) > 1, self._limits, self._workers)
+
+    def _select(self, page_count: int, pages: Selection | None) -> Sequence[int]:
+        """The indices of the selected pages. Hostile selections take a moment: not for the event loop."""
+        most = self._limits.max_pages
+        if pages is None:
+            if page_count > most:
+                raise SourceError(
+                    f"The document has {page_count:,} pages; the limit is {most:,}. Select some of them.",
+                    code="too_many_pages",
+                )
+            return range(page_count)
+        try:
+            return pages.resolve(page_count, most=most)
+        except ValueError as error:
+            code = "too_many_pages" if isinstance(error, TooManyPages) else "invalid_pages"
+            raise SourceError(str(error), about="pages", code=code) from error
+
+
+class _Pdf(Document):
+    def __init__(
+        self,
+        renderer: PdfRenderer,
+        file: PdfFile,
+        indices: Sequence[int],
+        size_bytes: int,
+        dpi: float,
+        limits: IntakeLimits,
+    ) -> None:
+        super().__init__(indices, size_bytes, is_document=True)
+        self._renderer = renderer
+        self._file = file
+        self._dpi = dpi
+        self._limits = limits
+
+    async def page(self, number: int) -> SourcePage:
+        try:
+            return await self._renderer.render(
+                self._file, self.indices[number], self._dpi, self._limits.max_image_pixels
+            )
+        except PdfError as error:
+            raise _source_error(error, self._renderer) from error
+
+    async def close(self) -> None:
+        self._renderer.discard(self._file)
+
+
+class _Picture(Document):
+    def __init__(
+        self,
+        data: bytes,
+        pages: Sequence[PicturePage],
+        indices: Sequence[int],
+        is_document: bool,
+        limits: IntakeLimits,
+        workers: Workers,
+    ) -> None:
+        super().__init__(indices, len(data), is_document=is_document)
+        self._data = data
+        self._pages = pages
+        self._limits = limits
+        self._workers = workers
+        self._name = f"picture {next(_numbers)}"
+        self._kept: SourcePage | None = None
+
+    async def keep(self) -> None:
+        """Decode the only page before it is asked for. Raises as `page`."""
+        page = await self._decode(0)
+        if math.prod(page.size) <= KEPT_PIXELS:
+            self._kept = page
+
+    async def page(self, number: int) -> SourcePage:
+        page, self._kept = self._kept, None
+        return await self._decode(number) if page is None else page
+
+    async def close(self) -> None:
+        self._data = b""
+        self._kept = None
+        self._workers.forget(self._name, "picture_worker.forget")
+
+    async def _decode(self, number: int) -> SourcePage:
+        arguments = self._pages[number], asdict(self._limits)
+        try:
+            _, pixels = await self._workers.call(self._name, "picture_worker.decode", *arguments, data=self._data)
+        except WorkerTimeout as error:
+            raise SourceError(
+                f"The picture took longer than the limit of {self._workers.timeout_s:g} s to be decoded.",
+                code="image_timeout",
+            ) from error
+        except WorkerLost as error:
+            raise self._broke() from error
+        if pixels is None:
+            raise self._broke()
+        return SourcePage(pixels, None)
+
+    def _broke(self) -> SourceError:
+        return SourceError(
+            "The picture can't be decoded: it takes too much memory, or breaks what decodes it.",
+            code="image_parse_error",
+        )
+
+
+def _source_error(error: PdfError, renderer: PdfRenderer) -> SourceError:
+    code, message = _PDF_ERRORS[error.kind]
+    return SourceError(message.format(timeout=renderer.timeout_s), code=code)

@@ -1,0 +1,32 @@
+"""A source of pages: what is to be opened, and how its pages are chosen and rendered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ocr_server.intake.document import DEFAULT_DPI, Document
+from ocr_server.intake.page_selection import Selection
+
+
+@dataclass(frozen=True)
+class Url:
+    """An `http:`, `https:` or `data:` URL whose content is still to be fetched or decoded."""
+
+    address: str
+
+
+Content = Url | bytes | Document
+"""Where the pages are: behind a URL, in a file that is in memory, or in a document that is open already."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One picture or document of a request."""
+
+    content: Content
+    pages: Selection | None = None
+    """The pages to read; None for all. A picture has one page. Of an open document they are chosen already."""
+    dpi: float = DEFAULT_DPI
+    """Resolution at which a PDF's pages are rendered, pixels per inch."""
+    password: str | None = None
+    """Opens an encrypted PDF."""

@@ -1,0 +1,16 @@
+"""`blocks`: markdown, and beside it the located blocks of each page."""
+
+from __future__ import annotations
+
+from ocr_server.output.artifacts import Artifacts
+from ocr_server.output.formats.format import Format
+from ocr_server.output.formats.markdown import markdown_text
+
+BLOCKS = Format(
+    name="blocks",
+    media_type="application/json",
+    description="Markdown, and beside it the located blocks of each page.",
+    artifacts=Artifacts(blocks=True),
+    text=markdown_text,
+    options=frozenset({"table_format", "include_figures", "confidence"}),
+)

@@ -1,0 +1,54 @@
+"""A request understood, whichever API it came by: what to read, how, and what to make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from deepseek_ocr.families import Family
+from deepseek_ocr.modes import ResolutionMode
+from ocr_server.errors import ApiError, DecodingError, InputError, InvalidRequest, TooLarge
+from ocr_server.intake.errors import About, SourceError, SourceTooLarge
+from ocr_server.intake.source import Source
+from ocr_server.output.artifacts import Artifacts
+from ocr_server.reading.decoding import Decoding
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """A source, the mode in which its pages are read, and what the request calls it."""
+
+    source: Source
+    mode: ResolutionMode
+    parameters: Mapping[About, str]
+    """The request parameters that gave the file and the selection of its pages."""
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """What a dialect makes of a request. Everything after it knows the plan only."""
+
+    family: Family
+    sources: tuple[PlannedSource, ...]
+    prompt: str
+    decoding: Decoding
+    artifacts: Artifacts = field(default_factory=Artifacts)
+    show_pages: bool = False
+    """Whether each page's picture is wanted before its text."""
+    one_page_parameter: str | None = None
+    """A parameter that makes sense for a single page only, if the request has one."""
+    decoding_parameters: Mapping[str, str] = field(default_factory=dict)
+    """Field of `Decoding` → the request parameter that gave it, where the two names differ."""
+
+    def api_error(self, error: InputError) -> ApiError:
+        """The error as this request's client gets it: with the parameter that is wrong."""
+        if isinstance(error, SourceTooLarge):
+            return TooLarge(error.message, code=error.code, param=self._parameter(error))
+        return InvalidRequest(error.message, code=error.code, param=self._parameter(error))
+
+    def _parameter(self, error: InputError) -> str | None:
+        if isinstance(error, SourceError):
+            return self.sources[error.source].parameters[error.about]
+        if isinstance(error, DecodingError):
+            return self.decoding_parameters.get(error.field, error.field) or None
+        return None
