@@ -1,1 +1,1 @@
-"""Running on more than one machine."""
+"""Deployment on several machines: Ray Serve, corpus jobs on Ray, and a simulation of load distribution."""

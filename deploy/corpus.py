@@ -1,12 +1,12 @@
-"""A corpus job's folder: what is to be read, shard by shard, and what has been.
+"""The output folder of a corpus job: which documents to read, divided into shards, and their results.
 
-    job.json              how it is read; a job is gone on with in the same way only
-    sources.parquet       every document, with the number of its shard
+    job.json              the settings of the job; it can only be resumed with the same settings
+    sources.parquet       all documents, with the number of their shard
     pages/00012.parquet   one row for each page of a shard
-    documents/…           or, instead, markdown and JSON for each document
-    done/00012.json       the shard is there: how many documents and pages, and which of them failed, and why
+    documents/…           alternatively, markdown and JSON for each document
+    done/00012.json       marks a finished shard: the numbers of documents and pages, and what failed, with the reason
 
-A shard's last file is the one in `done`, so that one that was cut off is read again from its beginning.
+The file in `done` is written last. A shard that was interrupted has no such file, and is read again from its beginning.
 """
 
 from __future__ import annotations
@@ -28,29 +28,32 @@ Format = Literal["parquet", "markdown"]
 
 
 class CorpusError(Exception):
-    """The job can't be begun or gone on with; the message says why."""
+    """The job cannot be started or resumed. The message says why."""
 
 
 class Document(NamedTuple):
+    """A document of the corpus."""
+
     number: int
-    """In the corpus, from 0."""
+    """Position in the corpus, counted from 0."""
     shard: int
+    """Number of the shard that the document belongs to, counted from 0."""
     url: str
 
 
 @dataclass(frozen=True)
 class CorpusPage:
-    """A page that has been read, or that could not be; of a document that can't be opened, page 0 of 0."""
+    """A page that was read, or that failed. A document that cannot be opened has a single entry: page 0 of 0."""
 
     url: str
     page: int
-    """From 1."""
+    """Number of the page, counted from 1."""
     page_count: int
     markdown: str = ""
     answer: str = ""
-    """Exactly what the model said."""
+    """The unmodified output of the model."""
     blocks: str = "[]"
-    """JSON: label, text, and boxes in pixels of the page."""
+    """The blocks of the page as JSON: label, text, and bounding boxes in pixels of the page."""
     width: int = 0
     height: int = 0
     finish_reason: str = "error"
@@ -60,60 +63,63 @@ class CorpusPage:
 
 
 class Shard(NamedTuple):
-    """What is told of a shard that has been read."""
+    """Summary of one or more finished shards."""
 
     documents: int
     pages: int
     failed: list[dict[str, Any]]
-    """url, page, error."""
+    """One entry with `url`, `page` and `error` for each page or document that failed."""
 
 
 class Corpus:
+    """The output folder of a corpus job."""
+
     def __init__(self, folder: str) -> None:
         """Args:
-        folder: a path, or a URL as fsspec writes it: `s3://bucket/prefix`.
+        folder: a path, or an fsspec URL such as `s3://bucket/prefix`.
         """
         self._system, self._root = fsspec.core.url_to_fs(folder)
 
     def begin(self, sources: Callable[[], Iterable[str]], *, shard_size: int, job: Mapping[str, Any]) -> bool:
-        """Write down what is to be read, unless that has been done.
+        """Start a new job, or prepare to resume the job in the folder.
 
         Args:
-            sources: finds the documents; not asked when a job is gone on with.
-            shard_size: documents in a shard.
-            job: how they are read.
+            sources: returns the paths or URLs of the documents. It is not called when a job is resumed.
+            shard_size: number of documents in a shard.
+            job: settings that affect the results.
 
         Returns:
-            Whether there was a job to go on with.
+            Whether a job is resumed.
 
         Raises:
-            CorpusError: there are no documents, or the folder has a job that reads in another way.
+            CorpusError: if there are no documents, or if the folder contains a job with different settings.
         """
         job = {"shard_size": shard_size, **job}
         if self._system.exists(self._path("job.json")):
             known = json.loads(self._read("job.json"))
             if differences := sorted(name for name in known.keys() | job.keys() if known.get(name) != job.get(name)):
+                different = " and ".join(f"another {name} value" for name in differences)
                 raise CorpusError(
-                    f"The folder has a job with another {', '.join(differences)}. Go on with it as it was begun, or "
-                    "take another folder."
+                    f"The folder contains a job that was started with {different}. Use the same values to resume it, "
+                    "or choose another folder."
                 )
             return True
         urls = sorted(set(sources()))
         if not urls:
-            raise CorpusError("There is nothing to read.")
+            raise CorpusError("There is nothing to read: no documents were found.")
         table = pa.table({"url": urls, "shard": [number // shard_size for number in range(len(urls))]})
         self._write("sources.parquet", _parquet(table))
         self._write("job.json", json.dumps(job, indent=1).encode())
         return False
 
     def documents(self) -> list[Document]:
-        """All of them."""
+        """Return all documents of the corpus."""
         table = pq.read_table(io.BytesIO(self._read("sources.parquet")))
         pairs = zip(table["url"].to_pylist(), table["shard"].to_pylist(), strict=True)
         return [Document(number, shard, url) for number, (url, shard) in enumerate(pairs)]
 
     def done(self) -> set[int]:
-        """The shards that have been read."""
+        """Return the numbers of the shards that are finished."""
         try:
             names = self._system.ls(self._path("done"), detail=False)
         except FileNotFoundError:
@@ -121,7 +127,7 @@ class Corpus:
         return {int(name[1]) for path in names if (name := re.search(r"/(\d+)\.json$", path))}
 
     def summary(self) -> Shard:
-        """Of all shards that have been read."""
+        """Return the summary of all finished shards."""
         shards = [Shard(**json.loads(self._read(f"done/{number:05}.json"))) for number in sorted(self.done())]
         return Shard(
             documents=sum(shard.documents for shard in shards),
@@ -130,7 +136,13 @@ class Corpus:
         )
 
     def keep(self, number: int, documents: Mapping[int, Sequence[CorpusPage]], form: Format) -> Shard:
-        """Write a shard: the pages of each of its documents, in order."""
+        """Write a finished shard, and return its summary.
+
+        Args:
+            number: number of the shard.
+            documents: the pages of each document in order, by the number of the document.
+            form: format of the output.
+        """
         pages = [page for _, each in sorted(documents.items()) for page in each]
         if form == "parquet":
             table = pa.Table.from_pylist([asdict(page) for page in pages], schema=SCHEMA)
@@ -158,7 +170,7 @@ class Corpus:
             return bytes(file.read())
 
     def _write(self, name: str, data: bytes) -> None:
-        """Whole or not at all: an object appears when it is complete, a file when it is renamed."""
+        """Write a file atomically. Object stores do this themselves; local files are written and then renamed."""
         path = self._path(name)
         self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
         if "file" in self._system.protocol:
@@ -169,27 +181,37 @@ class Corpus:
 
 
 @dataclass
-class _Open:
-    """A document of which some pages have come."""
+class _PartialDocument:
+    """A document whose pages have arrived in part."""
 
     pages: dict[int, CorpusPage] = field(default_factory=dict)
     complete: bool = False
 
 
 class Collector:
-    """Puts pages, which come in any order, together to documents and shards."""
+    """Assembles pages, which arrive in any order, into documents and shards."""
 
     def __init__(self, documents: Iterable[Document]) -> None:
         """Args:
-        documents: all of the shards that are read.
+        documents: all documents of the shards that are being read.
         """
-        self._shards: dict[int, dict[int, _Open]] = {}
+        self._shards: dict[int, dict[int, _PartialDocument]] = {}
         for document in documents:
-            self._shards.setdefault(document.shard, {})[document.number] = _Open()
+            self._shards.setdefault(document.shard, {})[document.number] = _PartialDocument()
         self._left = {shard: len(each) for shard, each in self._shards.items()}
 
     def add(self, shard: int, number: int, page: CorpusPage) -> dict[int, list[CorpusPage]] | None:
-        """The pages of all documents of the shard, by their numbers, if this was the last one."""
+        """Add a page.
+
+        Args:
+            shard: number of the shard.
+            number: number of the document in the corpus.
+            page: the page.
+
+        Returns:
+            If this page completes the shard, the pages of each of its documents in order, by the number of the
+            document; otherwise None.
+        """
         document = self._shards[shard][number]
         document.pages[page.page] = page
         if not document.complete and len(document.pages) >= page.page_count:
@@ -207,26 +229,26 @@ SCHEMA = pa.schema(
         for name, kind in CorpusPage.__annotations__.items()
     ]
 )
-"""Of `pages/*.parquet`."""
+"""Schema of `pages/*.parquet`."""
 
 
 def find(source: str, *, column: str = "url", suffixes: Iterable[str]) -> list[str]:
-    """The documents in a folder and all below it, or those that a column of parquet files names.
+    """Return the paths or URLs of the documents below a folder, or in a column of parquet files.
 
     Args:
-        source: a path or URL of a folder, or of parquet files if it ends in `.parquet`; `*` stands for any name.
-        column: of the parquet files: paths or URLs.
-        suffixes: of files in a folder, without the dot.
+        source: path or URL of a folder, or of parquet files if it ends in `.parquet`. `*` matches any part of a name.
+        column: column of the parquet files that contains paths or URLs.
+        suffixes: suffixes of the files to read in a folder, without the dot.
 
     Raises:
-        CorpusError: there is no such folder, file or column.
+        CorpusError: if the folder, file or column does not exist.
     """
     system, path = fsspec.core.url_to_fs(source)
     if path.endswith(".parquet"):
         files = system.glob(path) if "*" in path else [path]
         return [url for file in files for url in _column(system, file, column)]
     if not system.isdir(path):
-        raise CorpusError(f"{source} is no folder.")
+        raise CorpusError(f"There is no folder {source}.")
     wanted = {f".{suffix}" for suffix in suffixes}
     found = [name for name in system.find(path) if PurePosixPath(name).suffix.lower() in wanted]
     return [system.unstrip_protocol(name) for name in found]
@@ -237,7 +259,7 @@ def _column(system: fsspec.AbstractFileSystem, file: str, column: str) -> list[s
         with system.open(file, "rb") as data:
             values = pq.read_table(data, columns=[column])[column].to_pylist()
     except (FileNotFoundError, KeyError, pa.ArrowInvalid) as error:
-        raise CorpusError(f"{file} can't be read, or has no column {column}: {error}") from error
+        raise CorpusError(f"{file} cannot be read, or has no column {column}: {error}") from error
     return [str(value) for value in values if value is not None]
 
 
@@ -257,6 +279,6 @@ def _json(pages: Sequence[CorpusPage]) -> bytes:
 
 
 def _stem(url: str) -> str:
-    """The last part of a URL, as a file's name."""
+    """Return the last part of a URL in a form that is safe as a file name."""
     name = PurePosixPath(urlsplit(url).path).stem or "document"
     return re.sub(r"[^\w.-]+", "_", name)[:80]
