@@ -243,7 +243,7 @@ async def test_batches_yield_to_other_requests(serve: Serve) -> None:
         await until(lambda: admission.pages_waiting == 1)
         gate.release()
         await until(lambda: len(served.engine.pages) == 18)
-        assert served.engine.pages[17].params.seed == 77
+        assert served.engine.pages[17].decoding.seed == 77
         for _ in range(60):
             gate.release()
         assert (await asked).status_code == 200

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from ocr_server.batches.room import Room
+from ocr_server.batches.budget import RequestBudget
 
 
 async def settle() -> None:
@@ -19,10 +19,10 @@ async def settle() -> None:
     [([1, 1, 1, 1], 3), ([6, 4, 1], 2), ([6, 5, 1], 1), ([50, 1], 1), ([1, 50, 1], 1)],
 )
 async def test_bounds_hold_and_nobody_is_passed(sizes: list[int], within: int) -> None:
-    room, entered = Room(requests=3, size=10), list[int]()
+    budget, entered = RequestBudget(requests=3, size=10), list[int]()
 
     async def enter(number: int) -> None:
-        await room.enter(sizes[number])
+        await budget.enter(sizes[number])
         entered.append(number)
 
     tasks = [asyncio.create_task(enter(number)) for number in range(len(sizes))]
@@ -30,18 +30,18 @@ async def test_bounds_hold_and_nobody_is_passed(sizes: list[int], within: int) -
     assert entered == list(range(within))
     for number, size in enumerate(sizes):
         assert number in entered
-        room.leave(size)
+        budget.leave(size)
         await settle()
     assert entered == list(range(len(sizes)))
     await asyncio.gather(*tasks)
 
 
 async def test_who_gives_up_waiting_holds_up_nobody() -> None:
-    room = Room(requests=1, size=10)
-    await room.enter(1)
-    first, second = asyncio.create_task(room.enter(1)), asyncio.create_task(room.enter(1))
+    budget = RequestBudget(requests=1, size=10)
+    await budget.enter(1)
+    first, second = asyncio.create_task(budget.enter(1)), asyncio.create_task(budget.enter(1))
     await settle()
     first.cancel()
-    room.leave(1)
+    budget.leave(1)
     await settle()
     assert second.done()

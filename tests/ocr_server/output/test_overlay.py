@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ocr_server.output.blocks import LABELS, Block, PixelBox
+from deepseek_ocr.families import DEEPSEEK_OCR
+from ocr_server.output.blocks import Block, PixelBox
 from ocr_server.output.overlay import colour, draw, line_width, to_jpeg, to_pdf
 from tests.ocr_server.conftest import examples
 
@@ -76,11 +77,11 @@ class TestDraw:
         assert once.tobytes() == often.tobytes()
 
     def test_every_label_has_its_colour(self) -> None:
-        colours = {colour(label) for label in LABELS}
-        assert len(colours) == len(LABELS)
+        colours = {colour(label) for label in DEEPSEEK_OCR.labels}
+        assert len(colours) == len(DEEPSEEK_OCR.labels)
         assert colour("anything") == colour("anything")
 
-    @pytest.mark.parametrize("label", [*LABELS, "anything", "", "字"])
+    @pytest.mark.parametrize("label", [*DEEPSEEK_OCR.labels, "anything", "", "字"])
     def test_white_is_legible_on_it(self, label: str) -> None:
         linear = [(value / 255 / 12.92, ((value / 255 + 0.055) / 1.055) ** 2.4)[value > 10] for value in colour(label)]
         luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ocr_server.dialects.validation import MOST_LEVELS
+from ocr_server.dialects.validation import MAX_LEVELS
 from tests.ocr_server.conftest import CHAT, WHITE, FakeEngine, chat, error_of
 
 OCR = "/v1/ocr"
@@ -27,14 +27,14 @@ def with_schema(levels: int) -> dict[str, Any]:
 
 
 class TestDepth:
-    @pytest.mark.parametrize("levels", [MOST_LEVELS + 1, 150])
+    @pytest.mark.parametrize("levels", [MAX_LEVELS + 1, 150])
     async def test_a_deep_schema(self, levels: int, client: httpx.AsyncClient) -> None:
         error = error_of(await client.post(CHAT, json=with_schema(levels)), 400)
         assert (error["code"], error["param"]) == ("json_too_deep", "response_format")
-        assert str(MOST_LEVELS) in error["message"]
+        assert str(MAX_LEVELS) in error["message"]
 
     async def test_one_as_deep_as_allowed(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
-        assert (await client.post(CHAT, json=with_schema(MOST_LEVELS))).status_code == 200
+        assert (await client.post(CHAT, json=with_schema(MAX_LEVELS))).status_code == 200
         assert len(engine.pages) == 1
 
     @pytest.mark.parametrize("field", ["metadata", "tools", "messages", "no_such_field"])
