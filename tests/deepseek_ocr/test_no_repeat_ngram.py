@@ -21,7 +21,10 @@ from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as InterfaceV1
 from vllm.v1.worker.gpu.sample.logits_processor import interface as v2
 
-from deepseek_ocr.no_repeat_ngram import Guard, NoRepeatNGramV1, NoRepeatNGramV2, Window, guard_for
+from deepseek_ocr.guard import Guard
+from deepseek_ocr.no_repeat_ngram import NoRepeatNGramV1, NoRepeatNGramV2, Window, guard_for
+
+pytestmark = pytest.mark.engine
 
 CHECKPOINT = Path(__file__).parents[2] / "nano" / "checkpoint"
 TD, END_TD = 9, 10  # <td> and </td> in that checkpoint's tokenizer
@@ -148,14 +151,6 @@ class TestSearch:
 
 
 class TestSettings:
-    def test_the_published_ones_are_the_default(self) -> None:
-        assert Guard.of(SamplingParams()) == Guard(ngram_size=30, window_size=90, whitelist_token_ids=None)
-
-    def test_every_one_can_be_set(self) -> None:
-        ours = params(ngram_size=20, window_size=50, whitelist_token_ids=[3, 4])
-        assert Guard.of(ours) == Guard(20, 50, (3, 4))
-        assert Guard.of(params(whitelist_token_ids=[])).whitelist_token_ids == ()
-
     @pytest.mark.parametrize("processor", [NoRepeatNGramV1, NoRepeatNGramV2])
     @pytest.mark.parametrize(
         ("name", "args"),

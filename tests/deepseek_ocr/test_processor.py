@@ -18,6 +18,8 @@ from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES
 from deepseek_ocr.processor import Processor
 
+pytestmark = pytest.mark.engine
+
 CHECKPOINT = Path(__file__).parents[2] / "nano" / "checkpoint"
 IMAGE_TOKEN = 3
 CONTEXT = 8192

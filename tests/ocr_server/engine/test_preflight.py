@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from torch import nn
-from vllm import ModelRegistry
 
 from config import EMBEDDED_CHECKPOINT, Settings
-from deepseek_ocr import ARCHITECTURE, MODEL_CLASS
+from deepseek_ocr.families import DEEPSEEK_OCR
 from ocr_server.engine.preflight import (
     GIB,
     GpuMemory,
@@ -29,7 +28,7 @@ from ocr_server.engine.preflight import (
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A folder that passes."""
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": [ARCHITECTURE]}))
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [DEEPSEEK_OCR.architecture]}))
     (tmp_path / "model.safetensors").write_bytes(b"")
     return tmp_path
 
@@ -42,8 +41,8 @@ def refusal(name: str | Path) -> str:
 
 class TestLocalModel:
     def test_a_good_folder(self, checkpoint: Path) -> None:
-        assert local_model(str(checkpoint)) == checkpoint
-        assert local_model(str(EMBEDDED_CHECKPOINT)) == EMBEDDED_CHECKPOINT
+        assert local_model(str(checkpoint)) == (checkpoint, DEEPSEEK_OCR)
+        assert local_model(str(EMBEDDED_CHECKPOINT)) == (EMBEDDED_CHECKPOINT, DEEPSEEK_OCR)
 
     @pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "~/no-such-folder", "name", "a/b/c", ""])
     def test_no_folder(self, name: str) -> None:
@@ -67,7 +66,9 @@ class TestLocalModel:
         assert "config.json" in refusal(checkpoint)
         assert "can't be read" in refusal(checkpoint)
 
-    @pytest.mark.parametrize("found", [["LlamaForCausalLM"], [], None, [ARCHITECTURE, "Other"], ARCHITECTURE])
+    @pytest.mark.parametrize(
+        "found", [["LlamaForCausalLM"], [], None, [DEEPSEEK_OCR.architecture, "Other"], DEEPSEEK_OCR.architecture]
+    )
     def test_another_model(self, checkpoint: Path, found: Any) -> None:
         (checkpoint / "config.json").write_text(json.dumps({"architectures": found}))
         assert f"its architectures are {found}" in refusal(checkpoint)
@@ -167,36 +168,37 @@ class TestExplained:
 
 
 class Foreign(nn.Module):
-    """Somebody else's model of the same name."""
+    """Another package's model class with the same name as ours."""
 
 
+@pytest.mark.engine
 class TestArchitecture:
     CONFIG = SimpleNamespace(model_impl="auto", convert_type="none", runner_type="generate")
 
-    @pytest.fixture(autouse=True)
-    def _restored(self) -> Iterator[None]:
-        """The registry as it was: it is one for the process."""
-        before = ModelRegistry.models[ARCHITECTURE]
-        yield
-        ModelRegistry.models[ARCHITECTURE] = before
+    @pytest.fixture
+    def register(self) -> Iterator[Callable[[type[nn.Module]], None]]:
+        """Registers a class for our architecture; restores vLLM's registry, which the process shares, afterwards."""
+        from vllm import ModelRegistry
 
-    def test_ours(self) -> None:
-        ModelRegistry.register_model(ARCHITECTURE, self.class_named(MODEL_CLASS))
-        check_architecture(self.CONFIG)
+        architecture = DEEPSEEK_OCR.architecture
+        before = ModelRegistry.models[architecture]
+        yield lambda model_class: ModelRegistry.register_model(architecture, model_class)
+        ModelRegistry.models[architecture] = before
 
-    def test_a_foreign_one(self) -> None:
-        ModelRegistry.register_model(ARCHITECTURE, Foreign)
+    def test_our_class(self, register: Callable[[type[nn.Module]], None]) -> None:
+        module, _, name = DEEPSEEK_OCR.model_class.partition(":")
+        # A stand-in with our class's full name: only the name to which the registry resolves is checked.
+        register(type(name, (nn.Module,), {"__module__": module}))
+        check_architecture(self.CONFIG, DEEPSEEK_OCR)
+
+    def test_a_class_of_another_package(self, register: Callable[[type[nn.Module]], None]) -> None:
+        register(Foreign)
         with pytest.raises(LoadError, match="pip install -e") as caught:
-            check_architecture(self.CONFIG)
+            check_architecture(self.CONFIG, DEEPSEEK_OCR)
         assert f"{Foreign.__module__}:Foreign" in str(caught.value)
 
-    def test_one_of_the_same_class_name(self) -> None:
-        namesake = type(MODEL_CLASS.partition(":")[2], (nn.Module,), {"__module__": "elsewhere"})
-        ModelRegistry.register_model(ARCHITECTURE, namesake)
+    def test_a_class_with_the_same_name_in_another_module(self, register: Callable[[type[nn.Module]], None]) -> None:
+        _, _, name = DEEPSEEK_OCR.model_class.partition(":")
+        register(type(name, (nn.Module,), {"__module__": "elsewhere"}))
         with pytest.raises(LoadError, match=r"elsewhere:DeepseekOCRForCausalLM"):
-            check_architecture(self.CONFIG)
-
-    def class_named(self, name: str) -> type[nn.Module]:
-        """A stand-in of our class's full name: what is checked is the name that the registry leads to."""
-        module, _, qualified = name.partition(":")
-        return type(qualified, (nn.Module,), {"__module__": module})
+            check_architecture(self.CONFIG, DEEPSEEK_OCR)

@@ -13,11 +13,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from config import EMBEDDED_CHECKPOINT
-from ocr_server.engine.prompt import IMAGE_TOKEN, PROMPT_TOKENS, PromptEncoder
+from deepseek_ocr.families import DEEPSEEK_OCR
+from ocr_server.engine.prompt import PromptEncoder
 from tests.ocr_server.conftest import examples
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 IMAGE_ID = 128815
+IMAGE_TOKEN, PROMPT_TOKENS = DEEPSEEK_OCR.image_token, DEEPSEEK_OCR.prompt_tokens
 PUBLISHED = {
     BOS: 0,
     EOS: 1,
@@ -73,7 +75,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="module")
 def encoder(tokenizer: Any) -> PromptEncoder:
-    return PromptEncoder(tokenizer)
+    return PromptEncoder(tokenizer, DEEPSEEK_OCR)
 
 
 class Ids:
@@ -101,7 +103,7 @@ def decoded(tokenizer: Any, tokens: list[int]) -> str:
 
 
 def test_the_published_ids_of_free_ocr(published: PreTrainedTokenizerFast) -> None:
-    assert PromptEncoder(published).encode("Free OCR.") == [0, 128815, 201, 21431, 126041, 16]
+    assert PromptEncoder(published, DEEPSEEK_OCR).encode("Free OCR.") == [0, 128815, 201, 21431, 126041, 16]
 
 
 def test_every_tokenizer_has_the_tokens(tokenizer: Any) -> None:
@@ -199,7 +201,7 @@ def test_many_threads(encoder: PromptEncoder) -> None:
 
 
 def test_the_given_tokenizer_stays_as_it_was(published: PreTrainedTokenizerFast) -> None:
-    PromptEncoder(published)
+    PromptEncoder(published, DEEPSEEK_OCR)
     assert published.encode("a<image>b", add_special_tokens=False).count(IMAGE_ID) == 1
 
 
@@ -215,4 +217,4 @@ def test_a_tokenizer_of_another_model(missing: str) -> None:
     backend = Tokenizer(models.BPE({"a": 0, BOS: 1} | ({} if missing == IMAGE_TOKEN else {IMAGE_TOKEN: 2}), []))
     names = {} if missing == "bos" else {"bos_token": BOS}
     with pytest.raises(ValueError, match="not DeepSeek-OCR's"):
-        PromptEncoder(PreTrainedTokenizerFast(tokenizer_object=backend, **names))
+        PromptEncoder(PreTrainedTokenizerFast(tokenizer_object=backend, **names), DEEPSEEK_OCR)

@@ -9,11 +9,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from vllm.sampling_params import SamplingParams
 
 from ocr_server.engine.quarantine import Suspects, content_key
 from ocr_server.engine.supervisor import Supervisor, Timing
 from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable
+from ocr_server.reading.decoding import Decoding
 from ocr_server.reading.page import Page, PageDelta
 from tests.ocr_server.conftest import FakeEngine, Script, delta, endless, fails, never, prepared, says, until
 
@@ -53,6 +53,7 @@ class House:
         self.engines: list[Mortal] = []
         self.times: list[float] = []
         self.supervisors: list[Supervisor] = []
+        self.checked: list[Decoding] = []
         self.plan: Callable[[int], Mortal] = lambda _: Mortal(says("Hello"))
         """The n-th engine, from 0."""
 
@@ -66,7 +67,9 @@ class House:
         return self.engine
 
     def supervisor(self, *, stall: float = 60, most: int = 100, timing: Timing = QUICK) -> Supervisor:
-        supervisor = Supervisor(self.make, stall_timeout=stall, most_restarts=most, timing=timing)
+        supervisor = Supervisor(
+            self.make, check=self.checked.append, stall_timeout=stall, most_restarts=most, timing=timing
+        )
         self.supervisors.append(supervisor)
         return supervisor
 
@@ -91,7 +94,7 @@ async def house() -> AsyncIterator[House]:
 def page(number: int = 0, prompt: str = "Free OCR.", **params: int) -> Page:
     """Pages of different numbers are different pictures."""
     image = replace(prepared(), global_view=torch.full((4, 4, 3), number, dtype=torch.uint8))
-    return Page(image, prompt, SamplingParams(**params))
+    return Page(image, prompt, Decoding(**params))
 
 
 async def text(supervisor: Supervisor, each: Page) -> str:
@@ -663,14 +666,14 @@ async def test_a_factory_that_fails_is_an_engine_that_fails_to_load(house: House
 def test_suspects_are_forgotten() -> None:
     suspects = Suspects(seconds=10, most=2)
     assert not suspects.any(0)
-    suspects.accuse({b"a"}, 0)
-    suspects.accuse({b"b"}, 5)
-    suspects.accuse({b"a"}, 6)
+    suspects.record_crash({b"a"}, 0)
+    suspects.record_crash({b"b"}, 5)
+    suspects.record_crash({b"a"}, 6)
     assert [suspects.deaths(key) for key in (b"a", b"b", b"c")] == [2, 1, 0]
-    suspects.accuse({b"c"}, 7)  # one too many
+    suspects.record_crash({b"c"}, 7)  # one too many
     assert [suspects.deaths(key) for key in (b"a", b"b", b"c")] == [2, 0, 1]
-    suspects.acquit(b"c")
-    suspects.acquit(b"c")
+    suspects.clear(b"c")
+    suspects.clear(b"c")
     assert suspects.any(15.9)
     assert not suspects.any(16)
     assert suspects.deaths(b"a") == 0
@@ -684,9 +687,9 @@ def test_content_keys() -> None:
         page(1),
         page(prompt="Another."),
         page(max_tokens=1),
-        Page(image, "Free OCR.", SamplingParams()),
-        Page(replace(image, tiles=torch.zeros(1, 2, 2, 3)), "Free OCR.", SamplingParams()),
-        Page(replace(image, tiles=torch.zeros(2, 1, 2, 3)), "Free OCR.", SamplingParams()),
+        Page(image, "Free OCR.", Decoding()),
+        Page(replace(image, tiles=torch.zeros(1, 2, 2, 3)), "Free OCR.", Decoding()),
+        Page(replace(image, tiles=torch.zeros(2, 1, 2, 3)), "Free OCR.", Decoding()),
     ]
     assert len({content_key(each) for each in pages}) == len(pages)
     assert content_key(page(7, max_tokens=3)) == content_key(page(7, max_tokens=3))

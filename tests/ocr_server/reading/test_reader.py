@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vllm.sampling_params import SamplingParams
 
+from deepseek_ocr.families import DEEPSEEK_OCR
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import MODES, ResolutionMode
 from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.reading.admission import Admission, Ticket
+from ocr_server.reading.decoding import Decoding
 from ocr_server.reading.loops import LoopPolicy
 from ocr_server.reading.page import Job, Page, PageDelta, PageReading
 from ocr_server.reading.reader import AHEAD, Event, Piece, Reader
@@ -42,7 +44,7 @@ class Loads:
                 raise InvalidRequest(f"page {number} is torn", code="torn")
             return PICTURE
 
-        return Job(load, MODES[mode], f"page {number}", SamplingParams(), source=0, number=number)
+        return Job(load, MODES[mode], f"page {number}", Decoding(), source=0, number=number)
 
 
 async def prepare(_: SourcePage, mode: ResolutionMode) -> PreparedImage:
@@ -50,7 +52,7 @@ async def prepare(_: SourcePage, mode: ResolutionMode) -> PreparedImage:
 
 
 def reader(engine: FakeEngine, at_once: int = 32, loops: LoopPolicy = "retry") -> Reader:
-    return Reader(engine, prepare, at_once=at_once, loops=loops)
+    return Reader(engine, prepare, family=DEEPSEEK_OCR, at_once=at_once, loops=loops)
 
 
 def ticket(pages: int = 1000, slots: int = 1000) -> Ticket:
@@ -275,7 +277,7 @@ class TestFinish:
         reading = asyncio.ensure_future(all_of(reader(FakeEngine(script)).read(jobs(3), ticket(), finish=finish)))
         await until(lambda: sorted(seen) == ["1", "2"])
         gate.set()
-        assert [each.product for each in readings(await reading)] == ["made of 0", "made of 1", "made of 2"]
+        assert [each.artifacts for each in readings(await reading)] == ["made of 0", "made of 1", "made of 2"]
 
 
 class TestLoops:
@@ -354,7 +356,7 @@ class TestLoops:
 
     async def test_several_choices_are_left_as_they_are(self) -> None:
         job = jobs(1)[0]
-        job.decoding.n, job.decoding.temperature = 2, 1.0
+        job = replace(job, decoding=replace(job.decoding, n=2, temperature=1.0))
         engine = self.engine(1)
         await all_of(reader(engine).read([job], ticket()))
         assert len(engine.pages) == 1
