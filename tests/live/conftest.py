@@ -1,4 +1,4 @@
-"""One real server with the real engine, shared by all live tests, and the official SDK to talk to it."""
+"""Fixtures: a server with the real engine, shared by all live tests, and clients for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-# Tests are imported without a package around them, so their two plain helper modules need the path.
+# The tests are not imported as a package, so their helper modules must be found on the path.
 sys.path.append(str(Path(__file__).parent))
 
 from live_server import Server, running
@@ -25,7 +25,7 @@ LIMITS = {
     "--max-pages": "100",
     "--fetch-timeout": "2",
 }
-"""Lower than by default, so that a test goes over them in no time."""
+"""Lower than the defaults, so that tests can exceed them quickly."""
 
 _current: list[Server] = []
 
@@ -44,24 +44,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show what the server logged last beside a test that failed."""
+    """Add the end of the server's log to the report of a failed test."""
     report = yield
     if report.failed and _current:
-        report.sections.append(("the shared server's log, its end", _current[0].log[-6000:]))
+        report.sections.append(("end of the shared server's log", _current[0].log[-6000:]))
     return report
 
 
 @pytest.fixture(scope="session")
 def base_url(server: Server) -> str:
-    """As the SDK takes it."""
+    """The base URL for the SDK."""
     return f"{server.url}/v1"
 
 
 @pytest.fixture
 def client(base_url: str) -> Iterator[OpenAI]:
-    """Checks every answer against the SDK's types, and tries nothing twice."""
+    """The official SDK. It validates every response against its types, and does not retry."""
     with OpenAI(
-        base_url=base_url, api_key="EMPTY", max_retries=0, timeout=60, _strict_response_validation=True
+        base_url=base_url, api_key="EMPTY", max_retries=0, timeout=120, _strict_response_validation=True
     ) as client:
         yield client
 
@@ -69,28 +69,28 @@ def client(base_url: str) -> Iterator[OpenAI]:
 @pytest.fixture
 async def async_client(base_url: str) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(
-        base_url=base_url, api_key="EMPTY", max_retries=0, timeout=60, _strict_response_validation=True
+        base_url=base_url, api_key="EMPTY", max_retries=0, timeout=120, _strict_response_validation=True
     ) as client:
         yield client
 
 
 @pytest.fixture
 def http(server: Server) -> Iterator[httpx.Client]:
-    """For what the SDK would not send or not show."""
-    with httpx.Client(base_url=server.url, timeout=20) as client:
+    """A plain HTTP client, for requests that the SDK can't send and responses that it doesn't expose."""
+    with httpx.Client(base_url=server.url, timeout=120) as client:
         yield client
 
 
 @pytest.fixture
 def engine_idle(server: Server) -> Iterator[Server]:
-    """The server with an engine that has nothing to do: certain before the test, demanded after it."""
-    server.wait_idle(20)
+    """The server with an idle engine. Waits for that before the test, and again after it."""
+    server.wait_idle()
     yield server
     server.wait_idle()
 
 
 class Files:
-    """A web server for pictures: what is put into `paths` is served."""
+    """A web server that serves the files in `paths`."""
 
     def __init__(self) -> None:
         self.paths: dict[str, bytes] = {}

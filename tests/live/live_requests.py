@@ -1,4 +1,4 @@
-"""Pictures with known text, and the requests that carry them."""
+"""Images with known text, and requests to read them."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from tokenizers import Tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "deepseek-ocr"
 PROMPT = "Free OCR."
-"""The prompt that the embedded checkpoint is surest of."""
+"""The prompt that the embedded checkpoint follows best."""
 SEPARATOR = "\n\n<--- Page Split --->\n\n"
 PICTURES = sorted(
     path
     for path in (ROOT / "examples").iterdir()
     if path.suffix in (".png", ".jpg") and path.with_suffix(".txt").exists()
 )
-"""The example pictures; beside each is a file with its text."""
+"""The example images that have a file with their text beside them."""
 SIGN, RECEIPT, NOTICE = (ROOT / "examples" / name for name in ("sign.png", "receipt.png", "notice.png"))
 
 
 def truth(picture: Path) -> str:
-    """What stands in an example."""
+    """Return the text of an example image."""
     return picture.with_suffix(".txt").read_text(encoding="utf-8").strip()
 
 
 def data_uri(data: bytes | Path, kind: str = "image/png") -> str:
+    """Return the data URI of an image, given as bytes or as a file."""
     raw = data.read_bytes() if isinstance(data, Path) else data
     return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    image.copy().save(file, kind, **options)  # a copy: saving leaves marks that a second format stumbles over
+    image.copy().save(file, kind, **options)  # a copy, as saving leaves metadata that breaks saving in another format
     return file.getvalue()
 
 
@@ -58,12 +59,12 @@ def user(*parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def ask(*pictures: str | bytes | Path, prompt: str | None = PROMPT) -> list[dict[str, Any]]:
-    """Messages that ask to read the pictures."""
+    """Return messages that ask to read images."""
     return [user(*map(image_part, pictures), *([text_part(prompt)] if prompt is not None else []))]
 
 
 def request(*pictures: str | bytes | Path, **options: Any) -> dict[str, Any]:
-    """A request's body that asks to read the pictures; without any, the sign."""
+    """Return the body of a request to read images; by default, the sign."""
     return {"model": MODEL, "messages": ask(*(pictures or (SIGN,)))} | options
 
 
@@ -73,7 +74,7 @@ def _tokenizer() -> Tokenizer:
 
 
 def text_tokens(prompt: str) -> int:
-    """Tokens of the line break after a picture and the prompt, the model's prompt tokens being one each."""
+    """Return the number of tokens of a prompt, including the line break between the image and the prompt."""
     return len(_tokenizer().encode("\n" + prompt, add_special_tokens=False).ids)
 
 
@@ -89,16 +90,16 @@ def ids(text: str) -> list[int]:
 
 
 def blank(width: int, height: int) -> bytes:
-    """A white picture of that size, with nothing to read in it."""
+    """Return a blank white PNG image."""
     return saved(Image.new("RGB", (width, height), "white"))
 
 
-# What the SDK has no argument for
+# Options that are no arguments of the SDK
 _EXTRAS = {"ocr", "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids"}
 
 
 def call(*pictures: str | bytes | Path, **options: Any) -> dict[str, Any]:
-    """The same as `request`, as arguments of the SDK's `create`."""
+    """Return the same request as `request`, as arguments of the SDK's `create`."""
     body = request(*pictures, **options)
     extra = {name: body.pop(name) for name in _EXTRAS & body.keys()}
     return body | ({"extra_body": extra} if extra else {})
@@ -112,16 +113,16 @@ def text_of(answer: ChatCompletion, choice: int = 0) -> str:
 
 
 def joined(chunks: Iterable[ChatCompletionChunk], choice: int = 0) -> str:
-    """The text that the chunks of one choice make up."""
+    """Return the text of one choice of a stream."""
     return "".join(each.delta.content or "" for chunk in chunks for each in chunk.choices if each.index == choice)
 
 
 def events(body: str) -> list[Any]:
-    """The data of server-sent events, JSON decoded; `[DONE]` as it is. Checks the frames."""
+    """Return the decoded data of server-sent events, `[DONE]` as it is. Checks the framing."""
     assert body.endswith("\n\n")
     found: list[Any] = []
     for frame in body.replace("\r\n", "\n").removesuffix("\n\n").split("\n\n"):
-        if frame.startswith(":"):  # a comment, to keep the connection alive
+        if frame.startswith(":"):  # a comment that keeps the connection alive
             continue
         assert frame.startswith("data: "), frame
         assert "\n" not in frame, frame

@@ -1,4 +1,4 @@
-"""The installed command, as a user types it, against the real engine."""
+"""The command-line client, run as a user runs it, with the real engine."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
+    """Run the command; return its exit code, standard output and standard error."""
     process = start(folder, *arguments)
-    out, error = process.communicate(timeout=150)
+    out, error = process.communicate(timeout=250)
     return process.returncode, out.decode(), error.decode()
 
 
@@ -58,7 +58,7 @@ def test_a_folder_is_read(base_url: str, tmp_path: Path) -> None:
     assert f"{pages + 2} pages from before" in error
 
 
-def test_a_run_that_is_killed_goes_on(base_url: str, engine_idle: Server, tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed(base_url: str, engine_idle: Server, tmp_path: Path) -> None:
     for number in range(4):
         shutil.copy(PAPERS, tmp_path / f"{number}.pdf")
     total = 4 * len(pypdfium2.PdfDocument(PAPERS))
@@ -68,12 +68,12 @@ def test_a_run_that_is_killed_goes_on(base_url: str, engine_idle: Server, tmp_pa
         return {file: file.stat().st_mtime_ns for file in tmp_path.glob("texts/*/pages/*.json")}
 
     process = start(tmp_path, *read)
-    wait_until("pages are kept", lambda: len(pages()) >= 4, 120)
+    wait_until("pages are stored", lambda: len(pages()) >= 4)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     kept = pages()
     assert len(kept) < total
-    engine_idle.wait_idle(60)
+    engine_idle.wait_idle()
 
     code, _, error = run(tmp_path, *read)
     assert code == 0, error
@@ -92,7 +92,7 @@ def test_overlays_and_json(base_url: str, tmp_path: Path) -> None:
     assert (tmp_path / "texts" / SIGN.name / "overlay.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_doctor_finds_the_server_that_runs(server: Server, tmp_path: Path) -> None:
+def test_doctor_finds_the_running_server(server: Server, tmp_path: Path) -> None:
     code, out, _ = run(tmp_path, "doctor", "--port", str(server.port))
     assert code == 0, out
     assert f"a server runs at {server.url}" in out

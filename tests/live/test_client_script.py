@@ -1,4 +1,4 @@
-"""The client to try the server with, as a user types it."""
+"""The example client test_openai_client.py, run as a user runs it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=250,
     )
 
 
@@ -38,28 +38,28 @@ def test_it_prints_each_text_twice(base_url: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for picture in (RECEIPT, SIGN):
-        assert done.stdout.count(truth(picture)) == 2, "once whole, once as a stream"
+        assert done.stdout.count(truth(picture)) == 2, "once as a complete answer, once as a stream"
     assert "deepseek-ocr:tiny" in done.stdout
     assert "284 tokens in" in done.stdout
 
 
-def test_it_takes_a_mode_and_a_prompt(base_url: str) -> None:
+def test_mode_and_prompt_can_be_set(base_url: str) -> None:
     done = run(SIGN, "--base-url", base_url, "--mode", "tiny", "--prompt", "<|grounding|>OCR this image.")
     assert done.returncode == 0, done.stderr
     assert "tokens in" in done.stdout
     assert "284 tokens in" not in done.stdout
 
 
-def test_a_missing_file_is_an_error_of_one_line(base_url: str) -> None:
+def test_a_missing_file_is_a_one_line_error(base_url: str) -> None:
     assert "no-such-page.png" in assert_one_line_error(run("no-such-page.png", "--base-url", base_url))
 
 
-def test_no_server_is_an_error_of_one_line() -> None:
+def test_no_server_is_a_one_line_error() -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
     assert url in assert_one_line_error(run(SIGN, "--base-url", url))
 
 
-def test_what_the_server_refuses_is_an_error_of_one_line(base_url: str) -> None:
+def test_a_refused_request_is_a_one_line_error(base_url: str) -> None:
     line = assert_one_line_error(run(SIGN, "--base-url", base_url, "--model", "gpt-4o"))
     assert "404" in line
     assert "gpt-4o" in line

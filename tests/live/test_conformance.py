@@ -1,4 +1,4 @@
-"""What the server does is what its schema says, whatever it is sent."""
+"""The server conforms to its OpenAPI schema, whatever requests it gets."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ BATCHES_S = 120
 """The batches that it creates end for themselves: what they may take."""
 
 
-def test_no_answer_but_those_of_the_schema(engine_idle: Server) -> None:
-    """schemathesis, its short form: the same cases every time."""
+def test_responses_conform_to_the_schema(engine_idle: Server) -> None:
+    """A short run of schemathesis, with the same cases every time."""
     done = check(engine_idle.url, cases=15, seconds=SECONDS, seed=1)
     assert done.returncode == 0, done.stdout + done.stderr
     generated = re.search(r"(\d+) generated", done.stdout)

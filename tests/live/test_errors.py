@@ -1,4 +1,4 @@
-"""What is wrong with a request is told in OpenAI's envelope: status, type, parameter, code. Nothing is a 500."""
+"""Invalid requests get an error in OpenAI's format, with status, type, parameter and code, and never a 500."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ from live_requests import (
 from openai import OpenAI
 from PIL import Image
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(200)]
 
 CHAT = "/v1/chat/completions"
 URL = "messages[0].content[0].image_url.url"
-"""The place of the picture in what `ask` makes."""
+"""The parameter of the first image in the messages of `ask`."""
 
 
 class Files(Protocol):
-    """The web server for pictures of conftest.py."""
+    """The web server for images in conftest.py."""
 
     url: str
     paths: dict[str, bytes]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _still_reads(server: Any) -> Iterator[None]:
-    """After all of this, the server reads as before."""
+def _still_reads_afterwards(server: Any) -> Iterator[None]:
+    """After all tests of this file, the server still reads correctly."""
     yield
-    answer = httpx.post(f"{server.url}{CHAT}", json=request(), timeout=30)
+    answer = httpx.post(f"{server.url}{CHAT}", json=request(), timeout=120)
     assert answer.json()["choices"][0]["message"]["content"] == truth(SIGN)
     server.wait_idle()
 
 
-def wrong(answer: httpx.Response, status: int = 400, param: str | None = None, code: str | None = None) -> str:
-    """The message of an error that must have this status, parameter and code."""
+def check_error(answer: httpx.Response, status: int = 400, param: str | None = None, code: str | None = None) -> str:
+    """Check an error response, and return its message."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-request-id"]
@@ -66,7 +66,7 @@ def wrong(answer: httpx.Response, status: int = 400, param: str | None = None, c
     message = error["message"]
     assert isinstance(message, str)
     assert len(message) > 10
-    assert "<" not in (error["param"] or ""), "no names of ours in the parameter"
+    assert "<" not in (error["param"] or ""), "the parameter should not contain internal names"
     assert not re.search(r"Traceback|0x[0-9a-f]{6}|\.py\b|pydantic", message), message
     return message
 
@@ -107,19 +107,19 @@ Post = Callable[..., httpx.Response]
     ],
     ids=["cut off", "none", "null", "list", "string", "empty", "not UTF-8", "no messages"],
 )
-def test_bodies_that_are_no_request(post_raw: Post, body: bytes, param: str | None) -> None:
-    wrong(post_raw(body), param=param)
+def test_invalid_bodies(post_raw: Post, body: bytes, param: str | None) -> None:
+    check_error(post_raw(body), param=param)
 
 
-def test_a_body_of_another_type(post_raw: Post) -> None:
-    """curl calls what it sends a form, unless told otherwise: JSON is taken for what it is, a form is not."""
+def test_a_body_with_another_content_type(post_raw: Post) -> None:
+    """By default, curl declares its data as a form. JSON is accepted nevertheless, but a form is not."""
     form = "application/x-www-form-urlencoded"
     assert post_raw(json.dumps(request(max_tokens=1)).encode(), form).status_code == 200
-    wrong(post_raw(b"model=deepseek-ocr&messages=5", form))
+    check_error(post_raw(b"model=deepseek-ocr&messages=5", form))
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'], ids=["lists", "objects"])
-def test_nesting_without_end(post_raw: Post, opening: bytes) -> None:
+def test_deeply_nested_bodies(post_raw: Post, opening: bytes) -> None:
     closing = {b"[": b"]", b'{"a":': b"}"}[opening]
     deep = opening * 10_000 + b"1" + closing * 10_000
     for name in (b"messages", b"metadata", b"response_format"):
@@ -129,18 +129,20 @@ def test_nesting_without_end(post_raw: Post, opening: bytes) -> None:
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_numbers_that_are_none(post_raw: Post, number: str) -> None:
-    wrong(post_raw(json.dumps(request())[:-1].encode() + f', "temperature": {number}}}'.encode()), param="temperature")
+def test_numbers_that_are_not_finite(post_raw: Post, number: str) -> None:
+    check_error(
+        post_raw(json.dumps(request())[:-1].encode() + f', "temperature": {number}}}'.encode()), param="temperature"
+    )
 
 
-def test_numbers_beyond_measure(post_raw: Post) -> None:
+def test_a_number_with_thousands_of_digits(post_raw: Post) -> None:
     answer = post_raw(json.dumps(request())[:-1].encode() + b', "seed": ' + b"9" * 5000 + b"}")
     assert answer.status_code == 400
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_half_a_character(post_raw: Post) -> None:
-    """JSON can write what no text holds: one half of a surrogate pair."""
+def test_an_unpaired_surrogate(post_raw: Post) -> None:
+    """JSON can contain half of a surrogate pair, which is not valid text."""
     body = json.dumps(request(messages=ask(SIGN, prompt="PROMPT"))).replace("PROMPT", "\\ud800")
     answer = post_raw(body.encode())
     assert answer.status_code == 400, answer.text
@@ -150,9 +152,9 @@ def test_half_a_character(post_raw: Post) -> None:
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_over_the_limit(http: httpx.Client, post_raw: Post, chunked: bool) -> None:
     piece = b"x" * 1_000_000
-    for _ in range(5):  # an answer that is lost now and then is lost too
+    for _ in range(5):  # repeated, as a race could lose the response now and then
         answer = post_raw((piece for _ in range(12)) if chunked else piece * 12)
-        message = wrong(answer, 413, code="body_too_large")
+        message = check_error(answer, 413, code="body_too_large")
         assert "8 MB" in message
     assert http.get("/health").status_code == 200
 
@@ -179,8 +181,8 @@ def test_a_body_over_the_limit(http: httpx.Client, post_raw: Post, chunked: bool
         ("http://user:secret@127.0.0.1/x.png", "image_url_not_allowed"),
     ],
 )
-def test_urls_that_lead_nowhere(post: Post, url: str, code: str) -> None:
-    message = wrong(post(url), param=URL, code=code)
+def test_invalid_and_unreachable_urls(post: Post, url: str, code: str) -> None:
+    message = check_error(post(url), param=URL, code=code)
     assert "secret" not in message
 
 
@@ -196,36 +198,36 @@ def test_urls_that_lead_nowhere(post: Post, url: str, code: str) -> None:
     ],
     ids=["text", "PDF", "SVG", "PNG signature alone", "truncated PNG", "truncated JPEG"],
 )
-def test_data_that_is_no_picture(post: Post, data: bytes, code: str) -> None:
-    message = wrong(post(data), param=URL, code=code)
+def test_data_that_is_not_an_image(post: Post, data: bytes, code: str) -> None:
+    message = check_error(post(data), param=URL, code=code)
     assert ("PDF" in message) >= data.startswith(b"%PDF")
 
 
-def test_web_servers_that_give_no_picture(post: Post, files: Files) -> None:
-    wrong(post(f"{files.url}/missing.png"), param=URL, code="image_fetch_failed")
-    wrong(post(f"{files.url}/never"), param=URL, code="image_fetch_failed")  # no answer in time
-    wrong(post(f"{files.url}/redirect-tofile:///etc/passwd"), param=URL, code="invalid_image_url")
+def test_web_servers_that_return_no_image(post: Post, files: Files) -> None:
+    check_error(post(f"{files.url}/missing.png"), param=URL, code="image_fetch_failed")
+    check_error(post(f"{files.url}/never"), param=URL, code="image_fetch_failed")  # no response within the timeout
+    check_error(post(f"{files.url}/redirect-tofile:///etc/passwd"), param=URL, code="invalid_image_url")
     files.paths["/page.html"] = b"<html>sign in first</html>"
-    wrong(post(f"{files.url}/page.html"), param=URL, code="invalid_image_format")
+    check_error(post(f"{files.url}/page.html"), param=URL, code="invalid_image_format")
     files.paths["/huge"] = b"\x89PNG\r\n\x1a\n" + bytes(4_500_000)
-    wrong(post(f"{files.url}/huge"), 413, param=URL, code="too_large")
+    check_error(post(f"{files.url}/huge"), 413, param=URL, code="too_large")
 
 
-def test_pictures_over_the_limits(post: Post) -> None:
-    message = wrong(post(saved(Image.new("1", (5000, 5000)))), 413, param=URL, code="too_large")
+def test_images_over_the_limits(post: Post) -> None:
+    message = check_error(post(saved(Image.new("1", (5000, 5000)))), 413, param=URL, code="too_large")
     assert "20,000,000" in message
-    wrong(post(b"\x89PNG\r\n\x1a\n" + bytes(4_500_000)), 413, param=URL, code="too_large")
+    check_error(post(b"\x89PNG\r\n\x1a\n" + bytes(4_500_000)), 413, param=URL, code="too_large")
 
 
-def test_too_many_pictures(post: Post) -> None:
-    wrong(post(*[data_uri(SIGN)] * 17), param="messages")
+def test_too_many_images(post: Post) -> None:
+    check_error(post(*[data_uri(SIGN)] * 17), param="messages")
     tiff = saved(Image.new("1", (9, 9)), "TIFF", save_all=True, append_images=[Image.new("1", (9, 9))] * 100)
-    assert "100" in wrong(post(tiff), param=URL, code="too_many_pages")
+    assert "100" in check_error(post(tiff), param=URL, code="too_many_pages")
 
 
-def test_the_second_picture_is_named_where_it_is_wrong(post: Post) -> None:
+def test_an_error_names_the_invalid_image(post: Post) -> None:
     messages = [{"role": "system", "content": "Read."}, user(text_part(), image_part(SIGN), image_part("data:,"))]
-    wrong(post(messages=messages), param="messages[1].content[2].image_url.url", code="invalid_image_url")
+    check_error(post(messages=messages), param="messages[1].content[2].image_url.url", code="invalid_image_url")
 
 
 # Messages
@@ -265,15 +267,15 @@ def image_url(**fields: Any) -> list[dict[str, Any]]:
     ],
     ids=lambda value: str(value)[:50],
 )
-def test_messages_that_are_wrong(post: Post, messages: Any, param: str, code: str | None) -> None:
-    wrong(post(messages=messages), param=param, code=code)
+def test_invalid_messages(post: Post, messages: Any, param: str, code: str | None) -> None:
+    check_error(post(messages=messages), param=param, code=code)
 
 
 def test_prompts_that_are_too_long(post: Post) -> None:
-    wrong(post(messages=ask(SIGN, prompt="x" * 8_001)), param="messages")
+    check_error(post(messages=ask(SIGN, prompt="x" * 8_001)), param="messages")
     for stream in (False, True):
         answer = post(messages=ask(SIGN, prompt="qwxzj" * 1600), stream=stream)
-        assert "8192" in wrong(answer, param="messages", code="context_length_exceeded")
+        assert "8192" in check_error(answer, param="messages", code="context_length_exceeded")
 
 
 # Parameters
@@ -329,12 +331,12 @@ def test_prompts_that_are_too_long(post: Post) -> None:
     ],
     ids=str,
 )
-def test_values_that_are_wrong(post: Post, options: dict[str, Any], param: str) -> None:
-    wrong(post(**options), param=param)
+def test_invalid_parameter_values(post: Post, options: dict[str, Any], param: str) -> None:
+    check_error(post(**options), param=param)
 
 
-def test_more_tokens_at_least_than_at_most(post: Post) -> None:
-    assert "min_tokens" in wrong(post(min_tokens=10, max_tokens=5), param="min_tokens")
+def test_min_tokens_above_max_tokens(post: Post) -> None:
+    assert "min_tokens" in check_error(post(min_tokens=10, max_tokens=5), param="min_tokens")
 
 
 @pytest.mark.parametrize(
@@ -348,20 +350,20 @@ def test_more_tokens_at_least_than_at_most(post: Post) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_schemas_that_are_none(post: Post, schema: dict[str, Any], stream: bool) -> None:
+def test_invalid_json_schemas(post: Post, schema: dict[str, Any], stream: bool) -> None:
     response_format = {"type": "json_schema", "json_schema": {"name": "page", "schema": schema}}
-    wrong(post(response_format=response_format, stream=stream), param="response_format")
+    check_error(post(response_format=response_format, stream=stream), param="response_format")
 
 
-def test_structure_is_for_one_page(post: Post) -> None:
-    wrong(post(data_uri(SIGN), data_uri(SIGN), response_format={"type": "json_object"}), param="response_format")
+def test_structured_output_needs_a_single_page(post: Post) -> None:
+    check_error(post(data_uri(SIGN), data_uri(SIGN), response_format={"type": "json_object"}), param="response_format")
 
 
 @pytest.mark.parametrize("name", ["temprature", "best_of", "ocr.moed", "stream_options.usage"])
 def test_unknown_parameters_are_named(post: Post, name: str) -> None:
     outer, _, inner = name.partition(".")
     options = {outer: {inner: 1} if inner else 1} | ({"stream": True} if outer == "stream_options" else {})
-    assert name in wrong(post(**options), param=name, code="unsupported_parameter")
+    assert name in check_error(post(**options), param=name, code="unsupported_parameter")
 
 
 @pytest.mark.parametrize(
@@ -378,11 +380,11 @@ def test_unknown_parameters_are_named(post: Post, name: str) -> None:
         ("reasoning_effort", "low"),
     ],
 )
-def test_what_the_model_cannot_do_is_refused(post: Post, name: str, value: Any) -> None:
-    assert name in wrong(post(**{name: value}), param=name, code="unsupported_parameter")
+def test_unsupported_features_are_refused(post: Post, name: str, value: Any) -> None:
+    assert name in check_error(post(**{name: value}), param=name, code="unsupported_parameter")
 
 
-def test_what_asks_for_nothing_is_accepted(client: OpenAI, post: Post) -> None:
+def test_parameters_without_effect_are_accepted(client: OpenAI, post: Post) -> None:
     harmless: dict[str, Any] = {
         "user": "somebody",
         "metadata": {"job": "7"},
@@ -409,20 +411,20 @@ def test_what_asks_for_nothing_is_accepted(client: OpenAI, post: Post) -> None:
 
 
 @pytest.mark.parametrize("model", ["gpt-4o", f"{MODEL}:huge", f"{MODEL}:", ""])
-def test_models_that_do_not_exist(post: Post, model: str) -> None:
-    wrong(post(model=model), 404, param="model", code="model_not_found")
+def test_unknown_models(post: Post, model: str) -> None:
+    check_error(post(model=model), 404, param="model", code="model_not_found")
 
 
-def test_routes_that_do_not_exist(http: httpx.Client) -> None:
+def test_unknown_routes(http: httpx.Client) -> None:
     for method, path in (("GET", "/nowhere"), ("POST", "/v1/responses"), ("GET", "/v1/models/a/b")):
-        wrong(http.request(method, path), 404, code="not_found")
+        check_error(http.request(method, path), 404, code="not_found")
     for method, path in (("GET", CHAT), ("PUT", CHAT), ("DELETE", "/v1/models"), ("POST", "/health")):
         answer = http.request(method, path)
-        wrong(answer, 405, code="method_not_allowed")
+        check_error(answer, 405, code="method_not_allowed")
         assert answer.headers["allow"]
 
 
-# As the SDK shows them
+# Errors in the SDK
 
 
 @pytest.mark.parametrize(
@@ -434,7 +436,7 @@ def test_routes_that_do_not_exist(http: httpx.Client) -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_sdk_raises_what_it_raises_for_openai(
+def test_the_sdk_raises_the_same_exceptions_as_for_openai(
     client: OpenAI, options: dict[str, Any], error: type[openai.APIStatusError], code: str | None, stream: bool
 ) -> None:
     with pytest.raises(error) as caught:
@@ -445,8 +447,8 @@ def test_the_sdk_raises_what_it_raises_for_openai(
     assert caught.value.param
 
 
-def test_a_stream_that_is_refused_is_no_stream(post: Post) -> None:
+def test_a_refused_stream_gets_a_plain_error(post: Post) -> None:
     answer = post(b"no picture", stream=True)
-    wrong(answer, param=URL, code="invalid_image_format")
+    check_error(answer, param=URL, code="invalid_image_format")
     good = post(stream=True, max_tokens=1)
     assert events(good.text)[-1] == "[DONE]"

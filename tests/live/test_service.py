@@ -1,4 +1,4 @@
-"""What the server says of itself: models, health, documentation, metrics."""
+"""The service routes: models, health, root, OpenAPI documentation, metrics."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ pytestmark = pytest.mark.live
 MODES = ("tiny", "small", "base", "large", "gundam", "gundam-m")
 
 
-def test_the_models_are_one_for_each_mode(client: OpenAI) -> None:
+def test_there_is_a_model_for_each_mode(client: OpenAI) -> None:
     models = client.models.list().data
     assert [model.id for model in models] == [MODEL, *(f"{MODEL}:{mode}" for mode in MODES)]
     assert all(model.object == "model" and model.owned_by and model.created > 1_600_000_000 for model in models)
 
 
-async def test_the_asynchronous_sdk_lists_them_too(async_client: AsyncOpenAI) -> None:
+async def test_the_asynchronous_sdk_lists_the_models(async_client: AsyncOpenAI) -> None:
     assert MODEL in [model.id async for model in async_client.models.list()]
 
 
 @pytest.mark.parametrize("name", [MODEL, f"{MODEL}:tiny", f"{MODEL}:gundam-m"])
-def test_a_model_can_be_looked_up(client: OpenAI, name: str) -> None:
+def test_a_model_can_be_retrieved(client: OpenAI, name: str) -> None:
     assert client.models.retrieve(name).id == name
 
 
@@ -50,7 +50,7 @@ def test_health(http: httpx.Client) -> None:
     assert answer.json()["status"] == "ok"
 
 
-def test_the_root_tells_what_is_here(http: httpx.Client) -> None:
+def test_the_root_lists_endpoints_modes_and_prompts(http: httpx.Client) -> None:
     found = http.get("/").json()
     assert found["model"] == MODEL
     assert set(found["modes"]) == set(MODES)
@@ -63,12 +63,12 @@ def test_the_root_tells_what_is_here(http: httpx.Client) -> None:
             assert http.get(path).status_code == 200, endpoint
 
 
-def test_nothing_tells_where_the_server_lives(http: httpx.Client) -> None:
+def test_responses_do_not_reveal_the_path_of_the_model(http: httpx.Client) -> None:
     for path in ("/", "/health", "/v1/models", "/openapi.json"):
         assert "/checkpoint" not in http.get(path).text, path
 
 
-def test_the_documentation_is_a_page(http: httpx.Client) -> None:
+def test_the_documentation_page(http: httpx.Client) -> None:
     page = http.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "/openapi.json" in page.text
@@ -83,13 +83,13 @@ def test_the_schema_describes_chat(http: httpx.Client) -> None:
     answers = chat["responses"]
     assert set(answers["200"]["content"]) == {"application/json", "text/event-stream"}
     assert {"400", "404", "413", "503"} <= set(answers)
-    assert "422" not in answers, "this server answers 400, as OpenAI does"
+    assert "422" not in answers, "like OpenAI, this server responds with 400"
     (reference,) = chat["requestBody"]["content"]["application/json"]["schema"].values()
     assert reference.endswith("/ChatCompletionRequest")
     assert {"messages", "ocr", "top_k", "stream_options"} <= set(schemas["ChatCompletionRequest"]["properties"])
 
 
-def test_no_reference_in_the_schema_leads_nowhere(http: httpx.Client) -> None:
+def test_every_reference_in_the_schema_resolves(http: httpx.Client) -> None:
     schema = http.get("/openapi.json").json()
 
     def walk(node: object) -> None:
@@ -109,7 +109,7 @@ def test_no_reference_in_the_schema_leads_nowhere(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_is_sent_is_what_the_schema_says(http: httpx.Client, stream: bool) -> None:
+def test_requests_and_responses_conform_to_the_schema(http: httpx.Client, stream: bool) -> None:
     schema = http.get("/openapi.json").json()
     body = request(blank(64, 64), stream=stream, max_tokens=3, logprobs=True, top_logprobs=1)
     answer = http.post("/v1/chat/completions", json=body)
@@ -122,27 +122,27 @@ def test_what_is_sent_is_what_the_schema_says(http: httpx.Client, stream: bool) 
         jsonschema.validate({}, {"$ref": "#/components/schemas/ChatCompletionRequest", **schema})
 
 
-def test_the_example_of_the_schema_is_a_request(http: httpx.Client) -> None:
+def test_the_example_in_the_schema_is_a_valid_request(http: httpx.Client) -> None:
     schema = http.get("/openapi.json").json()
     examples = schema["components"]["schemas"]["ChatCompletionRequest"]["examples"]
     assert examples
     for example in examples:
         jsonschema.validate(example, {"$ref": "#/components/schemas/ChatCompletionRequest", **schema})
-        example["messages"] = ask(SIGN)  # its picture is cut short
+        example["messages"] = ask(SIGN)  # its image is abbreviated
         assert http.post("/v1/chat/completions", json=example).status_code == 200
 
 
-def test_metrics_are_the_engines_own_and_move(server: Server, http: httpx.Client) -> None:
+def test_metrics_include_the_engines(server: Server, http: httpx.Client) -> None:
     answer = http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
-    assert server.gauge("vllm:num_requests_running") >= 0
-    before = server.gauge("vllm:prompt_tokens_total")
-    assert http.post("/v1/chat/completions", json=request(max_tokens=1)).status_code == 200
-    assert server.gauge("vllm:prompt_tokens_total") > before + 273
+    assert server.metric("vllm:num_requests_running") >= 0
+    before = server.metric("vllm:prompt_tokens_total")
+    answer = http.post("/v1/chat/completions", json=request(max_tokens=1))
+    assert server.metric("vllm:prompt_tokens_total") == before + answer.json()["usage"]["prompt_tokens"]
 
 
 @pytest.mark.parametrize("prompt", ["请把图中的文字读出来。", "قراءة النص 🧾", "a\u0000b\u2028c"])
 def test_prompts_in_any_script(http: httpx.Client, prompt: str) -> None:
-    """The small model can't follow them, but they must come through."""
+    """The embedded checkpoint can't follow such prompts, but they must be accepted."""
     answer = http.post("/v1/chat/completions", json=request(messages=ask(SIGN, prompt=prompt), max_tokens=3))
     assert answer.status_code == 200
