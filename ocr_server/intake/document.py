@@ -52,7 +52,7 @@ class _SinglePage(Document):
     """One page of a document that its owner closes."""
 
     def __init__(self, document: Document, number: int) -> None:
-        super().__init__([document.indices[number]], document.size_bytes, is_document=True)
+        super().__init__([document.indices[number]], document.size_bytes, is_document=document.is_document)
         self._document = document
         self._number = number
 

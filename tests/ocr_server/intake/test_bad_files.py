@@ -1,4 +1,4 @@
-"""Whatever a file tries: a clear error that names its parameter, or a page, in time, and in a process that holds."""
+"""Hostile and damaged files give a clear error or a page, within the limits of time and memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from contextlib import suppress
 
 import pytest
 
-from ocr_server.errors import ApiError, SourceError, SourceTooLarge
-from ocr_server.intake.document import Opener
+from ocr_server.intake.errors import SourceError
+from ocr_server.intake.opener import Opener
+from ocr_server.intake.source import Source
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.workers import Workers
 from tests.ocr_server.intake.bad_files import KINDS, Bad, good_files
@@ -20,6 +21,12 @@ from tests.processes import children
 
 TIMEOUT_S = 5.0
 MEMORY = 1_500_000_000
+HUNG_S = 120.0
+"""Much longer than all calls for a file may take together, on a machine that is busy."""
+SERVER_CPU_S = 5.0
+"""CPU time that the server itself, which only copies pixels, may spend on a file: seconds."""
+COUNTS = {"truncated": 130, "bombs": 45, "pdf_bombs": 17, "polyglots": 28, "wrong_types": 22, "sizes": 70}
+"""Number of files of each kind."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,7 @@ def opener(workers: Workers, limits: IntakeLimits) -> Opener:
 
 async def read(opener: Opener, data: bytes) -> list[tuple[int, int]]:
     """The sizes of the first two pages."""
-    opened = await opener.open(data, pages=None, dpi=72, password=None, param="file", pages_param="pages")
+    opened = await opener.open(Source(data, dpi=72))
     try:
         return [(await opened.page(number)).image.size for number in range(min(opened.page_count, 2))]
     finally:
@@ -45,7 +52,7 @@ async def read(opener: Opener, data: bytes) -> list[tuple[int, int]]:
 
 
 def peaks() -> list[int]:
-    """Of the processes that decode, the most memory each has held: bytes."""
+    """Peak memory of each worker process, in bytes."""
     found = []
     for child in children():
         with (
@@ -56,14 +63,15 @@ def peaks() -> list[int]:
     return found
 
 
-async def wrong_with(name: str, bad: Bad, opener: Opener) -> str | None:
-    """What is not as it should be with the answer to a bad file; None if all is well."""
-    started = time.monotonic()
+async def problem_with(name: str, bad: Bad, opener: Opener) -> str | None:
+    """What is wrong with the response to a bad file; None if it is as it should be."""
+    started = time.process_time()
     try:
-        sizes = await read(opener, bad.data)
-    except ApiError as error:
-        if not isinstance(error, SourceError | SourceTooLarge) or error.param != "file":
-            return f"{name}: {error!r} at {error.param}"
+        async with asyncio.timeout(HUNG_S):
+            sizes = await read(opener, bad.data)
+    except SourceError as error:
+        if (error.about, error.source) != ("file", 0):
+            return f"{name}: {error!r} about {error.about} of source {error.source}"
         if error.code not in bad.codes:
             return f"{name}: {error.code}"
         if "0x" in error.message or "/tmp" in error.message:
@@ -73,22 +81,22 @@ async def wrong_with(name: str, bad: Bad, opener: Opener) -> str | None:
     else:
         if not bad.pages or not sizes:
             return f"{name}: pages of {sizes}"
-    seconds = time.monotonic() - started
-    return f"{name}: {seconds:.1f} s" if seconds > 2 * TIMEOUT_S + 3 else None
+    seconds = time.process_time() - started
+    return f"{name}: {seconds:.1f} s of CPU time in the server" if seconds > SERVER_CPU_S else None
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_bad_files(kind: str, opener: Opener) -> None:
-    found, most = [], 0
+    problems, most = [], 0
     for name, bad in KINDS[kind]():
-        found.append(await wrong_with(name, bad, opener))
+        problems.append(await problem_with(name, bad, opener))
         most = max([most, *peaks()])
-    assert [each for each in found if each is not None] == []
-    assert len(found) > 10
+    assert [problem for problem in problems if problem is not None] == []
+    assert len(problems) == COUNTS[kind]
     assert most <= MEMORY
 
 
-async def test_good_files_are_read_after_all_that(opener: Opener) -> None:
+async def test_good_files_can_still_be_read_afterwards(opener: Opener) -> None:
     for name, data in good_files().items():
         assert await read(opener, data), name

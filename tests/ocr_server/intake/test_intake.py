@@ -16,7 +16,7 @@ from PIL import Image
 
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import MODES, ResolutionMode
-from ocr_server.errors import SourceError, SourceTooLarge
+from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.intake import Intake, Source
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.source_page import SourcePage

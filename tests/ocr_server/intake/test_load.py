@@ -7,12 +7,11 @@ import base64
 import httpx
 import pytest
 
-from ocr_server.errors import SourceError
+from ocr_server.intake.errors import SourceError
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.load import load
 
-PARAM = "messages[0].content[1].image_url"
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ async def test_http_urls_are_fetched(scheme: str, fetcher: Fetcher, limits: Inta
 async def test_anything_else_is_refused(url: str, fetcher: Fetcher, limits: IntakeLimits) -> None:
     with pytest.raises(SourceError) as caught:
         await load(url, fetcher, limits)
-    assert caught.value.param == PARAM
+    assert caught.value.about == "file"
     assert "http and https URLs and base64 data URIs" in caught.value.message
 
 

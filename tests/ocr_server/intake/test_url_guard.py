@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ocr_server.errors import SourceError
+from ocr_server.intake.errors import SourceError
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
 from tests.ocr_server.intake.test_fetch import BODY, PUBLIC, Server, refusal, running
@@ -166,7 +166,7 @@ class TestSpellings:
     )
     async def test_of_an_address_that_is_not_public(self, host: str, guarded: Fetcher, private: Server) -> None:
         error = await refusal(guarded, private.url(host=host))
-        assert isinstance(error, SourceError)
+        assert type(error) is SourceError
         assert error.code in ("image_url_not_allowed", "image_fetch_failed")  # the latter: no resolver takes it
         assert private.requests == []
 
@@ -187,7 +187,7 @@ class TestSpellings:
     )
     async def test_that_hides_the_host(self, host: str, guarded: Fetcher, private: Server) -> None:
         error = await refusal(guarded, private.url(host=host))
-        assert isinstance(error, SourceError)
+        assert type(error) is SourceError
         assert error.code in ("invalid_image_url", "image_url_not_allowed", "image_fetch_failed")
         assert private.requests == []
 

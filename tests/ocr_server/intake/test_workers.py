@@ -1,4 +1,4 @@
-"""Pictures in processes of their own: what those know, cost and survive. test_pdf.py has the accidents of PDFs."""
+"""The worker processes that decode pictures: crashes, limits and isolation. test_pdf.py has the same for PDFs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from ocr_server.errors import SourceError, SourceTooLarge
-from ocr_server.intake.document import Opener
+from ocr_server.intake.errors import SourceError, SourceTooLarge
+from ocr_server.intake.opener import Opener
+from ocr_server.intake.source import Source
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import KEPT_BYTES, Workers
@@ -55,28 +56,32 @@ def processes() -> list[psutil.Process]:
 
 
 def shared_bytes(process: psutil.Process) -> list[int]:
-    """The sizes of what the process shares with the server."""
+    """Sizes of the memory files that the process shares with the server."""
     files = Path(f"/proc/{process.pid}/fd").iterdir()
     return [file.stat().st_size for file in files if "memfd:page" in os.readlink(file)]
 
 
 async def read(opener: Opener, data: bytes) -> SourcePage:
-    opened = await opener.open(data, pages=None, dpi=72, password=None, param="file", pages_param="pages")
+    opened = await opener.open(Source(data, dpi=72))
     page = await opened.page(0)
     await opened.close()
     return page
 
 
-async def test_one_that_takes_too_long(start: Start) -> None:
-    opener = start(timeout_s=0.1)
+async def test_a_call_that_takes_too_long(start: Start) -> None:
+    opener = start(timeout_s=2.0)
+    await read(opener, saved())
+    (before,) = processes()
+    before.suspend()
     with pytest.raises(SourceError) as caught:
-        await read(opener, LARGE)
-    assert (caught.value.code, caught.value.param) == ("image_timeout", "file")
-    assert "0.1 s" in caught.value.message
+        await read(opener, saved())
+    assert (caught.value.code, caught.value.about) == ("image_timeout", "file")
+    assert "2 s" in caught.value.message
     assert (await read(opener, saved())).image.getpixel((5, 5)) == RED
+    assert before not in processes()
 
 
-async def test_one_that_kills_its_process(start: Start) -> None:
+async def test_a_file_that_crashes_its_process(start: Start) -> None:
     opener = start()
     await read(opener, saved())
     (before,) = processes()
@@ -87,20 +92,20 @@ async def test_one_that_kills_its_process(start: Start) -> None:
     os.kill(before.pid, signal.SIGSEGV)
     with pytest.raises(SourceError) as caught:
         await lost
-    assert (caught.value.code, caught.value.param) == ("image_parse_error", "file")
+    assert (caught.value.code, caught.value.about) == ("image_parse_error", "file")
     assert (await read(opener, saved())).image.getpixel((5, 5)) == RED
     assert [process.pid for process in processes()] != [before.pid]
 
 
-async def test_one_that_takes_too_much_memory(start: Start) -> None:
+async def test_a_file_that_takes_too_much_memory(start: Start) -> None:
     opener = start(memory_bytes=300_000_000)
     with pytest.raises(SourceTooLarge) as caught:
         await read(opener, LARGE)
-    assert caught.value.param == "file"
+    assert (caught.value.code, caught.value.about) == ("too_large", "file")
     assert (await read(opener, saved())).image.getpixel((5, 5)) == RED
 
 
-async def test_they_know_no_secrets_and_load_no_model_code(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_workers_see_no_secrets_and_load_no_model_code(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPSEEK_OCR_API_KEYS", "sk-secret")
     await read(start(), saved())
     (process,) = processes()
@@ -111,25 +116,26 @@ async def test_they_know_no_secrets_and_load_no_model_code(start: Start, monkeyp
     assert "vllm" not in loaded
 
 
-async def test_an_interrupt_from_the_keyboard_is_the_servers_and_so_is_the_session(start: Start) -> None:
-    """Linux shares processors out by sessions: with one of its own, this would get as much as server and engine."""
+async def test_workers_have_their_own_process_group_but_the_session_of_the_server(start: Start) -> None:
+    """Ctrl-C must reach the server only. Linux divides the CPU among sessions (autogroup): a worker in a session of its
+    own would get as much of it as the server and the engine together."""
     await read(start(), saved())
     (process,) = processes()
     assert os.getpgid(process.pid) != os.getpgid(0)
     assert os.getsid(process.pid) == os.getsid(0)
 
 
-async def test_the_memory_of_a_large_page_is_given_back(start: Start) -> None:
+async def test_the_memory_of_a_large_page_is_released(start: Start) -> None:
     opener = start()
     assert (await read(opener, LARGE)).image.size == (6000, 6000)
     (process,) = processes()
     assert [size <= KEPT_BYTES for size in shared_bytes(process)] == [True]
 
 
-async def test_what_the_process_keeps_of_a_document_goes_with_it(start: Start) -> None:
+async def test_a_worker_forgets_a_closed_document(start: Start) -> None:
     opener = start()
     data = saved((1000, 1000), format="BMP")
-    opened = await opener.open(data, pages=None, dpi=72, password=None, param="file", pages_param="pages")
+    opened = await opener.open(Source(data, dpi=72))
     first = await opened.page(0)
     again = await opened.page(0)
     assert first.image.tobytes() == again.image.tobytes()
