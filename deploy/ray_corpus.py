@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import fsspec
@@ -22,6 +25,9 @@ import ray
 import typer
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
 from tqdm import tqdm
+
+if __name__ == "__main__":  # as a script, Python looks for modules in deploy/, not in the project's folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from deploy.corpus import Collector, Corpus, CorpusError, CorpusPage, Document, Format, find
 
@@ -315,7 +321,7 @@ def main(
     if goes_on:
         print(f"Going on: {len(done)} shards have been read; {len(documents)} documents are left.")
     if documents:
-        ray.init(address=address or None, runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}})
+        ray.init(address=address or None, runtime_env={"env_vars": _environment()})
         dataset = pipeline(documents, settings, options, readers=(1, readers), openers=openers, gpus=gpus, cpus=cpus)
         collect(corpus, documents, dataset, "markdown" if form == "markdown" else "parquet")
     total = corpus.summary()
@@ -336,6 +342,12 @@ def collect(corpus: Corpus, documents: list[Document], dataset: Dataset, form: F
             if whole is not None:
                 corpus.keep(shard, whole, form)
                 bar.set_postfix_str(f"shard {shard} done")
+
+
+def _environment() -> dict[str, str]:
+    """What processes on the cluster need. config.py and deploy/ are not installed, but in the project's folder."""
+    folders = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 def _check(settings: Row, options: Row) -> None:
