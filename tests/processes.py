@@ -1,4 +1,4 @@
-"""The processes that a server, or the tests' own process, has started; any of them may end while it is looked at."""
+"""Find the child processes of a server or of the tests. Any of them may end at any time."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ import psutil
 
 
 def children(command: str = "") -> Iterator[psutil.Process]:
-    """Those that this process has started itself, that live and have `command` in their command line.
+    """Yield the running children of this process that have `command` in their command line.
 
-    Not their children: a server that runs beside has the same kinds of processes.
+    Only direct children, because a server that runs as one of them has the same kinds of processes.
     """
     return _found(psutil.Process(), command, recursive=False)
 
 
 def descendants(of: int, command: str = "") -> Iterator[psutil.Process]:
-    """Those of all generations that live and have `command` in their command line.
+    """Yield the running descendants of a process that have `command` in their command line.
 
     Args:
-        of: whose they are, its id.
+        of: id of the process.
+        command: part of the command line.
     """
     with suppress(psutil.NoSuchProcess):
         yield from _found(psutil.Process(of), command, recursive=True)
 
 
-def lives(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
+    """Return whether a process is running, and is not a zombie."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -34,7 +36,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 def command_line(process: psutil.Process) -> str:
-    """Its words with spaces between; empty if it has ended."""
+    """Return the command line of a process, joined with spaces; empty if it has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
@@ -43,5 +45,5 @@ def command_line(process: psutil.Process) -> str:
 
 def _found(parent: psutil.Process, command: str, *, recursive: bool) -> Iterator[psutil.Process]:
     for child in parent.children(recursive=recursive):
-        if lives(child) and command in command_line(child):
+        if is_running(child) and command in command_line(child):
             yield child

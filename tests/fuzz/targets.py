@@ -1,4 +1,4 @@
-"""What is fuzzed: each function takes a case and raises if it breaks a promise; `SEEDS` has cases to begin with."""
+"""The fuzzing targets. Each function takes a case, and raises if the code misbehaves. `SEEDS` has the seed cases."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ipaddress import IPv6Address, ip_address
 
 import httpx
 
-from ocr_server.errors import ApiError
 from ocr_server.intake import pdf_worker
 from ocr_server.intake.decode import find_pages
+from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.pdf_errors import PdfError
@@ -38,24 +38,25 @@ PUBLIC = "93.184.216.34"
 
 
 def picture(data: bytes) -> None:
-    """Pages within the limits, or an ApiError that names the parameter."""
+    """Pages within the limits, or a SourceError about the file."""
     try:
-        for page in find_pages(data, param="p")[:3]:
-            image = decode_page(data, page, LIMITS, param="p")
+        for page in find_pages(data)[:3]:
+            image = decode_page(data, page, LIMITS)
             assert image.mode == "RGB"
             assert 0 < image.width * image.height <= LIMITS.max_image_pixels
-    except ApiError as error:
-        _check(error, (400, 413))
+    except SourceError as error:
+        _check(error, (SourceError, SourceTooLarge))
 
 
-def _check(error: ApiError, statuses: Sequence[int]) -> None:
-    assert error.param == "p"
-    assert error.status in statuses
+def _check(error: SourceError, types: Sequence[type[SourceError]]) -> None:
+    """The error is of one of these types, about the file, and its message shows nothing of the server's memory."""
+    assert type(error) in types
+    assert (error.about, error.source) == ("file", 0)
     assert "0x" not in error.message
 
 
 def pdf(data: bytes) -> None:
-    """Pages within the limits, or a PdfError."""
+    """A PDF has pages within the limits, or raises a PdfError."""
     file = os.memfd_create("case")
     path = f"/proc/self/fd/{file}"
     try:
@@ -72,9 +73,9 @@ def pdf(data: bytes) -> None:
 
 
 def grounding(data: bytes) -> None:
-    """Put together, an answer's parts are the answer, and how it was cut up changes nothing."""
-    cut, answer = (data[0] if data else 1) % 17 + 1, data[1:].decode("utf-8", "replace")
-    pieces = [answer[at : at + cut] for at in range(0, len(answer), cut)]
+    """The parts of an answer add up to it, and how it was split into pieces for streaming changes nothing."""
+    size, answer = (data[0] if data else 1) % 17 + 1, data[1:].decode("utf-8", "replace")
+    pieces = [answer[at : at + size] for at in range(0, len(answer), size)]
     whole = parse(answer)
     assert "".join(part.raw if isinstance(part, Located) else part for part in whole) == answer
     parser = GroundingParser()
@@ -93,8 +94,8 @@ def grounding(data: bytes) -> None:
         assert 0 <= block.start <= block.end <= len(answer)
 
 
-class _Internet(httpx.AsyncBaseTransport):
-    """Sees that every connection goes to a public address; answers with redirects, as long as there are any."""
+class _RedirectingInternet(httpx.AsyncBaseTransport):
+    """Checks that every request goes to a public address. Responds with the given redirects, then with a file."""
 
     def __init__(self, targets: list[str]) -> None:
         self._targets = targets
@@ -112,7 +113,7 @@ class _Internet(httpx.AsyncBaseTransport):
 
 
 async def _resolve(host: str, port: int) -> Sequence[str]:
-    """As the C library reads addresses in all their spellings; every other name is public."""
+    """Resolve numeric addresses as the C library does, in all their spellings; every other name is public."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
@@ -124,15 +125,15 @@ _loop = asyncio.new_event_loop()
 
 
 def url(data: bytes) -> None:
-    """A URL, and those that it redirects to, line by line: nothing is asked of an address that isn't public."""
+    """A URL and its redirect targets, one a line: no request goes to an address that is not public."""
     first, *targets = data.decode("utf-8", "replace").split("\n")
 
     async def fetch() -> None:
-        fetcher = Fetcher(LIMITS, resolve=_resolve, transport=lambda: _Internet(targets))
+        fetcher = Fetcher(LIMITS, resolve=_resolve, transport=lambda: _RedirectingInternet(targets))
         try:
-            assert await fetcher.fetch(first, param="p") == b"picture"
-        except ApiError as error:
-            _check(error, (400,))
+            assert await fetcher.fetch(first) == b"picture"
+        except SourceError as error:
+            _check(error, (SourceError,))
 
     _loop.run_until_complete(fetch())
 

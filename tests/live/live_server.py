@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.processes import descendants, lives
+from tests.processes import descendants, is_running
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 150.0
@@ -107,7 +107,7 @@ class Server:
 
     def orphans(self) -> list[psutil.Process]:
         """Return the recorded descendants that are still running."""
-        return [child for child in self._descendants if lives(child)]
+        return [child for child in self._descendants if is_running(child)]
 
     def stop(self) -> None:
         self.remember_descendants()
