@@ -163,10 +163,12 @@ def _refuse_other_parts(place: int, parts: list[AnyPart]) -> None:
 def _message_of_template(messages: list[Message]) -> Message:
     """The message that gives the text, in a request whose picture comes from elsewhere."""
     for place, message in enumerate(messages):
-        if isinstance(message.content, list):
+        if message.role == "user" and isinstance(message.content, list):
             _refuse_other_parts(place, message.content)
             if any(isinstance(part, ImagePart | FilePart) for part in message.content):
-                raise InvalidRequest("A batch of a PDF or zip has no pictures of its own.", param="messages")
+                raise InvalidRequest(
+                    "The requests of a batch of a PDF or zip can have no pictures of their own.", param="messages"
+                )
     return next((message for message in reversed(messages) if message.role == "user"), Message(role="user"))
 
 

@@ -1,35 +1,57 @@
-"""A chat request → pictures, prompt and decoding options."""
+"""`plan_chat`: a chat request becomes sources, a prompt and decoding options.
+
+What vLLM makes of the decoding options, and which of them it refuses, is tested in `engine/test_chat_sampling.py`.
+"""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
-from vllm.sampling_params import RequestOutputKind
 
 from config import Settings
+from deepseek_ocr.guard import Guard
 from deepseek_ocr.modes import MODES, ResolutionMode
-from ocr_server.dialects.chat.plan import Reading, translate
-from ocr_server.dialects.chat.wire import ChatCompletionRequest, ModeName
-from ocr_server.errors import ApiError, InvalidRequest, NotFound
+from ocr_server.dialects.chat.plan import copies, plan_chat
+from ocr_server.dialects.chat.wire import ChatCompletionRequest, ChatTemplate
+from ocr_server.dialects.wire import MODE_NAMES
+from ocr_server.errors import DecodingError, InvalidRequest, NotFound, TooLarge
+from ocr_server.intake.errors import SourceError, SourceTooLarge
+from ocr_server.intake.source import Url
+from ocr_server.output.artifacts import Artifacts
+from ocr_server.plan import ReadPlan
+from ocr_server.reading.decoding import Decoding
 from tests.ocr_server.conftest import chat, message, picture, text
 
 A, B, C = "data:a", "data:b", "data:c"
 AUDIO = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
+FILE = {"type": "file", "file": {"file_data": "data:application/pdf;base64,AAAA", "filename": "a.pdf"}}
 ONE = message(picture(A), "Free OCR.")
+
+
+def request(*messages: dict[str, Any], **more: Any) -> ChatCompletionRequest:
+    return ChatCompletionRequest.model_validate(chat(*(messages or (ONE,)), **more))
 
 
 @pytest.fixture
 def read(settings: Settings) -> Any:
-    def translated(*messages: dict[str, Any], with_settings: Settings = settings, **more: Any) -> Reading:
-        body = ChatCompletionRequest.model_validate(chat(*(messages or (ONE,)), **more))
-        return translate(body, with_settings)
+    def planned(*messages: dict[str, Any], with_settings: Settings = settings, **more: Any) -> ReadPlan:
+        return plan_chat(request(*messages, **more), with_settings)
 
-    return translated
+    return planned
 
 
-def urls(reading: Reading) -> list[str]:
-    return [image.url for image in reading.sources]
+def urls(plan: ReadPlan) -> list[str]:
+    found = []
+    for planned in plan.sources:
+        assert isinstance(planned.source.content, Url)
+        found.append(planned.source.content.address)
+    return found
+
+
+def places(plan: ReadPlan) -> list[str]:
+    """The request parameters that gave the sources."""
+    return [planned.parameters["file"] for planned in plan.sources]
 
 
 def changed(settings: Settings, **values: Any) -> Settings:
@@ -41,19 +63,19 @@ class TestPictures:
         assert urls(read(message("first", picture(B), "then", picture(A), picture(C)))) == [B, A, C]
 
     def test_the_last_user_message_is_read(self, read: Any) -> None:
-        reading = read(message(picture(A), "old"), message("seen", role="assistant"), message(picture(B), "new"))
-        assert urls(reading) == [B]
-        assert reading.prompt == "new"
+        plan = read(message(picture(A), "old"), message("seen", role="assistant"), message(picture(B), "new"))
+        assert urls(plan) == [B]
+        assert plan.prompt == "new"
 
     def test_the_nearest_earlier_picture_is_read(self, read: Any) -> None:
-        reading = read(
+        plan = read(
             message(picture(A), "oldest"),
             message(picture(B), picture(C), "old"),
             message("answer", role="assistant"),
             message("And now?"),
         )
-        assert urls(reading) == [B, C]
-        assert reading.prompt == "And now?"
+        assert urls(plan) == [B, C]
+        assert plan.prompt == "And now?"
 
     @pytest.mark.parametrize("role", ["assistant", "system", "developer", "tool"])
     def test_only_a_user_gives_pictures(self, read: Any, role: str) -> None:
@@ -67,15 +89,12 @@ class TestPictures:
             read(message("Free OCR.", role="system"))
 
     def test_the_place_of_each_picture_is_named(self, read: Any) -> None:
-        reading = read(message("x", role="system"), message("a", picture(A), picture(B)), message("b"))
-        assert [image.param for image in reading.sources] == [
-            "messages[1].content[1].image_url.url",
-            "messages[1].content[2].image_url.url",
-        ]
+        plan = read(message("x", role="system"), message("a", picture(A), picture(B)), message("b"))
+        assert places(plan) == ["messages[1].content[1].image_url.url", "messages[1].content[2].image_url.url"]
 
     def test_the_place_is_right_where_messages_repeat(self, read: Any) -> None:
-        reading = read(ONE, message("answer", role="assistant"), ONE)
-        assert reading.sources[0].param == "messages[2].content[0].image_url.url"
+        plan = read(ONE, message("answer", role="assistant"), ONE)
+        assert places(plan) == ["messages[2].content[0].image_url.url"]
 
     def test_at_most_so_many(self, read: Any, settings: Settings) -> None:
         few = changed(settings, MAX_IMAGES=2)
@@ -111,13 +130,13 @@ class TestPrompt:
         assert read(message("Be kind.", role=role), ONE).prompt == "Free OCR."
 
     def test_the_last_system_message_with_text(self, read: Any) -> None:
-        reading = read(
+        plan = read(
             message("one", role="system"),
             message("two", role="developer"),
             message(" ", role="system"),
             message(picture(A)),
         )
-        assert reading.prompt == "two"
+        assert plan.prompt == "two"
 
     def test_a_system_message_in_parts(self, read: Any) -> None:
         assert read(message(text("a"), text("b"), role="system"), message(picture(A), "  ")).prompt == "a\nb"
@@ -130,21 +149,21 @@ class TestPrompt:
     def test_a_last_message_without_text_takes_no_earlier_users_text(
         self, read: Any, settings: Settings, content: Any
     ) -> None:
-        reading = read(ONE, {"role": "user", "content": content})
-        assert (urls(reading), reading.prompt) == ([A], settings.DEFAULT_PROMPT)
+        plan = read(ONE, {"role": "user", "content": content})
+        assert (urls(plan), plan.prompt) == ([A], settings.DEFAULT_PROMPT)
 
     def test_its_length_is_bounded(self, read: Any, settings: Settings) -> None:
         short = changed(settings, MAX_PROMPT_CHARS=5)
         assert read(message(picture(A), "12345 "), with_settings=short).prompt == "12345"
         for given in [(message(picture(A), "123456"),), (message("123456", role="system"), message(picture(A)))]:
-            with pytest.raises(InvalidRequest, match="6 characters; at most 5"):
+            with pytest.raises(InvalidRequest, match="6 characters; the limit is 5"):
                 read(*given, with_settings=short)
 
 
 class TestMode:
-    def mode(self, reading: Reading) -> ResolutionMode:
-        (image,) = reading.sources
-        return image.mode
+    def mode(self, plan: ReadPlan) -> ResolutionMode:
+        (planned,) = plan.sources
+        return planned.mode
 
     def test_the_servers_default(self, read: Any, settings: Settings) -> None:
         of_server = changed(settings, BASE_SIZE=640, IMAGE_SIZE=320, MAX_CROPS=4)
@@ -156,19 +175,19 @@ class TestMode:
         assert self.mode(read(message(picture(A, detail=detail)), with_settings=of_server)) == MODES[mode]
 
     def test_each_picture_has_its_own_detail(self, read: Any) -> None:
-        reading = read(message(picture(A, detail="low"), picture(B, detail="high")))
-        assert [image.mode for image in reading.sources] == [MODES["tiny"], MODES["gundam"]]
+        plan = read(message(picture(A, detail="low"), picture(B, detail="high")))
+        assert [planned.mode for planned in plan.sources] == [MODES["tiny"], MODES["gundam"]]
 
     @pytest.mark.parametrize("name", MODES)
     def test_the_models_name_over_detail(self, read: Any, name: str) -> None:
         for detail in ("low", "high", "auto"):
-            reading = read(message(picture(A, detail=detail)), model=f"deepseek-ocr:{name}")
-            assert self.mode(reading) == MODES[name]
+            plan = read(message(picture(A, detail=detail)), model=f"deepseek-ocr:{name}")
+            assert self.mode(plan) == MODES[name]
 
     @pytest.mark.parametrize("name", MODES)
     def test_options_over_the_models_name(self, read: Any, name: str) -> None:
-        reading = read(message(picture(A, detail="low")), model="deepseek-ocr:small", ocr={"mode": name})
-        assert self.mode(reading) == MODES[name]
+        plan = read(message(picture(A, detail="low")), model="deepseek-ocr:small", ocr={"mode": name})
+        assert self.mode(plan) == MODES[name]
 
     def test_fields_change_what_the_rest_asks_for(self, read: Any) -> None:
         change = {"max_crops": 9, "min_crops": 1}
@@ -213,27 +232,22 @@ class TestMode:
             read(model=model)
         assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
 
-    def test_the_wire_names_the_modes_there_are(self) -> None:
-        assert list(get_args(ModeName)) == list(MODES)
+    def test_the_wire_type_names_the_modes_of_the_model(self) -> None:
+        assert tuple(MODES) == MODE_NAMES
 
 
-class TestSampling:
+class TestDecoding:
     def test_defaults(self, read: Any, settings: Settings) -> None:
-        params = read().params
-        assert (params.temperature, params.n, params.top_p, params.top_k, params.min_p) == (0, 1, 1, 0, 0)
-        assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (0, 0, 1)
-        assert (params.max_tokens, params.min_tokens, params.seed) == (None, 0, None)
-        assert (params.stop, params.stop_token_ids, params.ignore_eos) == ([], [], False)
-        assert params.logprobs is None
-        assert params.logit_bias is None
-        assert params.structured_outputs is None
-        assert params.extra_args == {"ngram_size": settings.NGRAM_SIZE, "window_size": settings.WINDOW_SIZE}
-
-    def test_special_tokens_are_kept(self, read: Any) -> None:
-        params = read().params
-        assert params.skip_special_tokens is False
-        assert params.spaces_between_special_tokens is False
-        assert params.detokenize is True
+        guard = Guard(ngram_size=settings.NGRAM_SIZE, window_size=settings.WINDOW_SIZE)
+        decoding = read().decoding
+        assert decoding == Decoding(guard=guard)
+        assert (decoding.temperature, decoding.n, decoding.top_p, decoding.top_k, decoding.min_p) == (0, 1, None, 0, 0)
+        assert decoding.presence_penalty is decoding.frequency_penalty is decoding.repetition_penalty is None
+        assert (decoding.max_tokens, decoding.min_tokens, decoding.seed) == (None, 0, None)
+        assert (decoding.stop, decoding.stop_token_ids, decoding.ignore_eos) == (None, None, False)
+        assert decoding.logprobs is None
+        assert decoding.logit_bias is None
+        assert not decoding.is_structured
 
     def test_all_values_arrive(self, read: Any) -> None:
         given: dict[str, Any] = {
@@ -251,24 +265,20 @@ class TestSampling:
             "min_tokens": 2,
             "n": 3,
         }
-        reading = read(**given)
-        assert {name: getattr(reading.params, name) for name in given} == given
-        assert reading.copies == 1
+        decoding = read(**given).decoding
+        expected = given | {"stop": ("\n", "END"), "stop_token_ids": (3, 4)}
+        assert {name: getattr(decoding, name) for name in given} == expected
+        assert copies(request(**given)) == 1
 
     def test_one_stop_text(self, read: Any) -> None:
-        assert read(stop="END").params.stop == ["END"]
+        assert read(stop="END").decoding.stop == "END"
 
     @pytest.mark.parametrize("everything", [-1, 0])
     def test_all_tokens(self, read: Any, everything: int) -> None:
-        assert read(temperature=1.0, top_k=everything).params.top_k == 0
+        assert read(temperature=1.0, top_k=everything).decoding.top_k == 0
 
     def test_logit_bias(self, read: Any) -> None:
-        assert read(logit_bias={"5": -100, "7": 1.5}).params.logit_bias == {5: -100.0, 7: 1.5}
-
-    def test_logit_bias_for_no_token(self, read: Any) -> None:
-        with pytest.raises(InvalidRequest) as caught:
-            read(logit_bias={"word": 1.0})
-        assert caught.value.param == "logit_bias"
+        assert read(logit_bias={"5": -100, "7": 1.5}).decoding.logit_bias == {"5": -100.0, "7": 1.5}
 
     @pytest.mark.parametrize(
         ("given", "expected"),
@@ -280,18 +290,19 @@ class TestSampling:
         ],
     )
     def test_the_newer_name_counts(self, read: Any, given: dict[str, int], expected: int) -> None:
-        assert read(**given).params.max_tokens == expected
+        assert read(**given).decoding.max_tokens == expected
 
     @pytest.mark.parametrize("temperature", [None, 0, 0.0])
     def test_greedy_choices_are_copies(self, read: Any, temperature: float | None) -> None:
-        reading = read(n=4, temperature=temperature)
-        assert (reading.copies, reading.params.n, reading.params.temperature) == (4, 1, 0)
+        given = {"n": 4, "temperature": temperature}
+        decoding = read(**given).decoding
+        assert (copies(request(**given)), decoding.n, decoding.temperature) == (4, 1, 0)
 
     @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 0.3, 2])
-    def test_sampled_choices_are_made(self, read: Any, temperature: float) -> None:
-        reading = read(n=4, temperature=temperature)
-        assert (reading.copies, reading.params.n) == (1, 4)
-        assert reading.params.temperature > 0
+    def test_sampled_choices_are_generated(self, read: Any, temperature: float) -> None:
+        given = {"n": 4, "temperature": temperature}
+        decoding = read(**given).decoding
+        assert (copies(request(**given)), decoding.n, decoding.temperature) == (1, 4, temperature)
 
     @pytest.mark.parametrize(
         ("given", "expected"),
@@ -304,56 +315,188 @@ class TestSampling:
         ],
     )
     def test_logprobs(self, read: Any, given: dict[str, Any], expected: int | None) -> None:
-        assert read(**given).params.logprobs == expected
+        assert read(**given).decoding.logprobs == expected
 
-    def test_a_stream_gets_pieces(self, read: Any) -> None:
-        assert read(stream=True).params.output_kind == RequestOutputKind.DELTA
-        assert read(stream=False).params.output_kind == RequestOutputKind.FINAL_ONLY
-        assert read().params.output_kind == RequestOutputKind.FINAL_ONLY
+    def test_streaming(self, read: Any) -> None:
+        assert read(stream=True).decoding.stream is True
+        assert read(stream=False).decoding.stream is False
+        assert read().decoding.stream is False
 
     def test_the_guard(self, read: Any) -> None:
         options = {"ngram_size": 20, "window_size": 50, "whitelist_token_ids": [1, 2]}
-        assert read(ocr=options).params.extra_args == options
+        assert read(ocr=options).decoding.guard == Guard(20, 50, (1, 2))
 
     def test_the_guard_of_the_server(self, read: Any, settings: Settings) -> None:
         of_server = changed(settings, NGRAM_SIZE=7, WINDOW_SIZE=70)
-        assert read(with_settings=of_server).params.extra_args == {"ngram_size": 7, "window_size": 70}
-        narrower = read(with_settings=of_server, ocr={"window_size": 9}).params.extra_args
-        assert narrower == {"ngram_size": 7, "window_size": 9}
+        assert read(with_settings=of_server).decoding.guard == Guard(7, 70)
+        assert read(with_settings=of_server, ocr={"window_size": 9}).decoding.guard == Guard(7, 9)
 
     def test_the_guard_off(self, read: Any) -> None:
-        assert read(ocr={"ngram_size": 0}).params.extra_args["ngram_size"] == 0
+        assert read(ocr={"ngram_size": 0}).decoding.guard.ngram_size == 0
 
     def test_an_empty_whitelist_exempts_nothing(self, read: Any) -> None:
-        assert read(ocr={"whitelist_token_ids": []}).params.extra_args["whitelist_token_ids"] == []
+        assert read(ocr={"whitelist_token_ids": []}).decoding.guard.whitelist_token_ids == ()
 
 
 class TestStructuredOutput:
     SCHEMA: dict[str, Any] = {"type": "object", "properties": {"total": {"type": "number"}}}  # noqa: RUF012
+    FORM: dict[str, Any] = {  # noqa: RUF012
+        "type": "json_schema",
+        "json_schema": {"name": "bill", "schema": SCHEMA, "strict": True},
+    }
 
     def test_text(self, read: Any) -> None:
-        reading = read(response_format={"type": "text"})
-        assert reading.params.structured_outputs is None
-        assert not reading.single_page
+        plan = read(response_format={"type": "text"})
+        assert not plan.decoding.is_structured
+        assert plan.one_page_parameter is None
 
     def test_json(self, read: Any) -> None:
-        reading = read(response_format={"type": "json_object"})
-        assert reading.params.structured_outputs.json_object is True
-        assert reading.single_page
+        plan = read(response_format={"type": "json_object"})
+        assert (plan.decoding.json_object, plan.decoding.json_schema) == (True, None)
+        assert plan.one_page_parameter == "response_format"
 
     def test_a_schema(self, read: Any) -> None:
-        form = {"type": "json_schema", "json_schema": {"name": "bill", "schema": self.SCHEMA, "strict": True}}
-        reading = read(response_format=form)
-        assert reading.params.structured_outputs.json == self.SCHEMA
-        assert reading.single_page
+        plan = read(response_format=self.FORM)
+        assert (plan.decoding.json_object, plan.decoding.json_schema) == (False, self.SCHEMA)
+        assert plan.one_page_parameter == "response_format"
 
     def test_no_format(self, read: Any) -> None:
-        assert not read().single_page
+        plan = read()
+        assert not plan.decoding.is_structured
+        assert plan.one_page_parameter is None
+
+    def test_blocks_as_json_are_not_generated_by_the_model(self, read: Any) -> None:
+        plan = read(response_format={"type": "json_object"}, ocr={"output": "blocks"})
+        assert not plan.decoding.is_structured
+        assert plan.one_page_parameter is None
 
 
-def test_errors_are_for_the_client(read: Any) -> None:
-    """Whatever vLLM's checks refuse is the client's error, not the server's."""
-    for refused in ({"logit_bias": {"": 0.0}}, {"logit_bias": {"9" * 5000: 0.0}}):
-        with pytest.raises(ApiError) as caught:
-            read(**refused)
-        assert caught.value.status == 400
+class TestOutput:
+    @pytest.mark.parametrize(
+        ("options", "artifacts"),
+        [
+            ({}, Artifacts()),
+            ({"output": "raw"}, Artifacts()),
+            ({"output": "markdown"}, Artifacts()),
+            ({"output": "blocks"}, Artifacts(blocks=True)),
+            ({"output": "blocks", "include_figures": True}, Artifacts(blocks=True, figures=True)),
+        ],
+    )
+    def test_the_format_says_what_is_made_of_each_page(
+        self, read: Any, options: dict[str, Any], artifacts: Artifacts
+    ) -> None:
+        assert read(ocr=options).artifacts == artifacts
+
+    def test_page_images(self, read: Any) -> None:
+        assert read(ocr={"include_page_images": True}, stream=True).show_pages
+        assert not read(stream=True).show_pages
+
+    def test_confidence_needs_log_probabilities(self, read: Any) -> None:
+        assert read(ocr={"output": "blocks", "confidence": True}).decoding.logprobs == 0
+
+    @pytest.mark.parametrize(
+        ("fields", "param", "message"),
+        [
+            ({"ocr": {"table_format": "html"}}, "ocr.table_format", "markdown or blocks"),
+            ({"ocr": {"include_figures": True}}, "ocr.include_figures", "blocks"),
+            ({"ocr": {"confidence": True}}, "ocr.confidence", "blocks"),
+            ({"ocr": {"output": "markdown", "include_figures": True}}, "ocr.include_figures", "blocks"),
+            ({"ocr": {"output": "markdown", "confidence": True}}, "ocr.confidence", "blocks"),
+            ({"ocr": {"output": "markdown"}, "logprobs": True}, "logprobs", "raw"),
+            ({"ocr": {"output": "blocks"}, "logprobs": True}, "logprobs", "raw"),
+            ({"ocr": {"output": "blocks"}, "n": 2, "temperature": 1.0}, "n", "blocks"),
+            ({"ocr": {"include_page_images": True}}, "ocr.include_page_images", "stream"),
+        ],
+    )
+    def test_an_option_that_does_not_go_with_the_output(
+        self, read: Any, fields: dict[str, Any], param: str, message: str
+    ) -> None:
+        with pytest.raises(InvalidRequest, match=message) as caught:
+            read(**fields)
+        assert caught.value.param == param
+
+
+class TestErrors:
+    """The plan knows which request parameter an error of the intake or the engine is about."""
+
+    @pytest.fixture
+    def plan(self, read: Any) -> ReadPlan:
+        planned: ReadPlan = read(message("x", role="system"), message(picture(A), FILE))
+        return planned
+
+    def test_the_file(self, plan: ReadPlan) -> None:
+        for source, param in enumerate(
+            ("messages[1].content[0].image_url.url", "messages[1].content[1].file.file_data")
+        ):
+            error = plan.api_error(SourceError("It is torn.", code="torn", source=source))
+            assert isinstance(error, InvalidRequest)
+            assert (error.status, error.message, error.code, error.param) == (400, "It is torn.", "torn", param)
+
+    def test_the_selection_of_pages(self, plan: ReadPlan) -> None:
+        error = plan.api_error(SourceError("No such page.", about="pages", source=1))
+        assert (error.status, error.param) == (400, "ocr.pages")
+
+    def test_a_file_that_is_too_large(self, plan: ReadPlan) -> None:
+        error = plan.api_error(SourceTooLarge("It is huge."))
+        assert isinstance(error, TooLarge)
+        assert (error.status, error.code, error.param) == (413, "too_large", "messages[1].content[0].image_url.url")
+
+    @pytest.mark.parametrize(
+        ("field", "param"),
+        [
+            ("logit_bias", "logit_bias"),
+            ("json_schema", "response_format"),
+            ("json_object", "response_format"),
+            ("prompt", "messages"),
+            ("", None),
+        ],
+    )
+    def test_a_decoding_option(self, plan: ReadPlan, field: str, param: str | None) -> None:
+        error = plan.api_error(DecodingError("m", field=field, code="c"))
+        assert (error.status, error.message, error.code, error.param) == (400, "m", "c", param)
+
+
+class TestTemplate:
+    """The request of a batch whose pictures come from its file."""
+
+    @pytest.fixture
+    def template(self, settings: Settings) -> Any:
+        def planned(**fields: Any) -> ReadPlan:
+            body = ChatTemplate.model_validate({"model": "deepseek-ocr", **fields})
+            return plan_chat(body, settings, b"content")
+
+        return planned
+
+    def test_the_content_is_the_source(self, template: Any, settings: Settings) -> None:
+        plan = template()
+        (planned,) = plan.sources
+        assert (planned.source.content, planned.parameters["file"]) == (b"content", "input_file_id")
+        assert plan.prompt == settings.DEFAULT_PROMPT
+
+    def test_its_messages_give_the_prompt(self, template: Any) -> None:
+        assert template(messages=[message("one"), message("answer", role="assistant")]).prompt == "one"
+        assert template(messages=[message("one"), message(text("two"))]).prompt == "two"
+        assert template(messages=[message("Read.", role="system")]).prompt == "Read."
+
+    def test_its_options_count(self, template: Any) -> None:
+        plan = template(ocr={"pages": "2-3", "mode": "tiny", "dpi": 72})
+        (planned,) = plan.sources
+        assert planned.mode == MODES["tiny"]
+        assert planned.source.dpi == 72
+        assert planned.source.pages.resolve(5, most=5) == [1, 2]
+        assert planned.parameters["pages"] == "ocr.pages"
+
+    @pytest.mark.parametrize("part", [picture(A), FILE])
+    def test_it_has_no_picture_of_its_own(self, template: Any, part: dict[str, Any]) -> None:
+        with pytest.raises(InvalidRequest) as caught:
+            template(messages=[message(part, "Free OCR.")])
+        assert caught.value.param == "messages"
+
+    def test_other_parts_are_refused_by_their_place(self, template: Any) -> None:
+        with pytest.raises(InvalidRequest, match="input_audio") as caught:
+            template(messages=[message("x"), message("y", AUDIO)])
+        assert (caught.value.param, caught.value.code) == ("messages[1].content[1].type", "unsupported_content")
+
+    def test_other_parts_in_an_assistants_message_do_not_matter(self, template: Any) -> None:
+        refusal = message({"type": "refusal", "refusal": "no"}, role="assistant")
+        assert template(messages=[message("x"), refusal]).prompt == "x"

@@ -1,4 +1,4 @@
-"""Pieces of text → OpenAI's completion and its chunks."""
+"""`ChatAnswer`: what a reader yields becomes OpenAI's completion, or its chunks."""
 
 from __future__ import annotations
 
@@ -6,38 +6,52 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocr_server.dialects.chat.blocks_json import BlocksJson
-from ocr_server.dialects.chat.response import ChatAnswer, Form
+from ocr_server.dialects.chat.response import ChatAnswer
 from ocr_server.dialects.chat.wire import ChatCompletionRequest
 from ocr_server.errors import EngineFailure, InvalidRequest
-from ocr_server.output.artifacts import Product
+from ocr_server.output.artifacts import PageArtifacts
 from ocr_server.output.blocks import blocks
 from ocr_server.reading.page import LogprobStep, PageDelta, PageReading, TokenLogprob
-from ocr_server.reading.reader import Event, Piece
-from tests.ocr_server.conftest import chat, delta, examples
+from ocr_server.reading.reader import Event, Opened, Piece
+from tests.ocr_server.conftest import chat, delta, examples, message, picture
+from tests.ocr_server.dialects.sessions import events_of, replayed
 
 COMMON = ["id", "object", "created", "model", "choices"]
 FIRST = {"role": "assistant", "content": ""}
 
 
-def answer(pages: int = 1, *, number: int = 0, form: Form = Form(separator="|"), **request: Any) -> ChatAnswer:  # noqa: B008
-    return ChatAnswer(
-        request=ChatCompletionRequest.model_validate(chat(**request)),
-        numbers=[number] * pages,
-        form=form,
-        fingerprint="fp_0",
+def answer(
+    events: AsyncGenerator[Event] | Sequence[PageReading],
+    *,
+    pages: int = 1,
+    number: int = 0,
+    is_document: bool = False,
+    show_pages: bool = False,
+    ocr: dict[str, Any] | None = None,
+    **fields: Any,
+) -> ChatAnswer:
+    """The answer to a request for that many pictures.
+
+    Args:
+        events: What the reader yields, or the pages that it has read.
+        number: Index of each page in its document, from 0.
+        fields: Further fields of the request.
+    """
+    body = chat(message(*[picture()] * pages), ocr={"page_separator": "|", **(ocr or {})}, **fields)
+    session = replayed(
+        events_of(events) if isinstance(events, Sequence) else events,
+        indices=[[number]] * pages,
+        is_document=is_document,
+        show_pages=show_pages,
     )
-
-
-def copied(times: int) -> Form:
-    return Form(separator="|", copies=times)
+    return ChatAnswer(ChatCompletionRequest.model_validate(body), session, "fp_0")
 
 
 def readings(*deltas: PageDelta | tuple[int, PageDelta]) -> list[PageReading]:
@@ -49,20 +63,23 @@ def readings(*deltas: PageDelta | tuple[int, PageDelta]) -> list[PageReading]:
     ]
 
 
-async def events_of(pages: list[PageReading]) -> AsyncGenerator[Event]:
-    for reading in pages:
-        for each in reading.deltas:
-            yield Piece(reading.index, each)
-        yield reading
-
-
-async def completed(chat: ChatAnswer, *deltas: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((await chat.completion(events_of(readings(*deltas)))).model_dump_json())
+async def whole(of: ChatAnswer) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((await of.completion()).model_dump_json())
     return found
 
 
-async def chunks(chat: ChatAnswer, *deltas: Any) -> list[dict[str, Any]]:
-    return [json.loads(chunk) async for chunk in chat.chunks(events_of(readings(*deltas)))]
+async def streamed(of: ChatAnswer) -> list[dict[str, Any]]:
+    return [json.loads(chunk) async for chunk in of.chunks()]
+
+
+async def completed(*deltas: Any, **options: Any) -> dict[str, Any]:
+    """The completion made of these pieces, to a request with these options of `answer`."""
+    return await whole(answer(readings(*deltas), **options))
+
+
+async def chunks(*deltas: Any, **options: Any) -> list[dict[str, Any]]:
+    """The same in chunks."""
+    return await streamed(answer(readings(*deltas), stream=True, **options))
 
 
 HELLO = (delta("Hel"), delta("lo"), delta("", tokens=1, finish="stop"))
@@ -70,7 +87,7 @@ HELLO = (delta("Hel"), delta("lo"), delta("", tokens=1, finish="stop"))
 
 class TestCompletion:
     async def test_all_of_it(self) -> None:
-        got = await completed(answer(), *HELLO)
+        got = await completed(*HELLO)
         assert got.pop("id").startswith("chatcmpl-")
         assert abs(got.pop("created") - time.time()) < 60
         assert got == {
@@ -94,7 +111,7 @@ class TestCompletion:
         }
 
     async def test_ids_differ(self) -> None:
-        assert (await completed(answer(), *HELLO))["id"] != (await completed(answer(), *HELLO))["id"]
+        assert (await completed(*HELLO))["id"] != (await completed(*HELLO))["id"]
 
     @pytest.mark.parametrize(
         ("ends", "reason"),
@@ -110,15 +127,14 @@ class TestCompletion:
     )
     async def test_how_it_ended(self, ends: list[str], reason: str) -> None:
         deltas = [(page, delta("x", finish=end)) for page, end in enumerate(ends)]
-        whole = await completed(answer(len(ends)), *deltas)
-        assert whole["choices"][0]["finish_reason"] == reason
-        streamed = await chunks(answer(len(ends), stream=True), *deltas)
-        reasons = [chunk["choices"][0]["finish_reason"] for chunk in streamed]
+        got = await completed(*deltas, pages=len(ends))
+        assert got["choices"][0]["finish_reason"] == reason
+        reasons = [chunk["choices"][0]["finish_reason"] for chunk in await chunks(*deltas, pages=len(ends))]
         assert reasons == [None] * (len(reasons) - 1) + [reason]
 
     async def test_each_choice_ends_for_itself(self) -> None:
         deltas = [delta("a", choice=0, finish="stop"), delta("b", choice=1, finish="length")]
-        got = await completed(answer(n=2, temperature=1.0), *deltas)
+        got = await completed(*deltas, n=2, temperature=1.0)
         assert [
             (choice["index"], choice["message"]["content"], choice["finish_reason"]) for choice in got["choices"]
         ] == [
@@ -132,7 +148,7 @@ class TestCompletion:
             for page in range(2)
             for choice in range(2)
         ]
-        got = await completed(answer(2, n=2, temperature=1.0), *deltas)
+        got = await completed(*deltas, pages=2, n=2, temperature=1.0)
         assert got["usage"] == {
             "prompt_tokens": 101,
             "completion_tokens": 1111,
@@ -141,19 +157,19 @@ class TestCompletion:
         }
 
     async def test_copies_cost_nothing(self) -> None:
-        got = await completed(answer(n=3, form=copied(3)), *HELLO)
+        got = await completed(*HELLO, n=3)
         assert [choice["message"]["content"] for choice in got["choices"]] == ["Hello"] * 3
         assert [choice["index"] for choice in got["choices"]] == [0, 1, 2]
         assert (got["usage"]["prompt_tokens"], got["usage"]["completion_tokens"]) == (10, 3)
 
     async def test_an_empty_answer(self) -> None:
-        got = await completed(answer(), delta("", finish="stop"))
+        got = await completed(delta("", finish="stop"))
         assert got["choices"][0]["message"]["content"] == ""
 
 
 class TestChunks:
     async def test_as_openai_sends_them(self) -> None:
-        got = await chunks(answer(stream=True), *HELLO)
+        got = await chunks(*HELLO)
         assert [list(chunk) for chunk in got] == [[*COMMON, "system_fingerprint"]] * 4
         assert [chunk["choices"] for chunk in got] == [
             [{"index": 0, "delta": FIRST, "logprobs": None, "finish_reason": None}],
@@ -166,7 +182,7 @@ class TestChunks:
             assert len({chunk[key] for chunk in got}) == 1
 
     async def test_with_usage(self) -> None:
-        got = await chunks(answer(stream=True, stream_options={"include_usage": True}), *HELLO)
+        got = await chunks(*HELLO, stream_options={"include_usage": True})
         assert [set(chunk) for chunk in got] == [{*COMMON, "usage", "system_fingerprint"}] * 5
         assert [chunk["usage"] for chunk in got[:-1]] == [None] * 4
         assert got[-1]["choices"] == []
@@ -179,13 +195,13 @@ class TestChunks:
 
     @pytest.mark.parametrize("options", [None, {}, {"include_usage": False}])
     async def test_without_usage(self, options: Any) -> None:
-        got = await chunks(answer(stream=True, stream_options=options), *HELLO)
+        got = await chunks(*HELLO, stream_options=options)
         assert all("usage" not in chunk for chunk in got)
         assert all(len(chunk["choices"]) == 1 for chunk in got)
 
     async def test_the_role_of_every_choice_comes_first(self) -> None:
         deltas = [delta("a", choice=choice, finish="stop") for choice in (1, 0, 2)]
-        got = [chunk["choices"][0] for chunk in await chunks(answer(stream=True, n=3, temperature=1.0), *deltas)]
+        got = [chunk["choices"][0] for chunk in await chunks(*deltas, n=3, temperature=1.0)]
         assert [(choice["index"], choice["delta"]) for choice in got[:3]] == [(index, FIRST) for index in range(3)]
         assert [(choice["index"], choice["delta"]) for choice in got[3:]] == [
             *((index, {"content": "a"}) for index in (1, 0, 2)),
@@ -197,24 +213,30 @@ class TestChunks:
 
         async def broken() -> AsyncGenerator[Event]:
             raise ValueError("early")
-            yield
+            yield Piece(0, delta())
 
         with pytest.raises(ValueError, match="early"):
-            await anext(answer(stream=True).chunks(broken()))
+            await anext(answer(broken(), stream=True).chunks())
 
     async def test_a_page_that_ends_does_not_end_the_answer(self) -> None:
-        got = await chunks(
-            answer(2, stream=True), (0, delta("a", finish="stop")), (1, delta("b")), (1, delta(finish="stop"))
-        )
-        assert [chunk["choices"][0]["finish_reason"] for chunk in got] == [None, None, None, "stop"]
+        pieces = (0, delta("a", finish="stop")), (1, delta("b")), (1, delta(finish="stop"))
+        got = await chunks(*pieces, pages=2)
+        assert [sorted(chunk["choices"][0]["delta"]) for chunk in got] == [
+            ["content", "role"],
+            ["content"],
+            ["ocr"],
+            ["content"],
+            ["ocr"],
+            [],
+        ]
+        assert [chunk["choices"][0]["finish_reason"] for chunk in got] == [*[None] * 5, "stop"]
 
     async def test_pieces_without_text_make_no_chunk(self) -> None:
-        got = await chunks(answer(stream=True), delta(""), delta("a"), delta(""), delta("", finish="length"))
+        got = await chunks(delta(""), delta("a"), delta(""), delta("", finish="length"))
         assert [chunk["choices"][0]["delta"] for chunk in got] == [FIRST, {"content": "a"}, {}]
 
     async def test_copies(self) -> None:
-        request = {"stream": True, "n": 2, "stream_options": {"include_usage": True}}
-        got = await chunks(answer(form=copied(2), **request), *HELLO)
+        got = await chunks(*HELLO, n=2, stream_options={"include_usage": True})
         assert [chunk["choices"][0]["finish_reason"] for chunk in got[-3:-1]] == ["stop", "stop"]
         assert got[-1]["usage"]["completion_tokens"] == 3
 
@@ -228,7 +250,7 @@ class TestChunks:
             finally:
                 closed.append(True)
 
-        stream = answer(stream=True).chunks(source())
+        stream = answer(source(), stream=True).chunks()
         await anext(stream)
         await stream.aclose()
         assert closed
@@ -240,7 +262,7 @@ class TestLogprobs:
     )
 
     async def test_conversion(self) -> None:
-        got = await completed(answer(logprobs=True, top_logprobs=3), delta("é", logprobs=[self.STEP], finish="stop"))
+        got = await completed(delta("é", logprobs=[self.STEP], finish="stop"), logprobs=True, top_logprobs=3)
         assert got["choices"][0]["logprobs"] == {
             "content": [
                 {
@@ -259,29 +281,26 @@ class TestLogprobs:
 
     async def test_an_impossible_token_that_was_chosen(self) -> None:
         step = LogprobStep(TokenLogprob("a", -math.inf), [])
-        (token,) = (await completed(answer(logprobs=True), delta("a", logprobs=[step], finish="stop")))["choices"][0][
-            "logprobs"
-        ]["content"]
+        got = await completed(delta("a", logprobs=[step], finish="stop"), logprobs=True)
+        (token,) = got["choices"][0]["logprobs"]["content"]
         assert token["logprob"] == -9999.0
 
     @pytest.mark.parametrize(("asked", "given"), [({}, 0), ({"top_logprobs": 0}, 0), ({"top_logprobs": 2}, 2)])
     async def test_as_many_alternatives_as_asked_for(self, asked: dict[str, int], given: int) -> None:
         piece = delta("é", logprobs=[self.STEP], finish="stop")
         for chunk in (
-            await completed(answer(logprobs=True, **asked), piece),
-            (await chunks(answer(stream=True, logprobs=True, **asked), piece))[1],
+            await completed(piece, logprobs=True, **asked),
+            (await chunks(piece, logprobs=True, **asked))[1],
         ):
             assert len(chunk["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == given
 
     async def test_all_steps_of_all_pages(self) -> None:
         steps = [(page, delta("é", logprobs=[self.STEP] * (page + 1), finish="stop")) for page in range(3)]
-        got = await completed(answer(3, logprobs=True), *steps)
+        got = await completed(*steps, pages=3, logprobs=True)
         assert len(got["choices"][0]["logprobs"]["content"]) == 6
 
     async def test_a_step_without_text_is_not_lost(self) -> None:
-        got = await chunks(
-            answer(stream=True, logprobs=True), delta("", logprobs=[self.STEP]), delta("é", finish="stop")
-        )
+        got = await chunks(delta("", logprobs=[self.STEP]), delta("é", finish="stop"), logprobs=True)
         assert [chunk["choices"][0]["logprobs"] is not None for chunk in got] == [False, True, False, False]
         assert got[1]["choices"][0]["delta"] == {"content": ""}
 
@@ -297,12 +316,12 @@ class TestPages:
     )
 
     async def test_the_separator_stands_between_them(self) -> None:
-        got = await completed(answer(3), *self.ENDS)
+        got = await completed(*self.ENDS, pages=3)
         assert got["choices"][0]["message"]["content"] == "a|bc|"
 
     async def test_it_comes_with_the_page_after_it(self) -> None:
-        got = await chunks(answer(3, stream=True), *self.ENDS)
-        assert [chunk["choices"][0]["delta"].get("content") for chunk in got] == ["", "a", "|b", "c", "|", None]
+        found = [chunk["choices"][0]["delta"] for chunk in await chunks(*self.ENDS, pages=3)]
+        assert [each["content"] for each in found if "content" in each] == ["", "a", "|b", "c", "|"]
 
     async def test_each_choice_has_its_own(self) -> None:
         deltas = [
@@ -312,17 +331,25 @@ class TestPages:
             (1, delta("b", choice=0, finish="stop")),
             (1, delta("B", choice=1, finish="stop")),
         ]
-        got = await completed(answer(2, n=2, temperature=1.0), *deltas)
+        got = await completed(*deltas, pages=2, n=2, temperature=1.0)
         assert [choice["message"]["content"] for choice in got["choices"]] == ["a|b", "A|BB"]
 
-    async def test_nothing_is_said_unless_asked(self) -> None:
-        assert "ocr" not in (await completed(answer(3), *self.ENDS))["choices"][0]["message"]
-        got = await chunks(answer(3, stream=True), *self.ENDS)
-        assert all("ocr" not in chunk["choices"][0]["delta"] for chunk in got)
+    async def test_a_single_raw_picture_has_no_report(self) -> None:
+        assert "ocr" not in (await completed(*HELLO))["choices"][0]["message"]
+        assert all("ocr" not in chunk["choices"][0]["delta"] for chunk in await chunks(*HELLO))
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"pages": 2}, {"is_document": True}, {"ocr": {"output": "markdown"}}, {"ocr": {"output": "blocks"}}],
+    )
+    async def test_everything_else_has_one(self, options: dict[str, Any]) -> None:
+        pieces = [(page, delta("x", finish="stop")) for page in range(options.get("pages", 1))]
+        got = await completed(*pieces, **options)
+        assert len(got["choices"][0]["message"]["ocr"]["pages"]) == len(pieces)
 
     async def test_reports(self) -> None:
-        form = Form(separator="|", reports=True)
-        got = await completed(answer(2, form=form), (0, delta("a", finish="stop")), (1, delta("b", finish="length")))
+        pieces = (0, delta("a", finish="stop")), (1, delta("b", finish="length"))
+        got = await completed(*pieces, pages=2)
         reports = got["choices"][0]["message"]["ocr"]["pages"]
         assert reports == [
             {
@@ -337,18 +364,14 @@ class TestPages:
             }
             for page, finish in enumerate(("stop", "length"))
         ]
-        streamed = await chunks(
-            answer(2, form=form, stream=True), (0, delta("a", finish="stop")), (1, delta("b", finish="length"))
-        )
-        deltas = [chunk["choices"][0]["delta"] for chunk in streamed]
+        deltas = [chunk["choices"][0]["delta"] for chunk in await chunks(*pieces, pages=2)]
         assert [list(each) for each in deltas] == [["role", "content"], ["content"], ["ocr"], ["content"], ["ocr"], []]
         assert [each["ocr"]["pages"][0] for each in deltas if "ocr" in each] == reports
 
     async def test_a_page_that_failed_keeps_its_place(self) -> None:
         failed = PageReading(1, 1, 4, error=InvalidRequest("It is torn.", code="torn"))
         first, third = readings((0, delta("a", finish="stop")), (2, delta("c", finish="stop")))[::2]
-        chat = answer(3, form=Form(separator="|", reports=True))
-        got = json.loads((await chat.completion(events_of([first, failed, third]))).model_dump_json())
+        got = await whole(answer([first, failed, third], pages=3))
         (choice,) = got["choices"]
         assert (choice["message"]["content"], choice["finish_reason"]) == ("a||c", "length")
         report = choice["message"]["ocr"]["pages"][1]
@@ -357,7 +380,30 @@ class TestPages:
 
     async def test_an_engine_that_says_nothing_has_failed(self) -> None:
         with pytest.raises(EngineFailure):
-            await answer().completion(events_of([PageReading(0, 0, 0)]))
+            await answer([PageReading(0, 0, 0)]).completion()
+
+    async def test_the_picture_of_a_page_comes_before_its_text(self) -> None:
+        (reading,) = readings(*HELLO)
+
+        async def opened() -> AsyncGenerator[Event]:
+            yield Opened(reading, b"jpeg")
+            async for event in events_of([reading]):
+                yield event
+
+        deltas = [
+            each["choices"][0]["delta"] for each in await streamed(answer(opened(), show_pages=True, stream=True))
+        ]
+        assert [list(each) for each in deltas] == [
+            ["role", "content"],
+            ["ocr_page"],
+            ["content"],
+            ["content"],
+            ["ocr"],
+            [],
+        ]
+        page = deltas[1]["ocr_page"]
+        assert page.pop("image") == "data:image/jpeg;base64,anBlZw=="
+        assert page == {"index": 0, "source": 0, "page": 1, "pages": 1, "width": 640, "height": 480}
 
 
 SAID = (
@@ -366,27 +412,28 @@ SAID = (
 )
 
 
-def located() -> PageReading:
-    reading = PageReading(0, 0, 6, 200, 100, deltas=[delta(SAID[:40]), delta(SAID[40:], finish="stop")])
-    reading.product = Product(blocks(SAID, 200, 100), [], [], None)
+def located(index: int = 0) -> PageReading:
+    reading = PageReading(index, 0, 6, 200, 100, deltas=[delta(SAID[:40]), delta(SAID[40:], finish="stop")])
+    reading.artifacts = PageArtifacts(blocks(SAID, 200, 100))
     return reading
 
 
-class TestForms:
+class TestFormats:
+    async def test_raw_is_verbatim(self) -> None:
+        got = await whole(answer([located()], ocr={"output": "raw"}))
+        assert got["choices"][0]["message"]["content"] == SAID
+
     async def test_markdown_has_no_markers_and_links_figures(self) -> None:
-        chat = answer(number=6, form=Form(separator="|", markdown=True))
-        got = await chat.completion(events_of([located()]))
-        assert got.choices[0].message.content == "# Hi\n\n![](images/page-7-figure-1.jpeg)"
+        got = await whole(answer([located()], number=6, ocr={"output": "markdown"}))
+        assert got["choices"][0]["message"]["content"] == "# Hi\n\n![](images/page-7-figure-1.jpeg)"
 
     async def test_markdown_in_a_stream_is_the_same(self) -> None:
-        chat = answer(number=6, stream=True, form=Form(separator="|", markdown=True))
-        got = [json.loads(chunk) async for chunk in chat.chunks(events_of([located()]))]
+        got = await streamed(answer([located()], number=6, stream=True, ocr={"output": "markdown"}))
         text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in got)
         assert text == "# Hi\n\n![](images/page-7-figure-1.jpeg)"
 
     async def test_blocks_stand_beside_it(self) -> None:
-        chat = answer(form=Form(separator="|", markdown=True, reports=True))
-        got = json.loads((await chat.completion(events_of([located()]))).model_dump_json())
+        got = await whole(answer([located()], ocr={"output": "blocks"}))
         (page,) = got["choices"][0]["message"]["ocr"]["pages"]
         assert page["blocks"] == [
             {"label": "title", "text": "# Hi", "boxes": [[0, 0, 200, 49]], "model_boxes": [[0, 0, 999, 499]]},
@@ -406,30 +453,19 @@ class TestForms:
                 }
             },
         }
-        chat = answer(2, stream=stream, form=Form(separator="|", reports=True, json=BlocksJson(schema)))
-        second = located()
-        second.index = 1
-        events = events_of([located(), second])
+        form = {"type": "json_schema", "json_schema": {"name": "blocks", "schema": schema}}
+        made = answer([located(), located(1)], pages=2, stream=stream, ocr={"output": "blocks"}, response_format=form)
         if stream:
-            got = [json.loads(chunk) async for chunk in chat.chunks(events)]
-            text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in got)
+            text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in await streamed(made))
         else:
-            text = (await chat.completion(events)).choices[0].message.content
+            text = (await whole(made))["choices"][0]["message"]["content"]
         page = {"page": 7, "blocks": [{"label": "title"}, {"label": "image"}]}
         assert json.loads(text) == {"pages": [page, page]}
 
-    @pytest.mark.parametrize("wanted", ["colour", "pages"])
-    def test_a_schema_that_asks_for_what_is_not_there(self, wanted: str) -> None:
-        item = {"properties": {"smell": {}}}
-        with pytest.raises(InvalidRequest, match="smell" if wanted == "pages" else wanted) as caught:
-            BlocksJson({"properties": {wanted: {"items": item}}})
-        assert caught.value.param == "response_format.json_schema.schema"
-
-    def test_a_schema_that_turns_in_circles(self) -> None:
-        with pytest.raises(InvalidRequest, match=r"pages\.pages"):
-            BlocksJson({"properties": {"pages": {"$ref": "#"}}})
-        circle = {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}}
-        assert BlocksJson(circle).keep({"pages": []}) == {"pages": []}
+    async def test_blocks_as_any_json(self) -> None:
+        got = await whole(answer([located()], ocr={"output": "blocks"}, response_format={"type": "json_object"}))
+        message = got["choices"][0]["message"]
+        assert json.loads(message["content"]) == message["ocr"]
 
 
 class TestWholeEqualsStream:
@@ -453,16 +489,16 @@ class TestWholeEqualsStream:
                     steps = [LogprobStep(TokenLogprob(words, -float(place)), [])] if with_logprobs else None
                     finish = end if place == len(pieces) - 1 else None
                     deltas.append((page, delta(words, choice=choice, finish=finish, logprobs=steps)))
-        request = {"n": choices, "temperature": 0.0 if greedy else 1.0, "logprobs": with_logprobs}
-        copies = choices if greedy else 1
-        whole = asyncio.run(completed(answer(pages, form=copied(copies), **request), *deltas))
-        streaming = answer(pages, form=copied(copies), stream=True, stream_options={"include_usage": True}, **request)
-        *stream, last = asyncio.run(chunks(streaming, *deltas))
-        assert last["usage"] == whole["usage"]
-        for choice in whole["choices"]:
+        options = {"pages": pages, "n": choices, "temperature": 0.0 if greedy else 1.0, "logprobs": with_logprobs}
+        got = asyncio.run(completed(*deltas, **options))
+        *stream, last = asyncio.run(chunks(*deltas, stream_options={"include_usage": True}, **options))
+        assert last["usage"] == got["usage"]
+        for choice in got["choices"]:
             own = [each for chunk in stream for each in chunk["choices"] if each["index"] == choice["index"]]
             assert "".join(each["delta"].get("content", "") for each in own) == choice["message"]["content"]
             assert own[0]["delta"]["role"] == choice["message"]["role"]
             assert [each["finish_reason"] for each in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
             tokens = [token for each in own if each["logprobs"] for token in each["logprobs"]["content"]]
             assert tokens == (choice["logprobs"]["content"] if choice["logprobs"] else [])
+            reports = [report for each in own if "ocr" in each["delta"] for report in each["delta"]["ocr"]["pages"]]
+            assert reports == choice["message"].get("ocr", {"pages": []})["pages"]

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocr_server.dialects.chat.wire import NEUTRAL, REFUSED, ChatCompletionRequest, OcrOptions
+from ocr_server.dialects.chat.wire import NEUTRAL, ChatCompletionRequest, OcrOptions
 from tests.ocr_server.conftest import (
     CHAT,
     WHITE,
@@ -29,6 +29,7 @@ from tests.ocr_server.conftest import (
 )
 
 NOT_A_NUMBER = float("nan")
+REFUSED = ChatCompletionRequest.REFUSED
 
 
 async def refused(client: httpx.AsyncClient, param: str | None, **fields: Any) -> dict[str, Any]:
