@@ -286,7 +286,8 @@ def _is_permanent(rejected: DocumentRejected) -> bool:
     depends_on_request = (
         code in ("invalid_pages", "too_many_pages") or code.startswith("pdf_password") or code.endswith("_timeout")
     )
-    return rejected.status == 400 and (rejected.param or "").startswith("document") and not depends_on_request
+    is_about_content = (rejected.param or "").startswith(("file", "document"))  # `file` is the field of the upload
+    return rejected.status == 400 and is_about_content and not depends_on_request
 
 
 def _describe(error: OSError) -> str:
