@@ -183,7 +183,7 @@ class ReadsPages:
         from ocr_server.dialects.ocr.plan import plan_ocr
         from ocr_server.intake.document import LoadedPage
         from ocr_server.intake.source_page import SourcePage
-        from ocr_server.reading.session import Caller
+        from ocr_server.session import Caller
 
         plan = plan_ocr(self._parameters, self._settings, LoadedPage(SourcePage(pixels, None)))
         session = await self._runtime.begin(plan, Caller())

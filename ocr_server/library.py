@@ -29,8 +29,8 @@ from ocr_server.output.artifacts import Figure, artifacts_of
 from ocr_server.output.blocks import Block
 from ocr_server.output.markdown import to_markdown
 from ocr_server.reading.page import PageReading
-from ocr_server.reading.session import Caller
 from ocr_server.runtime import Runtime
+from ocr_server.session import Caller
 
 if TYPE_CHECKING:
     from config import Settings

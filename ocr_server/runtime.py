@@ -18,7 +18,7 @@ from ocr_server.plan import ReadPlan
 from ocr_server.reading.admission import Admission
 from ocr_server.reading.engine import Engine
 from ocr_server.reading.reader import Reader
-from ocr_server.reading.session import Caller, Session
+from ocr_server.session import Caller, Session
 
 if TYPE_CHECKING:
     from config import Settings

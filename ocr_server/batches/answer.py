@@ -13,8 +13,8 @@ from ocr_server.batches.leases import Answer
 from ocr_server.batches.requests import Item
 from ocr_server.errors import ApiError, TooMany, Unavailable, internal_error
 from ocr_server.observability import logs, metrics
-from ocr_server.reading.session import Caller
 from ocr_server.runtime import Runtime
+from ocr_server.session import Caller
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ocr_server.intake.source import Content
 from ocr_server.plan import ReadPlan
-from ocr_server.reading.session import Caller
 from ocr_server.runtime import Runtime
+from ocr_server.session import Caller
 
 if TYPE_CHECKING:
     from config import Settings

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from ocr_server.dialects.wire import Wire
 from ocr_server.intake.source import Content
 from ocr_server.plan import ReadPlan
-from ocr_server.reading.session import Caller, Session
 from ocr_server.runtime import Runtime
+from ocr_server.session import Caller, Session
 
 if TYPE_CHECKING:
     from config import Settings

@@ -10,8 +10,9 @@ from pydantic import BaseModel
 from ocr_server.batches.service import Batches
 from ocr_server.dialects.validation import parse_body
 from ocr_server.dialects.wire import Wire
-from ocr_server.reading.session import ANONYMOUS, Account, Caller
+from ocr_server.observability.logs import ANONYMOUS
 from ocr_server.runtime import Runtime
+from ocr_server.session import Account, Caller
 
 W = TypeVar("W", bound=Wire)
 

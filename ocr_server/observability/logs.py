@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 ACCESS = logging.getLogger("ocr_server.access")
+ANONYMOUS = "anonymous"
+"""The client of requests without an API key."""
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 """Of the request that is being answered. It is not set back: what the server itself logs of a request that failed
 comes after all middleware."""

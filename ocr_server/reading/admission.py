@@ -14,19 +14,14 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ocr_server.errors import TooMany
-
-if TYPE_CHECKING:
-    from config import Settings
+from ocr_server.observability.logs import ANONYMOUS
 
 RATE_PAGES = 32
 """Over so many of the last pages the speed is measured that `Retry-After` follows from."""
 LEAST_RETRY_S, MOST_RETRY_S = 1.0, 120.0
 """`Retry-After`; the OpenAI SDK obeys up to 120 s."""
-LOADED_AHEAD = 16
-"""Pages that may be loaded and prepared beyond those that the engine reads at once, so that it never waits for one."""
 
 
 class Admission:
@@ -63,7 +58,7 @@ class Admission:
         self.background_in_flight = 0
         """Of the pages that have a slot, those in the background."""
 
-    def enter(self, client: str = "anonymous", *, in_background: bool = False) -> Ticket:
+    def enter(self, client: str = ANONYMOUS, *, in_background: bool = False) -> Ticket:
         """A place for a request; close it when the request has ended.
 
         Raises:
@@ -153,16 +148,6 @@ class Admission:
             return LEAST_RETRY_S
         seconds_a_page = (self._clock() - self._ended[0]) / len(self._ended)
         return min(max(pages * seconds_a_page, LEAST_RETRY_S), MOST_RETRY_S)
-
-
-def admission_for(settings: Settings) -> Admission:
-    """As the settings have it."""
-    return Admission(
-        slots=settings.MAX_CONCURRENCY + LOADED_AHEAD,
-        most_waiting=settings.MAX_WAITING_PAGES,
-        most_of_client=settings.MAX_PAGES_OF_CLIENT,
-        background_slots=settings.batch_concurrency,
-    )
 
 
 class _Line:

@@ -11,12 +11,12 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ocr_server.errors import Unauthorized
+from ocr_server.observability.logs import ANONYMOUS
 from ocr_server.transport.keys import KeyRing
 from ocr_server.transport.negotiation import PAGE, prefers_html
 
 PROBES = frozenset({"/livez", "/readyz", "/ping", "/health"})
 """What a load balancer asks; they tell nothing but the state."""
-ANONYMOUS = "anonymous"
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 10_000_000
 _BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)

@@ -126,7 +126,7 @@ class Observed:
                 method=scope["method"],
                 route=route,
                 status=status,
-                client=state.get("client", "anonymous"),
+                client=state.get("client", logs.ANONYMOUS),
                 seconds=seconds,
                 reading=state.get("reading"),
             )

@@ -36,7 +36,7 @@ from ocr_server.output.tables import TableFormat
 from ocr_server.reading.page import LogprobStep, PageReading
 from ocr_server.reading.page import TokenLogprob as Token
 from ocr_server.reading.reader import PAGE_SEPARATOR, Event, Opened, Piece
-from ocr_server.reading.session import Session
+from ocr_server.session import Session
 
 FIGURES_FOLDER = "images/"
 """What stands before a figure's name in markdown, as upstream has it."""

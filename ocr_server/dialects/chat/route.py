@@ -13,8 +13,8 @@ from ocr_server.dialects.dialect import Api, Dialect
 from ocr_server.dialects.http import ERRORS, caller_of, parsed, runtime_of
 from ocr_server.dialects.validation import parse_body
 from ocr_server.errors import InvalidRequest
-from ocr_server.reading.session import Session
 from ocr_server.runtime import Runtime
+from ocr_server.session import Session
 from ocr_server.transport.disconnect import unless_disconnected
 from ocr_server.transport.event_stream import event_stream
 

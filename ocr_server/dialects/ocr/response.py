@@ -25,7 +25,7 @@ from ocr_server.output.formats.overlay import PICTURE_DPI
 from ocr_server.output.markdown import to_markdown
 from ocr_server.output.tables import html_tables, html_tables_to_markdown
 from ocr_server.reading.page import PageReading
-from ocr_server.reading.session import Session
+from ocr_server.session import Session
 
 TYPES = {
     "title": "title",

@@ -18,8 +18,8 @@ from ocr_server.dialects.validation import parse_body, parse_fields
 from ocr_server.errors import InvalidRequest
 from ocr_server.output.formats import FORMATS, FinishedPage
 from ocr_server.plan import ReadPlan
-from ocr_server.reading.session import Session
 from ocr_server.runtime import Runtime
+from ocr_server.session import Session
 from ocr_server.transport.disconnect import unless_disconnected
 from ocr_server.transport.event_stream import event_stream
 

@@ -16,7 +16,7 @@ from ocr_server.reading.admission import Admission
 from ocr_server.reading.decoding import Decoding
 from ocr_server.reading.page import PageReading
 from ocr_server.reading.reader import Event, Piece, Reader
-from ocr_server.reading.session import Account, Session
+from ocr_server.session import Account, Session
 
 
 class FakeDocument(Document):

@@ -13,15 +13,13 @@ from ocr_server.intake.errors import SourceError
 from ocr_server.intake.intake import Intake
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.observability import metrics
+from ocr_server.observability.logs import ANONYMOUS
 from ocr_server.observability.tracing import stage
 from ocr_server.output.artifacts import ArtifactMaker, page_picture
 from ocr_server.plan import ReadPlan
 from ocr_server.reading.admission import Admission, Ticket
 from ocr_server.reading.page import Job, PageReading
 from ocr_server.reading.reader import Event, Reader
-
-ANONYMOUS = "anonymous"
-"""The client of requests without an API key."""
 
 Account = dict[str, int]
 """pages, failed_pages, prompt_tokens, completion_tokens."""
