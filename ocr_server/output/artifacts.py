@@ -1,4 +1,4 @@
-"""What is made of a page's answer while its pixels are in memory: blocks, figures, the overlay."""
+"""What is made from a page's answer while its pixels are in memory: blocks, figures and the overlay."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from ocr_server.output.overlay import draw, to_jpeg
 from ocr_server.reading.page import PageReading
 
 MAX_FIGURES = 100
-"""Most figures of a page that are cut out: a model that repeats itself may name hundreds, each the whole page."""
+"""Maximum number of figures that are cut out of a page. A model that repeats itself can report hundreds of figures,
+each as large as the page."""
 
 
 @dataclass(frozen=True)
 class Artifacts:
-    """What a request wants to be made of each page."""
+    """The artifacts that a request wants of each page."""
 
     blocks: bool = False
     figures: bool = False
-    """Cut the figures out, too; includes blocks."""
+    """Cut out the figures as well. Includes blocks."""
     overlay: bool = False
-    """Draw the blocks on the page; includes blocks."""
+    """Draw the blocks on the page. Includes blocks."""
 
     def __bool__(self) -> bool:
         return self.blocks or self.figures or self.overlay
@@ -39,58 +40,64 @@ class Artifacts:
 
 @dataclass(frozen=True)
 class Figure:
+    """A figure of a page."""
+
     name: str
+    """File name, as the markdown links it."""
     box: PixelBox
-    """Pixels of the page."""
+    """In pixels of the page."""
     jpeg: bytes | None
-    """None if it was not wanted, or the box is empty."""
+    """The picture. None if it was not requested, or if the box is empty."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height, pixels."""
+        """Width and height in pixels."""
         return self.box[2] - self.box[0], self.box[3] - self.box[1]
 
 
 @dataclass(frozen=True)
 class PageArtifacts:
-    """What was made of one page."""
+    """The artifacts of one page."""
 
     blocks: list[Block] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     spans: list[TokenSpan] = field(default_factory=list)
-    """Empty without log probabilities."""
+    """The tokens of the answer with their log probabilities. Empty if none were requested."""
     overlay: bytes | None = None
-    """The page with its blocks drawn on it: a PNG, or for a document's page a JPEG. None if it was not wanted."""
+    """The page with its blocks drawn on it: a JPEG for a page of a document, otherwise a PNG. None if not requested."""
 
 
 def artifacts_of(reading: PageReading) -> PageArtifacts:
-    """What was made of a page; nothing if the page failed or nothing was wanted."""
+    """Return the artifacts of a page. They are empty if the page failed or if none were requested."""
     return reading.artifacts if isinstance(reading.artifacts, PageArtifacts) else PageArtifacts()
 
 
 async def page_picture(source: SourcePage) -> bytes:
-    """The page as a JPEG."""
-    # Not `source.image`: that copy would be kept for as long as the page is being read.
+    """Encode the page as a JPEG."""
+    # `source.image` would keep a copy of the pixels for as long as the page is being read.
     return await asyncio.to_thread(lambda: to_jpeg(Image.fromarray(source.pixels)))
 
 
 class ArtifactMaker:
-    """Makes a request's artifacts of each of its pages."""
+    """Makes the artifacts of each page of a request."""
 
     def __init__(self, wanted: Artifacts, family: Family, *, of_document: bool) -> None:
         """Args:
-        of_document: Whether overlays become the pages of one PDF, and so JPEGs, or a PNG.
+        wanted: The artifacts to make.
+        family: The family of the model, which defines the labels and the scale of the boxes.
+        of_document: Whether the pages belong to a document. Overlays of a document are JPEGs, which become the
+            pages of a PDF; the overlay of a single picture is a PNG.
         """
         self._wanted = wanted
         self._family = family
         self._of_document = of_document
 
     async def __call__(self, reading: PageReading, source: SourcePage) -> PageArtifacts:
-        """As the reader's `finish`."""
+        """Make the artifacts of a page in a thread. The reader calls this as `finish`."""
         return await asyncio.to_thread(self.make, reading, source)
 
     def make(self, reading: PageReading, source: SourcePage) -> PageArtifacts:
-        """Make the artifacts of a page. Takes a moment: not for the event loop."""
+        """Make the artifacts of a page. Too slow for the event loop."""
         answer = reading.text()
         found = blocks(answer, *source.size, family=self._family)
         most = MAX_FIGURES if self._wanted.figures else 0

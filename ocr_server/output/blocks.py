@@ -1,8 +1,8 @@
-"""The model's answer → the blocks of the page, in reading order, with their places on it.
+"""Parses the model's answer into the blocks of the page, in reading order, with their bounding boxes.
 
-Two kinds of answer have markers (see `grounding`). Converting a document, the model writes a block's label in the
-marker and its text behind it. Asked for the text alone, or to locate something, it writes the text itself in the
-marker, and nothing behind it.
+Markers (see `grounding`) occur in two kinds of answers. When the model converts a document, a marker contains the label
+of a block, and the text of the block follows the marker. When the model is asked for the text of lines, or to locate
+something, the marker contains the text itself, and nothing follows it.
 """
 
 from __future__ import annotations
@@ -14,32 +14,39 @@ from deepseek_ocr.families import DEEPSEEK_OCR, Family
 from ocr_server.output.grounding import TOKENS, Box, Located, parse
 
 PixelBox = tuple[int, int, int, int]
-"""left, top, right, bottom in pixels of the page; right and bottom are exclusive, as in Pillow."""
+"""left, top, right, bottom in pixels of the page. right and bottom are exclusive, as in Pillow."""
 
 _LIKE_A_LABEL = re.compile("[a-z_]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A part of the page that the model read as one."""
+    """A part of the page, such as a paragraph, a table or a figure."""
 
     label: str
     text: str
-    """Without white space at its ends; a figure has none."""
+    """Text without leading and trailing white space. Empty for a figure."""
     boxes: tuple[PixelBox, ...]
-    """Where it is on the page; empty if the model did not say."""
+    """Bounding boxes on the page. Empty if the model gave none."""
     model_boxes: tuple[Box, ...]
-    """The same as the model said it."""
+    """The same boxes in the model's own coordinates."""
     start: int
-    """Where it begins in the answer, in characters: at its marker, if it has one."""
+    """Index of the first character of the block in the answer, including its marker."""
     end: int
-    """Where the next block begins, or the answer ends."""
+    """Index at which the next block begins or the answer ends."""
 
 
 def blocks(answer: str, width: int, height: int, *, family: Family = DEEPSEEK_OCR) -> list[Block]:
-    """The blocks of an answer about a page of `width` by `height` pixels, in reading order.
+    """Parse an answer into blocks, in reading order. All visible text is kept.
 
-    Nothing visible is lost: what has no marker is of label "text", without boxes.
+    Args:
+        answer: The model's answer.
+        width: Width of the page in pixels.
+        height: Height of the page in pixels.
+        family: The family of the model, which defines the labels and the scale of the boxes.
+
+    Returns:
+        The blocks. Text without a marker becomes a block with the label "text" and no boxes.
     """
     sections: list[tuple[Located | None, str]] = [(None, "")]
     for event in parse(answer):
@@ -66,24 +73,29 @@ def blocks(answer: str, width: int, height: int, *, family: Family = DEEPSEEK_OC
 
 
 def is_label(ref: str, following: str, family: Family = DEEPSEEK_OCR) -> bool:
-    """Whether a marker's text is the label of what follows it, and not itself text on the page.
+    """Return whether the text in a marker is the label of the text that follows, rather than text on the page.
 
-    `following` is what stands between the marker and the next one. Where that begins like a marker, the answer
-    was cut off within one, and nothing follows.
+    Args:
+        ref: The text in the marker.
+        following: The text between this marker and the next one. If it begins with the start of a marker, the answer
+            was cut off inside a marker, and no text follows.
+        family: The family of the model, which defines the known labels.
     """
     text = following.lstrip()
     return ref in family.labels or (bool(text) and not text.startswith(TOKENS[0]) and may_be_label(ref))
 
 
 def may_be_label(ref: str) -> bool:
-    """Whether `ref` looks like the model's labels."""
+    """Return whether `ref` has the form of a label: lower-case letters and underscores."""
     return _LIKE_A_LABEL.fullmatch(ref) is not None
 
 
 def pixel_box(box: Box, width: int, height: int, scale: int = DEEPSEEK_OCR.box_scale) -> PixelBox:
-    """The model's box in pixels of a page, within the page and its corners in order; it may be empty.
+    """Convert a box of the model to pixels of a page.
 
-    pixel = int(v / 999 * side), as in DeepSeek-OCR's own scripts.
+    The corners are put in order, and the box is clipped to the page. The result may be empty.
+
+    pixel = int(v / scale * side), as in DeepSeek-OCR's own scripts, where scale is 999.
     """
     left, right = sorted(_pixel(x, width, scale) for x in (box[0], box[2]))
     top, bottom = sorted(_pixel(y, height, scale) for y in (box[1], box[3]))

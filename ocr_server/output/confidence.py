@@ -1,4 +1,4 @@
-"""How sure the model was: probabilities of its tokens, over spans of its answer."""
+"""Confidence scores: probabilities of the tokens, aggregated over parts of the answer."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ class TokenSpan(NamedTuple):
 
     start: int
     end: int
-    """Characters of the answer."""
+    """`start` and `end` are indices of characters in the answer."""
     logprob: float
 
 
 class Confidence(NamedTuple):
+    """Aggregated probabilities of several tokens."""
+
     average: float
-    """Geometric mean of the tokens' probabilities, 0 to 1."""
+    """Geometric mean of the probabilities, 0 to 1."""
     minimum: float
-    """The least of them."""
+    """Smallest probability, 0 to 1."""
 
 
 def token_spans(answer: str, steps: Iterable[LogprobStep]) -> list[TokenSpan]:
-    """Where each token stands in `answer`; tokens past its end (eos, a stop text) are left out."""
+    """Return the position of each token in `answer`. Tokens beyond its end (eos, a stop string) are omitted."""
     spans = []
     start = 0
     for step in steps:
@@ -39,22 +41,31 @@ def token_spans(answer: str, steps: Iterable[LogprobStep]) -> list[TokenSpan]:
 
 
 def confidence(spans: Sequence[TokenSpan], start: int = 0, end: int | None = None) -> Confidence | None:
-    """Of the tokens that begin in [start, end); None if there is none."""
+    """Return the confidence of the tokens that begin in the range [start, end), or None if there are none.
+
+    Args:
+        spans: The tokens of the answer.
+        start: Index of the first character of the range.
+        end: Index of the first character after the range. None means the end of the answer.
+    """
     logprobs = [span.logprob for span in spans if start <= span.start and (end is None or span.start < end)]
     if not logprobs:
         return None
     return Confidence(math.exp(sum(logprobs) / len(logprobs)), math.exp(min(logprobs)))
 
 
-class Word(NamedTuple):
+class WordConfidence(NamedTuple):
+    """A word of the markdown."""
+
     text: str
     start: int
-    """In the markdown."""
+    """Index of its first character in the markdown."""
     confidence: float
+    """Geometric mean of the probabilities of its tokens, 0 to 1."""
 
 
-def words(markdown: str, answer: str, spans: Sequence[TokenSpan]) -> list[Word]:
-    """The words of a page's markdown that stand in the model's answer too, with their confidence."""
+def words(markdown: str, answer: str, spans: Sequence[TokenSpan]) -> list[WordConfidence]:
+    """Return the words of the markdown that also occur in the model's answer, in order, with their confidence."""
     found = []
     here = there = first = 0
     for text in markdown.split():
@@ -70,6 +81,6 @@ def words(markdown: str, answer: str, spans: Sequence[TokenSpan]) -> list[Word]:
                 logprobs.append(spans[last].logprob)
                 last += 1
             if logprobs:
-                found.append(Word(text, here, math.exp(sum(logprobs) / len(logprobs))))
+                found.append(WordConfidence(text, here, math.exp(sum(logprobs) / len(logprobs))))
         here += len(text)
     return found

@@ -1,4 +1,4 @@
-"""The figures of a page: where they are, what they are called, and the pictures themselves."""
+"""The figures of a page: their boxes, their file names, and the pictures themselves."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from ocr_server.output.blocks import Block, PixelBox
 
 
 def figure_boxes(blocks: Iterable[Block], family: Family = DEEPSEEK_OCR) -> list[PixelBox]:
-    """The boxes of all figures, in the order in which `markdown.to_markdown` takes their names."""
+    """Return the boxes of all figures, in the order in which `markdown.to_markdown` uses their names."""
     return [box for block in blocks if block.label == family.figure_label for box in block.boxes]
 
 
 def figure_name(page: int, number: int) -> str:
-    """The file name of a page's figure; both count from 1, pages within the whole document."""
+    """Return the file name of a figure.
+
+    Args:
+        page: Number of the page in the document, counted from 1.
+        number: Number of the figure on the page, counted from 1.
+    """
     return f"page-{page}-figure-{number}.jpeg"
 
 
 def crop(image: Image.Image, box: PixelBox) -> Image.Image | None:
-    """The part of the page within the box, pixel for pixel; None if there is nothing in it."""
+    """Cut a box out of the page, without resampling. Return None if the box is empty or outside the page."""
     left, top = max(box[0], 0), max(box[1], 0)
     right, bottom = min(box[2], image.width), min(box[3], image.height)
     if left >= right or top >= bottom:

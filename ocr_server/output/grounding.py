@@ -1,7 +1,7 @@
-"""The model's location markers: `<|ref|>TEXT<|/ref|><|det|>[[x1, y1, x2, y2], …]<|/det|>`.
+"""Parses the model's location markers: `<|ref|>TEXT<|/ref|><|det|>[[x1, y1, x2, y2], …]<|/det|>`.
 
-What the markers hold comes from the picture, so from anybody: coordinates are read by an automaton, a
-character at a time, and whatever isn't exactly a marker is text.
+The content of a marker comes from the picture and is untrusted. Coordinates are parsed by a finite automaton, one
+character at a time, and are never evaluated. Anything that is not exactly a marker is text.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
 Box = tuple[int, int, int, int]
-"""x1, y1, x2, y2 as the model said them: nominally 0 to 999 from the page's left or top edge to the other."""
+"""x1, y1, x2, y2 in the model's coordinates: nominally 0 at the left or top edge of the page and 999 at the other."""
 
 LONGEST = 10_000
-"""Characters of text, of space and of coordinates that a marker may have; with more it is text."""
+"""Maximum number of characters of the text in a marker, of its white space and of its coordinates, each.
+A longer marker is treated as text."""
 
 _REF, _REF_END, _DET, _DET_END = TOKENS = ("<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>")
 _TOKEN = re.compile("|".join(map(re.escape, TOKENS)))
@@ -26,7 +27,7 @@ _MAX_DIGITS = 5
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """One marker: what it says is where. `raw` is all of it, as it stood in the answer."""
+    """A marker: a text and its boxes. `raw` is the complete marker as it occurs in the answer."""
 
     ref: str
     boxes: tuple[Box, ...]
@@ -34,13 +35,14 @@ class Located:
 
 
 def parse(answer: str) -> list[str | Located]:
-    """The markers of a whole answer and the text between them, in order; no two texts in a row, none empty."""
+    """Return the markers of a complete answer and the texts between them, in order. No text is empty, and no two texts
+    are adjacent."""
     parser = GroundingParser()
     return _merged(parser.feed(answer) + parser.close())
 
 
 def held_back(text: str, tokens: Sequence[str]) -> int:
-    """How many characters at the end of `text` may be the beginning of one of `tokens`."""
+    """Return how many characters at the end of `text` may be the beginning of one of `tokens`."""
     for length in range(min(len(text), max(map(len, tokens)) - 1), 0, -1):
         if any(token.startswith(text[-length:]) and length < len(token) for token in tokens):
             return length
@@ -48,11 +50,11 @@ def held_back(text: str, tokens: Sequence[str]) -> int:
 
 
 class GroundingParser:
-    """Finds the markers in an answer that comes in pieces.
+    """Finds the markers in an answer that arrives in pieces.
 
-    Any string in any pieces is fine: put together, the texts and the markers' `raw` are the answer again, and
-    how it was cut up changes nothing but where texts are parted. Text is held back only while it may still
-    become a marker. Takes time linear in the answer's length.
+    Any input is accepted. The texts and the `raw` of the markers, concatenated, are the answer again. How the answer is
+    split into pieces affects only where texts are split. Text is held back only while it may still become a marker. The
+    time is linear in the length of the answer.
     """
 
     def __init__(self) -> None:
@@ -61,7 +63,7 @@ class GroundingParser:
         self._begin_text()
 
     def feed(self, piece: str) -> list[str | Located]:
-        """The markers and texts that are certain after `piece`."""
+        """Add a piece of the answer, and return the markers and texts that are final."""
         data = self._tail + piece
         at = 0
         while at < len(data):
@@ -74,15 +76,15 @@ class GroundingParser:
         return events
 
     def close(self) -> list[str | Located]:
-        """What was held back, when the answer ends: text, as its marker has no end."""
+        """End the answer, and return what was held back. It is text, since its marker is incomplete."""
         self._hold(self._tail)
         self._tail = ""
         self._give_up()
         events, self._events = _merged(self._events), []
         return events
 
-    # Each step takes data from `at` on and returns how far it came. To come no further and stay the step means
-    # that more data is needed.
+    # Each step consumes data from index `at` on and returns the index that it reached. If the index and the step stay
+    # the same, more data is needed.
 
     def _text(self, data: str, at: int) -> int:
         found = data.find(_REF, at)
@@ -153,7 +155,7 @@ class GroundingParser:
         self._size += len(text)
 
     def _give_up(self) -> None:
-        """What is held is no marker."""
+        """Treat the text that is held back as text, since it is not a marker."""
         self._events.append("".join(self._held))
         self._begin_text()
 
@@ -163,7 +165,7 @@ class GroundingParser:
 
 
 def _merged(events: list[str | Located]) -> list[str | Located]:
-    """The events with no two texts in a row, and none empty."""
+    """Merge adjacent texts, and drop empty ones."""
     merged: list[str | Located] = []
     texts: list[str] = []
     for event in [*events, None]:
@@ -182,17 +184,17 @@ _START, _BOXES, _BOX, _END = "start", "boxes", "box", "end"
 
 
 def _kind(char: str) -> str:
-    """`char` as the automaton sees it: 0 for every digit, a space for all white space."""
+    """Return the class of a character for the automaton: "0" for every digit, " " for all white space."""
     if char in string.digits:
         return "0"
     return " " if char in string.whitespace else char
 
 
 def _automaton() -> dict[tuple[str, str], str]:
-    """State and kind of character → next state, for lists of one or more boxes of four numbers.
+    """Build the transition table: (state, class of character) → next state. It accepts lists of one or more boxes.
 
-    Numbers have up to 5 digits, with a sign or not, with a fraction or not; white space may stand between
-    any two of numbers, commas and brackets.
+    A box consists of four numbers. A number has up to 5 digits, optionally a minus sign and a fraction. White space is
+    allowed between numbers, commas and brackets.
     """
     table = {(_START, "["): _BOXES, (_BOXES, "["): "before 0", (_BOX, ","): _BOXES, (_BOX, "]"): _END}
     table |= {(state, " "): state for state in (_START, _BOXES, _BOX, _END)}
@@ -218,7 +220,7 @@ _NEXT = _automaton()
 
 
 def _located(raw: str) -> Located:
-    """A marker that the automaton accepted. Fractions are rounded, halves away from zero."""
+    """Parse a marker that the automaton has accepted. Fractions are rounded to integers, halves away from zero."""
     ref, _, rest = raw.removeprefix(_REF).partition(_REF_END)
     numbers = [int(Decimal(number).to_integral_value(ROUND_HALF_UP)) for number in _NUMBER.findall(rest)]
     x1, y1, x2, y2 = (numbers[place::4] for place in range(4))

@@ -1,4 +1,4 @@
-"""The model's answer → markdown, as DeepSeek-OCR's own scripts make it: no markers, figures as links."""
+"""Converts the model's answer to markdown as DeepSeek-OCR's own scripts do: without markers, with links to figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ocr_server.output.grounding import GroundingParser, Located, held_back
 from ocr_server.output.tables import TableConverter, TableFormat
 
 _COMMANDS = {"\\coloneqq": ":=", "\\eqqcolon": "=:"}
-"""LaTeX commands that few renderers know → what they show."""
+"""LaTeX commands that few renderers support → their replacements."""
 _THREE_NEWLINES = re.compile(r"\n{3,}")
 
 
@@ -22,12 +22,18 @@ def to_markdown(
     table_format: TableFormat = "html",
     family: Family = DEEPSEEK_OCR,
 ) -> str:
-    """A page's answer as markdown.
+    """Convert the answer for one page to markdown.
 
-    The marker of a figure becomes `![](NAME)`, for each of its boxes, NAME being the next of `figures`; where that
-    is empty, or there are no more, nothing. Markers that label what follows are removed; of those around a text on
-    the page that text stays (see `blocks`). Tables stay the HTML that the model writes, or become markdown. More
-    than two newlines are two, and white space at the ends is removed.
+    - For each box of a figure, its marker is replaced by `![](NAME)`, where NAME is the next of `figures`. If that name
+      is empty or there are no more names, the figure is omitted.
+    - A marker with a label is removed. Of a marker with text, the text is kept (see `blocks`).
+    - More than two consecutive newlines become two. Leading and trailing white space is removed.
+
+    Args:
+        answer: The model's answer.
+        figures: File names of the figures, in order.
+        table_format: Whether tables stay HTML, as the model writes them, or are converted to markdown.
+        family: The family of the model, which defines the labels.
     """
     stream = MarkdownStream(
         name=lambda number: figures[number - 1] if number <= len(figures) else "",
@@ -38,17 +44,19 @@ def to_markdown(
 
 
 class MarkdownStream:
-    """`to_markdown` for an answer that comes in pieces: the same when put together.
+    """Like `to_markdown`, for an answer that arrives in pieces. The concatenated output is the same.
 
-    Holds back what the rest of the answer may still change: the beginning of a marker or of one of the commands,
-    white space, and a table that is to become markdown, until it ends.
+    Text that may still change is held back: the beginning of a marker or of one of the commands, white space, and, if
+    tables are converted, a table until its end.
     """
 
     def __init__(
         self, *, name: Callable[[int], str], table_format: TableFormat = "html", family: Family = DEEPSEEK_OCR
     ) -> None:
         """Args:
-        name: the figure's number on the page, from 1 → its name, or "" to leave it out.
+        name: Maps the number of a figure on the page, counted from 1, to its file name, or to "" to omit it.
+        table_format: As for `to_markdown`.
+        family: As for `to_markdown`.
         """
         self._name = name
         self._family = family
@@ -58,17 +66,17 @@ class MarkdownStream:
         self._tidy = _Tidy()
         self._given: list[str] = []
         self._unsure: list[str] = []
-        """A marker's text that is a label if text follows, and the white space behind it."""
+        """The text of a marker that is a label if text follows, and the white space after the marker."""
         self._after_located = False
 
     def feed(self, piece: str) -> str:
-        """The markdown that is certain after `piece`."""
+        """Add a piece of the answer, and return the markdown that is final."""
         for event in self._parser.feed(piece):
             self._take(event)
         return self._drain()
 
     def close(self) -> str:
-        """The rest, when the answer ends."""
+        """End the answer, and return the rest of the markdown."""
         for event in self._parser.close():
             self._take(event)
         self._settle()
@@ -99,7 +107,7 @@ class MarkdownStream:
                 self._settle()
 
     def _settle(self) -> None:
-        """Writes the text of the marker in question, as it is no label, and the white space."""
+        """Write the text of the undecided marker, which is not a label, and the white space after it."""
         ref, *spaces = self._unsure or [""]
         self._unsure = []
         self._write(ref.strip())
@@ -111,7 +119,7 @@ class MarkdownStream:
         if not text:
             return
         if self._after_located and not text[0].isspace():
-            text = "\n" + text  # two texts from different places must not become one word
+            text = "\n" + text  # texts from different places must not become one word
         self._after_located = False
         if self._tables:
             text = self._tables.feed(text)
@@ -123,7 +131,7 @@ class MarkdownStream:
 
 
 class _Tidy:
-    """Replaces the commands and the newlines too many, and strips both ends."""
+    """Replaces LaTeX commands, shortens runs of newlines, and strips leading and trailing white space."""
 
     def __init__(self) -> None:
         self._tail = ""

@@ -1,4 +1,4 @@
-"""The page with its blocks drawn on it, and such pages as a PDF."""
+"""Draws the blocks of a page on its picture, and combines such pictures into a PDF."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _JPEG_MAX_SIDE = 65_500  # the format's limit is 65,535
 
 
 def draw(image: Image.Image, blocks: Sequence[Block]) -> Image.Image:
-    """A copy of the page, in RGB, with every block's boxes outlined, and tagged with its number and label.
+    """Return a copy of the page, in RGB, on which the boxes of all blocks are outlined and tagged.
 
-    Numbers are places in `blocks`, from 1; colours go by label. Boxes of any kind are fine: empty ones show as
-    lines or dots, and what lies outside the page shows at its edge.
+    A tag shows the number of the block in `blocks`, counted from 1, and its label. The colour depends on the label. Any
+    box is accepted: an empty box is drawn as a line or a dot, and a box outside the page is drawn at the edge.
     """
     page = image.convert("RGB")
     fills = Image.new("RGBA", page.size)
@@ -47,21 +47,21 @@ def draw(image: Image.Image, blocks: Sequence[Block]) -> Image.Image:
 
 
 def colour(label: str) -> Colour:
-    """The colour for a label: always the same, dark enough to write on in white."""
+    """Return the colour of a label. It is always the same, and dark enough for white text."""
     known = DEEPSEEK_OCR.labels
     number = known.index(label) if label in known else len(known) + zlib.crc32(label.encode())
-    # Steps of the golden ratio around the circle keep any number of hues apart, the first few most.
+    # Steps of the golden ratio around the colour circle keep any number of hues apart, above all the first few.
     red, green, blue = colorsys.hls_to_rgb(number * 0.618034 % 1, 0.28, 0.85)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def line_width(size: tuple[int, int]) -> int:
-    """How wide the outlines are on a page of this size, in pixels."""
+    """Return the width of the outlines on a page of this size, in pixels."""
     return max(1, round(math.sqrt(size[0] * size[1]) / 500))
 
 
 def _pixels(box: PixelBox, size: tuple[int, int]) -> PixelBox:
-    """The first and last pixels of the box, at least one each way and all on the page."""
+    """Return the first and last pixels of a box in each direction, at least one pixel, clipped to the page."""
     left, top = (min(max(start, 0), side - 1) for start, side in zip(box[:2], size, strict=True))
     right, bottom = (min(end, side) - 1 for end, side in zip(box[2:], size, strict=True))
     return left, top, max(left, right), max(top, bottom)
@@ -75,9 +75,9 @@ def _tag(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     size: tuple[int, int],
 ) -> None:
-    """Writes `text` above the box if there is room, else in its corner; whole if the page is wide enough."""
+    """Write `text` above the box if there is space, otherwise inside its corner, and moved left if it would not fit."""
     width = math.ceil(pen.textbbox((0, 0), text, font=font)[2])
-    height = math.ceil(pen.textbbox((0, 0), "1g", font=font)[3])  # the same for every text
+    height = math.ceil(pen.textbbox((0, 0), "1g", font=font)[3])  # the same height for every text
     pad = max(1, height // 6)
     left = max(0, min(corners[0], size[0] - width - 2 * pad))
     top = corners[1] - height - 2 * pad
@@ -88,18 +88,22 @@ def _tag(
 
 
 def to_pdf(pages: Iterable[bytes], dpi: float) -> bytes:
-    """A PDF with a JPEG picture on each page, as it is; a page measures pixels / dpi * 72 points.
+    """Return a PDF with one JPEG on each page. The JPEGs are embedded unchanged.
 
-    The file is written here (ISO 32000-1, 7.5) rather than by PDFium, which only one thread may use at a time.
+    The file structure (ISO 32000-1, 7.5) is written here because PDFium can be used by only one thread at a time.
+
+    Args:
+        pages: JPEG files.
+        dpi: Resolution in pixels per inch. A page measures pixels / dpi * 72 points.
 
     Raises:
-        ValueError: there are no pages, or `dpi` isn't above 0.
+        ValueError: There are no pages, or `dpi` is not greater than 0.
     """
     if not dpi > 0:
-        raise ValueError(f"dpi must be above 0, not {dpi}")
+        raise ValueError(f"dpi must be greater than 0, not {dpi}")
     file = io.BytesIO()
     file.write(b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n")
-    offsets = {1: 0, 2: 0}  # the catalog and the list of pages come last
+    offsets = {1: 0, 2: 0}  # the catalog and the page tree are written last
 
     def write(number: int, head: str, stream: bytes | None = None) -> None:
         offsets[number] = file.tell()
@@ -142,7 +146,7 @@ def to_pdf(pages: Iterable[bytes], dpi: float) -> bytes:
 
 
 def to_jpeg(picture: Image.Image) -> bytes:
-    """An RGB picture as a JPEG file; made smaller only if a side is longer than JPEG can have."""
+    """Encode an RGB picture as a JPEG. It is scaled down only if a side exceeds the maximum of the format."""
     longest = max(picture.size)
     if longest > _JPEG_MAX_SIDE:
         picture = picture.reduce(math.ceil(longest / _JPEG_MAX_SIDE))

@@ -1,6 +1,6 @@
-"""HTML tables, as the model writes them → GitHub-flavoured markdown.
+"""Converts HTML tables, as the model writes them, to GitHub-flavoured markdown.
 
-Only the tags that make up a table are looked for; all else in a cell stays as it is, `a<b` and `&lt;` too.
+Only the tags of tables are parsed. Everything else in a cell is kept unchanged, including `a<b` and `&lt;`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 TableFormat = Literal["html", "markdown"]
-"""How a table is written in markdown."""
+"""How tables are written in the markdown of a page."""
 
 MAX_CELLS = 100_000
-"""Cells of a table, those that spans and padding add included; larger tables stay HTML."""
+"""Maximum number of cells of a table, including the cells that spans and padding add. Larger tables stay HTML."""
 MAX_SPAN = 1000
-"""Larger spans count as 1, as browsers do for columns."""
+"""Maximum colspan and rowspan. Larger values count as 1, as browsers do for columns."""
 
-# The length of a tag is bounded so that there is a bound to what has to be held back.
+# The length of a tag is limited, and with it the amount of text that has to be held back.
 _ATTRIBUTES = r"(?:[\s/][^<>]{0,1000})?"
 _TABLE_TAG = re.compile(rf"<(/?)table{_ATTRIBUTES}>", re.IGNORECASE)
 _TAG = re.compile(rf"<(/?)(table|caption|thead|tbody|tfoot|tr|td|th|colgroup|col)({_ATTRIBUTES})>", re.IGNORECASE)
@@ -34,18 +34,18 @@ class _Cell:
 
 
 def html_tables_to_markdown(text: str) -> str:
-    """`text` with every `<table>…</table>` in it as a markdown table, set off by empty lines.
+    """Convert every `<table>…</table>` in `text` to a markdown table, separated from the text by empty lines.
 
-    The first row is the header. Cells that span several columns or rows are followed by empty ones. A caption,
-    and any other text outside the cells, goes before the table. Tables that have no end, no cells or too many
-    cells, and tables with others in them, stay as they are, and so does everything that is no table.
+    The first row becomes the header. Cells that span several columns or rows are followed by empty cells. Captions and
+    other text outside the cells are placed before the table. A table stays unchanged if it has no end, no cells, more
+    than `MAX_CELLS` cells or another table inside it.
     """
     converter = TableConverter()
     return converter.feed(text) + converter.close()
 
 
 def html_tables(text: str) -> Iterator[slice]:
-    """Where the tables in `text` are, one after another; a table in another is part of it."""
+    """Yield the position of each table in `text`, in order. A nested table is part of the outer one."""
     depth = start = 0
     for tag in _TABLE_TAG.finditer(text):
         if not tag[1]:
@@ -58,22 +58,23 @@ def html_tables(text: str) -> Iterator[slice]:
 
 
 class TableConverter:
-    """`html_tables_to_markdown` for text that comes in pieces: the same when put together.
+    """Like `html_tables_to_markdown`, for text that arrives in pieces. The concatenated output is the same.
 
-    Holds back a table until it ends.
+    A table is held back until its end.
     """
 
     def __init__(self) -> None:
         self._tail = ""
         self._table: list[str] = []
-        """The pieces of the table that is being read, unless it is known to stay HTML."""
+        """The pieces of the current table, unless it is known to stay HTML."""
         self._depth = 0
         self._newlines = 2
-        """How many are at the end of what was given out; its beginning counts as an empty line."""
+        """Number of newlines at the end of the output, at most 2. The beginning of the text counts as an empty line."""
         self._owed = 0
-        """How many the next text has to begin with."""
+        """Number of newlines that the next text has to begin with."""
 
     def feed(self, piece: str) -> str:
+        """Add a piece of the text, and return the output that is final."""
         data = self._tail + piece
         given = []
         at = 0
@@ -89,7 +90,7 @@ class TableConverter:
         return "".join(given)
 
     def close(self) -> str:
-        """The rest: a table without an end, which stays HTML."""
+        """End the text, and return the rest of the output. A table without an end stays HTML."""
         rest = "".join([*self._table, self._tail])
         self._table, self._tail, self._depth = [], "", 0
         return self._give(rest)
@@ -106,7 +107,7 @@ class TableConverter:
             if self._depth == 1:
                 self._table = [tag]
                 return ""
-            html = "".join([*self._table, tag])  # a table in a table: both stay HTML
+            html = "".join([*self._table, tag])  # a nested table: both stay HTML
             self._table = []
             return self._give(html)
         self._depth = max(self._depth - 1, 0)
@@ -135,7 +136,7 @@ class TableConverter:
 
 
 def _to_markdown(html: str) -> str | None:
-    """The one table in `html`, which begins and ends with its tags; None if it has to stay HTML."""
+    """Convert a single table, including its tags. Return None if it has to stay HTML."""
     loose, rows = _cells(html)
     grid = _grid(rows)
     if not grid:
@@ -147,7 +148,7 @@ def _to_markdown(html: str) -> str | None:
 
 
 def _cells(html: str) -> tuple[str, list[list[_Cell]]]:
-    """The text outside the cells, and the cells of each row. A cell or row without an end goes up to the next."""
+    """Return the text outside the cells, and the cells of each row. A cell or row without end tag ends at the next."""
     loose: list[str] = []
     rows: list[list[_Cell]] = []
     row: list[_Cell] | None = None
@@ -184,9 +185,10 @@ def _span(digits: str) -> int:
 
 
 def _grid(rows: list[list[_Cell]]) -> list[list[str]] | None:
-    """The texts of all cells as a rectangle, spans and short rows filled up; None if it is too large."""
+    """Return the texts of all cells as a rectangular grid, in which spans and short rows are padded with empty cells.
+    Return None if it is too large."""
     grid: list[list[str]] = []
-    below: list[int] = []  # for each column, how many rows more the cell above takes
+    below: list[int] = []  # for each column, the number of further rows that the cell above spans
     for cells in rows:
         row: list[str] = []
         for cell in cells:

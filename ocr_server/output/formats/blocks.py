@@ -1,4 +1,4 @@
-"""`blocks`: markdown, and beside it the located blocks of each page."""
+"""`blocks`: markdown, and in addition the blocks of each page with their bounding boxes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ocr_server.output.formats.markdown import markdown_text
 BLOCKS = Format(
     name="blocks",
     media_type="application/json",
-    description="Markdown, and beside it the located blocks of each page.",
+    description="Markdown, and in addition the blocks of each page with their bounding boxes.",
     artifacts=Artifacts(blocks=True),
     text=markdown_text,
     options=frozenset({"table_format", "include_figures", "confidence"}),

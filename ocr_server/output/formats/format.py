@@ -1,4 +1,4 @@
-"""What an output format is: what it needs of each page, and how it is written."""
+"""The definition of an output format: the artifacts that it needs, and the functions that write it."""
 
 from __future__ import annotations
 
@@ -15,60 +15,62 @@ NOTHING = Artifacts()
 
 
 class PageText(Protocol):
-    """The text of one page, made of the model's answer as it comes."""
+    """Converts the answer for one page to text while it arrives."""
 
     def feed(self, piece: str) -> str:
-        """What is certain after a further piece of the answer."""
+        """Add a piece of the answer, and return the text that is final."""
 
     def close(self) -> str:
-        """The rest, when the answer has ended."""
+        """End the answer, and return the rest of the text."""
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What a request says about a page's text."""
+    """Options of a request that affect the text of a page."""
 
     figure_name: Callable[[int], str]
-    """Number of a figure on the page, from 1 → its file name; empty to leave it out."""
+    """Maps the number of a figure on the page, counted from 1, to its file name. An empty name omits the figure."""
     table_format: TableFormat
     family: Family
 
 
 @dataclass(frozen=True)
 class FinishedPage:
-    """A page for a format that writes files."""
+    """A finished page, as formats that write files receive it."""
 
     reading: PageReading
     markdown: str
-    """As the request's options have it; empty for a page that failed."""
+    """Markdown of the page according to the options of the request. Empty if the page failed."""
 
 
 @dataclass(frozen=True)
-class File:
+class OutputFile:
+    """A file in an output format."""
+
     content: bytes | str
     media_type: str
 
 
-Write = Callable[[AsyncIterator[FinishedPage], bool], Awaitable[File]]
-"""Pages in order, and whether they are a document's rather than a single picture → the file."""
+Write = Callable[[AsyncIterator[FinishedPage], bool], Awaitable[OutputFile]]
+"""Writes a file. Arguments: the pages in order, and whether they belong to a document rather than a single picture."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """One way in which an answer is written. `FORMATS` is the table of all."""
+    """An output format. `FORMATS` is the table of all output formats."""
 
     name: str
     media_type: str
-    """Of the file, if pages are a document's."""
+    """Media type of the file that is written for a document."""
     description: str
-    """For the API's documentation, one sentence."""
+    """One sentence for the documentation of the API."""
     artifacts: Artifacts = NOTHING
-    """What has to be made of each page."""
+    """The artifacts that the format needs of each page."""
     text: Callable[[TextOptions], PageText] | None = None
-    """Makes a page's text, where the format can be an answer's text (chat)."""
+    """Creates the converter for the text of one page. None if the format cannot be the text of a chat answer."""
     file: Write | None = None
-    """Writes a whole document, where the format can be a file (`/v1/ocr`)."""
+    """Writes a file for all pages. None if the format cannot be an output of `/v1/ocr`."""
     options: frozenset[str] = frozenset()
-    """Request options that only formats which name them take."""
+    """Options of chat requests that affect this format. They are refused with formats that do not list them."""
     verbatim: bool = False
-    """Whether the text is the model's own, so that log probabilities of its tokens belong to it."""
+    """Whether the text is the unmodified output of the model, so that log probabilities of its tokens apply to it."""

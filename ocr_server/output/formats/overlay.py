@@ -1,4 +1,4 @@
-"""`overlay`: the pages with their blocks drawn on them."""
+"""`overlay`: pictures of the pages with the blocks drawn on them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from ocr_server.output.artifacts import Artifacts, artifacts_of
-from ocr_server.output.formats.format import File, FinishedPage, Format
+from ocr_server.output.formats.format import FinishedPage, Format, OutputFile
 from ocr_server.output.overlay import to_pdf
 
 PICTURE_DPI = 72
-"""Resolution of pages that have none of their own, pixels per inch."""
+"""Resolution of pages whose resolution is not known, in pixels per inch."""
 
 
-async def _write(pages: AsyncIterator[FinishedPage], of_document: bool) -> File:
-    """A PDF, or a PNG for a single picture. Pages that failed are left out."""
+async def _write(pages: AsyncIterator[FinishedPage], of_document: bool) -> OutputFile:
+    """Write a PDF, or a PNG for a single picture. Pages that failed are omitted."""
     drawn: list[bytes] = []
     dpi: float | None = None
     async for page in pages:
@@ -22,14 +22,14 @@ async def _write(pages: AsyncIterator[FinishedPage], of_document: bool) -> File:
             drawn.append(overlay)
             dpi = page.reading.dpi
     if not of_document:
-        return File(drawn[0], "image/png")
-    return File(await asyncio.to_thread(to_pdf, drawn, dpi or PICTURE_DPI), "application/pdf")
+        return OutputFile(drawn[0], "image/png")
+    return OutputFile(await asyncio.to_thread(to_pdf, drawn, dpi or PICTURE_DPI), "application/pdf")
 
 
 OVERLAY = Format(
     name="overlay",
     media_type="application/pdf",
-    description="The pages with their blocks drawn on them: a PDF, or a PNG for a single picture.",
+    description="The pages with their blocks drawn on them, as a PDF, or as a PNG for a single picture.",
     artifacts=Artifacts(overlay=True),
     file=_write,
 )

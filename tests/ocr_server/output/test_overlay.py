@@ -138,5 +138,5 @@ class TestPdf:
 
     @pytest.mark.parametrize("dpi", [0, -1, float("nan")])
     def test_an_impossible_resolution(self, dpi: float) -> None:
-        with pytest.raises(ValueError, match="dpi must be above 0"):
+        with pytest.raises(ValueError, match="dpi must be greater than 0"):
             to_pdf([b""], dpi)
