@@ -45,6 +45,8 @@ class Intake:
     async def open(self, sources: Sequence[Source]) -> list[Document]:
         """Fetch and open all sources, in order. Close each document when it has been read.
 
+        If a source fails, all documents are closed, also those that were handed over open.
+
         Raises:
             SourceError: A source cannot be fetched or opened, or together they have more pages than the limit; its
                 `source` says which one it is.
@@ -56,9 +58,11 @@ class Intake:
         except BaseException:  # after the first failure the others are of no use
             for task in tasks:
                 task.cancel()
-            for opened in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(opened, Document):
-                    await opened.close()
+            opened = await asyncio.gather(*tasks, return_exceptions=True)
+            # A task that was cancelled before it began has not returned the open document of its source.
+            for each in (*opened, *(source.content for source in sources)):
+                if isinstance(each, Document):
+                    await each.close()
             raise
         pages = sum(document.page_count for document in documents)
         if pages > self._limits.max_pages:

@@ -12,9 +12,9 @@ from contextlib import suppress
 import pytest
 
 from ocr_server.intake.errors import SourceError
+from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.opener import Opener
 from ocr_server.intake.source import Source
-from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.workers import Workers
 from tests.ocr_server.intake.bad_files import KINDS, Bad, good_files
 from tests.processes import children

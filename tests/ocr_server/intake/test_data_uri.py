@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.data_uri import decode_data_uri
+from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.limits import IntakeLimits
 
 DATA = bytes(range(256)) + b"\xfb\xff\xfe?"  # has both + and / in its base64, and padding

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageDraw
 
-from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.decode import find_pages, is_pdf
+from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.picture_worker import decode_page
 
@@ -471,9 +471,7 @@ class TestManyFrames:
 
     def test_thumbnails_in_a_tiff_are_not_pages(self, limits: IntakeLimits) -> None:
         small, large = Image.new("RGB", (4, 4), "blue"), Image.new("RGB", (40, 40), "red")
-        pages = decode_image(
-            self.tiff(small, large, small.copy(), large.copy(), thumbnails=(0, 2)), limits
-        )
+        pages = decode_image(self.tiff(small, large, small.copy(), large.copy(), thumbnails=(0, 2)), limits)
         assert [page.size for page in pages] == [(40, 40), (40, 40)]
 
     def test_a_tiff_of_nothing_but_a_thumbnail_shows_it(self, limits: IntakeLimits) -> None:

@@ -13,7 +13,6 @@ from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.load import load
 
 
-
 @pytest.fixture
 def fetcher(limits: IntakeLimits) -> Fetcher:
     async def resolve(host: str, port: int) -> list[str]:

@@ -176,7 +176,9 @@ class TestPdf:
             (pdfs.NO_PAGES, None, "pdf_empty"),
         ],
     )
-    async def test_files_that_cannot_be_opened(self, data: bytes, password: str | None, code: str, files: OpenFiles) -> None:
+    async def test_files_that_cannot_be_opened(
+        self, data: bytes, password: str | None, code: str, files: OpenFiles
+    ) -> None:
         error = await files.refusal(data, password=password)
         assert (type(error), error.code, error.about) == (SourceError, code, "file")
         assert error.message.startswith("The PDF ")

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from ocr_server.intake.errors import SourceError, SourceTooLarge
+from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.opener import Opener
 from ocr_server.intake.source import Source
-from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import KEPT_BYTES, Workers
 from tests.processes import children
