@@ -1,4 +1,4 @@
-"""Whose request it is: API keys, checked before anything of a request's body is read."""
+"""Authentication by API keys, before the body of a request is read."""
 
 from __future__ import annotations
 
@@ -16,20 +16,27 @@ from ocr_server.transport.keys import KeyRing
 from ocr_server.transport.negotiation import PAGE, prefers_html
 
 PROBES = frozenset({"/livez", "/readyz", "/ping", "/health"})
-"""What a load balancer asks; they tell nothing but the state."""
+"""Paths for health checks. They need no key, since they show only the state of the server."""
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 10_000_000
+"""How long, and how much, a client may go on sending after its request has been refused."""
 _BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)
 
 
 class ApiKeys:
-    """Let through what has a valid key, and say in `scope["state"]["client"]` whose it is.
+    """ASGI middleware that refuses requests without a valid API key with 401.
 
-    With no keys set, everything is let through. CORS preflights, which can't have a key, are answered before they
-    come here. The web page is free, as its requests are not.
+    The label of the key is stored in `scope["state"]["client"]`. If no keys are configured, all requests are accepted.
+    CORS preflight requests, which cannot have a key, are answered by another middleware before this one. The files of
+    the web page need no key; the requests that the page sends do.
     """
 
     def __init__(self, app: ASGIApp, ring: KeyRing, *, metrics_need_one: bool = True) -> None:
+        """Args:
+        app: The next application.
+        ring: The valid keys.
+        metrics_need_one: Whether `/metrics` needs a key.
+        """
         self._app = app
         self._ring = ring
         self._free = PROBES if metrics_need_one else PROBES | {"/metrics"}
@@ -52,12 +59,12 @@ class ApiKeys:
         await self._app(scope, receive, send)
 
     def _is_free(self, scope: Scope) -> bool:
-        """By the very path that the router goes by, and nothing like it."""
+        """Return whether a request needs no key, by exactly the path that the router uses."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
             return False
         if path == "/":
-            return prefers_html(Headers(scope=scope).get("accept", ""))  # it is sent on to the page
+            return prefers_html(Headers(scope=scope).get("accept", ""))  # browsers are redirected to the web page
         return path in self._free or path == PAGE.rstrip("/") or path.startswith(PAGE)
 
 
@@ -72,7 +79,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, *, known: bool) ->
         await send({"type": "websocket.close", "code": 1008})
         return
     error = Unauthorized(
-        "The API key is not valid." if known else "An API key is needed: send it as 'Authorization: Bearer KEY'."
+        "Invalid API key." if known else "Missing API key. Send it in the header 'Authorization: Bearer KEY'."
     )
     response = JSONResponse(error.body(), status_code=error.status, headers=error.headers)
     if not _has_body(scope):
@@ -81,8 +88,10 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, *, known: bool) ->
     response.headers["connection"] = "close"
 
     async def send_and_linger(message: Message) -> None:
-        """The whole answer goes out at once; its end, upon which the server closes the connection, a little later.
-        Closed on a client that is still sending, the connection would break before the answer has been seen."""
+        """Send the complete answer at once, but mark its end a little later. The server then closes the connection.
+
+        If it were closed while the client is still sending, the client could lose the answer.
+        """
         if message["type"] != "http.response.body":
             await send(message)
             return
@@ -99,7 +108,7 @@ def _has_body(scope: Scope) -> bool:
 
 
 async def _linger(receive: Receive) -> None:
-    """Throw away what the client still sends, for a short time and not much of it."""
+    """Read and discard what the client still sends, up to a limit of time and size."""
     taken, more = 0, True
     with suppress(TimeoutError):
         async with asyncio.timeout(LINGER_SECONDS):

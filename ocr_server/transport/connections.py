@@ -1,8 +1,8 @@
-"""Connections that don't wait for ever: for a request to come, or for an answer to be taken.
+"""Time limits for connections: for the head of a request to arrive, and for an answer to be received.
 
-uvicorn has a limit for the time between two requests, but none for a client that connects and says nothing, sends its
-request's head a byte at a time, or does not read. Neither does TCP for a client that vanished without a word, save
-after hours.
+uvicorn limits only the time between two requests. It has no limit for a client that connects and sends nothing, that
+sends the head of its request one byte at a time, or that does not read. TCP itself notices only after hours that a
+client has disappeared without closing the connection.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 LEAST_TAKEN = 49_152
-"""Bytes of a waiting answer that a client must take in the time it is given: what lies between asyncio's high and low
-water, from which on an answer waits and goes on."""
+"""Number of bytes of a waiting answer that a client must receive within the time limit. This is the difference between
+asyncio's high-water and low-water marks, at which writing pauses and resumes."""
 PROBE_SECONDS = 15
-"""Between two of TCP's own questions whether the other side is still there."""
+"""Seconds between TCP keep-alive probes."""
 
 
 def protocol(*, receive_timeout: float, send_timeout: float) -> type[asyncio.Protocol]:
-    """uvicorn's protocol for a connection, with limits of time.
+    """Return uvicorn's protocol class for connections, extended with time limits.
 
     Args:
-        receive_timeout: seconds for a request's head, from the connection or the head's first byte.
-        send_timeout: seconds in which LEAST_TAKEN bytes of what could not be sent at once must have been.
+        receive_timeout: Seconds within which the head of a request must arrive, counted from the start of the
+            connection or from the first byte of the head.
+        send_timeout: Seconds within which the client must receive LEAST_TAKEN bytes of an answer that waits.
     """
 
     class Connection(HttpToolsProtocol):
@@ -69,7 +70,7 @@ def protocol(*, receive_timeout: float, send_timeout: float) -> type[asyncio.Pro
 
         def _check_taking(self, waited: int) -> None:
             if waited - self.transport.get_write_buffer_size() < LEAST_TAKEN:
-                self.logger.warning("A client that takes its answer too slowly is cut off.")
+                self.logger.warning("Connection closed: the client receives its answer too slowly.")
                 self.transport.abort()
             else:
                 self._expect_taking()
@@ -84,11 +85,12 @@ def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
 
 
 def set_options(listener: socket.socket, send_timeout: float) -> None:
-    """Have the connections that `listener` accepts send what is written at once, and end when their other side has not
-    been heard of for about `send_timeout` seconds.
+    """Set the options of the connections that `listener` accepts.
 
-    asyncio asks for the first itself, but not of sockets that, as these, don't name their protocol. Without it the
-    first text of a stream lies here until the client has acknowledged the head before it: 40 ms.
+    - TCP_NODELAY: data is sent without delay. asyncio sets this option itself, but not for sockets that, like these, do
+      not name their protocol. Without it, the first text of a stream is sent only when the client has acknowledged the
+      head before it: after 40 ms.
+    - Keep-alive: a connection ends if nothing has been heard from the client for about `send_timeout` seconds.
     """
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,4 +1,4 @@
-"""Stop the work of a client that has gone away."""
+"""Stops the work for a client that has disconnected."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CLIENT_CLOSED_REQUEST = 499
 async def unless_disconnected(request: Request, work: Coroutine[None, None, Response]) -> Response:
     """Run `work`, and cancel it as soon as the client of `request` disconnects.
 
-    The body must have been read: what still comes on the connection is its end. It does _not_ poll
-    `request.is_disconnected`, which would only look now and then.
+    The body must have been read, so that the next message is the disconnect. This waits for that message instead of
+    polling `request.is_disconnected`, which would notice it with a delay.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_disconnected(request))
@@ -24,7 +24,7 @@ async def unless_disconnected(request: Request, work: Coroutine[None, None, Resp
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        return Response(status_code=CLIENT_CLOSED_REQUEST)  # nobody is there to see it
+        return Response(status_code=CLIENT_CLOSED_REQUEST)  # the client is gone and does not see it
     finally:
         watching.cancel()
         working.cancel()

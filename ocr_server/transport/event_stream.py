@@ -1,4 +1,4 @@
-"""Server-sent events as OpenAI sends them: framing, keep-alive, the error frame, `[DONE]`."""
+"""Server-sent events in OpenAI's format: framing, keep-alive comments, the error frame and `[DONE]`."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from ocr_server.errors import ApiError, internal_error
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 15
+"""Seconds between keep-alive comments."""
 FIRST_EVENT_SECONDS = 5.0
-"""How long the status line waits for the first event. Until then an error still gets its own status;
-after it the answer begins, and errors come as a frame."""
+"""How long the status line waits for the first event. An error in this time is answered with its own status. Afterwards
+the answer begins with 200, and an error is sent as a frame."""
 
 
 async def event_stream(
     events: AsyncGenerator[str], *, shutdown_timeout: float, patience: float = FIRST_EVENT_SECONDS
 ) -> EventSourceResponse:
-    """Answer with `events`, each a JSON text.
+    """Return a response that streams `events`.
 
     Args:
-        events: closed when the client goes away.
-        shutdown_timeout: seconds the stream may go on after the server was told to stop.
-        patience: seconds the status line waits for the first event.
+        events: The data of the events, each a JSON text. The generator is closed when the client disconnects.
+        shutdown_timeout: Seconds for which the stream may continue after the server was told to stop.
+        patience: Seconds that the status line waits for the first event.
 
     Raises:
-        ApiError: what goes wrong before the first event, if it does so soon.
+        ApiError: An error before the first event, within `patience` seconds.
     """
     first = asyncio.ensure_future(anext(events))
     try:
@@ -46,28 +47,29 @@ async def event_stream(
 
 
 class _EventStream(EventSourceResponse):
+    """A response that closes its events, whichever way it ends."""
+
     def __init__(self, first: asyncio.Future[str], events: AsyncGenerator[str], shutdown_timeout: float) -> None:
         self._first = first
         self._events = events
         super().__init__(
             _frames(first, events),
             ping=KEEP_ALIVE_SECONDS,
-            sep="\n",  # of pings
-            # Without an event of ours it would cut the stream at the first sign of a shutdown.
+            sep="\n",  # of keep-alive comments
+            # Without an event of its own, the stream would be cut off as soon as the server is told to stop.
             shutdown_event=anyio.Event(),
-            # The server cuts off what takes too long, with a word about it (`middleware.CutOff`); this is for the case
-            # that it does not.
+            # Streams that take too long end with an error frame (`middleware.CutOff`). This is the fallback.
             shutdown_grace_period=shutdown_timeout + 1,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
-        finally:  # also if the client left before the first frame was asked for
+        finally:  # also if the client disconnected before the first frame was requested
             await _end(self._first, self._events)
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        """Without the library's scope for a time limit, which `connections.py` has: a fifth of what a token costs."""
+        """Send without the library's time limit, which costs a fifth of the time for a token. See `connections`."""
         await send(message)
 
 
@@ -79,17 +81,18 @@ async def _frames(first: asyncio.Future[str], events: AsyncGenerator[str]) -> As
     except ApiError as error:
         yield _frame(json.dumps(error.body()))
     except Exception:
-        logger.exception("a stream broke")
+        logger.exception("a stream failed unexpectedly")
         yield _frame(json.dumps(internal_error()))
     yield _frame("[DONE]")
 
 
 def _frame(data: str) -> bytes:
-    """`data` is one line, as JSON is."""
+    """Frame `data`, which must be a single line, such as JSON."""
     return f"data: {data}\n\n".encode()
 
 
 async def _end(first: asyncio.Future[str], events: AsyncGenerator[str]) -> None:
+    """Cancel the wait for the first event, and close the events."""
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     await events.aclose()

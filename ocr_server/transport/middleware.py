@@ -1,4 +1,7 @@
-"""Plain ASGI middleware, which unlike Starlette's base class leaves streams alone."""
+"""Middleware: request ids, logging, security headers, limits of bodies, and requests that a shutdown cuts off.
+
+These are plain ASGI middleware classes. Starlette's `BaseHTTPMiddleware` would interfere with streams.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,18 @@ from ocr_server.transport.disconnect import CLIENT_CLOSED_REQUEST
 REQUEST_ID = "x-request-id"
 DRAIN_BYTES = 100_000_000
 DRAIN_SECONDS = 10
+"""How much of a refused body is read and discarded, and for how long."""
 BODIES_RETRY_SECONDS = 5.0
+"""`Retry-After` of requests that are refused because of the bytes of all bodies."""
 RESTART_SECONDS = 10.0
-"""`Retry-After` of what a server that stops has cut off: there may be another one by then."""
+"""`Retry-After` of requests that a shutdown cuts off. The server may have been replaced by then."""
 LAST_WORD_SECONDS = 1.0
+"""Time limit for sending the error to the client of such a request."""
 _SOUND_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestId:
-    """Give every answer an `x-request-id`: the client's own, or a new one."""
+    """Adds an `x-request-id` to every response: the id that the client sent, or a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -53,7 +59,7 @@ class RequestId:
 
 
 class CutOff:
-    """Tell the client of a request that the server, shutting down, can't finish: by 503, in a stream by an error."""
+    """Answers requests that a shutdown cuts off: with 503, or with an error frame if the response is a stream."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -72,8 +78,8 @@ class CutOff:
 
         try:
             await self._app(scope, receive, noted_send)
-        except asyncio.CancelledError:  # by the server: that of a client who leaves goes no further than its route
-            error = Unavailable("The server is shutting down; try again.", retry_after=RESTART_SECONDS)
+        except asyncio.CancelledError:  # by the server; if the client disconnects, the route handles it
+            error = Unavailable("The server is shutting down. Try again later.", retry_after=RESTART_SECONDS)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORD_SECONDS):
                     if begun is None:
@@ -85,10 +91,10 @@ class CutOff:
 
 
 class Observed:
-    """Log and count every request when it has ended, whichever way it did.
+    """Logs and counts every request when it has ended, in whichever way.
 
-    The status is the one that was sent, but 499 if the client left before the answer's end, 500 if the answer broke,
-    and 503 if the server, shutting down, cut it off.
+    The status is the one that was sent, except 499 if the client disconnected before the end of the response, 500 if
+    the response failed, and 503 if a shutdown cut it off.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -133,7 +139,7 @@ class Observed:
 
 
 def route_of(scope: Scope) -> str:
-    """The template of the route that answered: `/v1/models/{model_id}`; `none` if none did."""
+    """Return the template of the route that handled a request, such as `/v1/models/{model_id}`, or `none`."""
     route = scope.get("route")
     if isinstance(route, Mount):
         return f"{route.path}/*"
@@ -142,7 +148,7 @@ def route_of(scope: Scope) -> str:
 
 
 class SafeHeaders:
-    """Tell browsers to take answers for what they are, and pages not to be framed."""
+    """Adds headers against content sniffing, and against framing of HTML pages."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -161,20 +167,21 @@ class SafeHeaders:
 
 
 class BodyLimit:
-    """Bound the bytes of a body, those of all bodies together, and the time that one may take to come.
+    """Limits the size of a body, the size of all bodies together, and the time in which a body must arrive.
 
-    A body counts, as far as it has been received, until its request has ended: so long it is in memory, about three
-    times over, as bytes, as text and decoded.
+    The received part of a body counts until its request has ended. Until then it is in memory about three times: as
+    bytes, as text and decoded.
     """
 
     def __init__(
         self, app: ASGIApp, *, limit: int, most_held: int, timeout: float, limits: Mapping[str, int] | None = None
     ) -> None:
         """Args:
-        limit: bytes of one body.
-        most_held: bytes of all bodies; what would go beyond is refused with 429.
-        timeout: seconds from the request's head to the body's end.
-        limits: of the bodies that are posted to certain paths, instead of `limit`.
+        app: The next application.
+        limit: Maximum size of a body in bytes.
+        most_held: Maximum size of all bodies together in bytes. Requests that would exceed it are refused with 429.
+        timeout: Seconds from the head of the request to the end of its body.
+        limits: Maximum sizes for certain paths, instead of `limit`.
         """
         self._app = app
         self._limit = limit
@@ -201,18 +208,18 @@ class BodyLimit:
                 async with asyncio.timeout_at(until):
                     message = await receive()
             except TimeoutError:
-                raise TimedOut(f"The request did not arrive within {self._timeout:g} s.") from None
+                raise TimedOut(f"The request body did not arrive within {self._timeout:g} s.") from None
             whole = not message.get("more_body", False)
             size = len(message.get("body", b""))
             received += size
             self._held += size
             if max(received, declared) > limit:
                 await _drain(receive, message)
-                raise TooLarge(f"The request body is larger than {limit // 1_000_000} MB.", code="body_too_large")
+                raise TooLarge(f"The request body exceeds the limit of {limit // 1_000_000} MB.", code="body_too_large")
             if self._held + max(declared - received, 0) > self._most_held:
                 await _drain(receive, message)
                 raise TooMany(
-                    "The server holds as many bytes of requests as it may; try again shortly.",
+                    "The bodies of all current requests exceed the limit of the server. Try again shortly.",
                     code="too_many_bytes",
                     retry_after=BODIES_RETRY_SECONDS,
                 )
@@ -225,8 +232,10 @@ class BodyLimit:
 
 
 async def _drain(receive: Receive, message: Message) -> None:
-    """Throw away what still comes, within bounds: a client that is sending would otherwise see a broken
-    connection instead of the answer."""
+    """Read and discard the rest of a body, up to a limit of time and size.
+
+    Otherwise, a client that is still sending could see a broken connection instead of the response.
+    """
     drained = 0
     with suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):

@@ -1,12 +1,13 @@
-"""Whether a client is a browser that wants a page, by its `Accept` header (RFC 9110, 12.5.1)."""
+"""Content negotiation by the `Accept` header (RFC 9110, 12.5.1): tells browsers from other clients."""
 
 from __future__ import annotations
 
 PAGE = "/ui/"
+"""Path of the web page."""
 
 
 def prefers_html(accept: str) -> bool:
-    """Whether HTML is named, and wanted more than JSON. `*/*` or no header at all wants no page."""
+    """Return whether an `Accept` header names HTML and prefers it to JSON. `*/*` or an empty header does not."""
     wanted: dict[str, float] = {}
     for part in accept.split(","):
         name, *parameters = (word.strip().lower() for word in part.split(";"))
@@ -16,7 +17,7 @@ def prefers_html(accept: str) -> bool:
 
 
 def _quality(parameters: list[str]) -> float:
-    """1 if there is none; 0 if it can't be read."""
+    """Return the `q` parameter of a media range: 1 if it is missing, 0 if it is not a number."""
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.strip() == "q":

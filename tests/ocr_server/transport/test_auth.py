@@ -76,7 +76,7 @@ class TestWriting:
         ],
     )
     def test_what_is_none(self, written: str) -> None:
-        with pytest.raises(ValueError, match="a key is") as caught:
+        with pytest.raises(ValueError, match="a key must be") as caught:
             parse_key(written)
         assert written in ("", " ", "sha256:") or written not in str(caught.value)
 
