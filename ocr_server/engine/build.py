@@ -1,4 +1,4 @@
-"""Engines as the settings ask for them. Importing this module imports neither torch nor vLLM."""
+"""Builds engines from the settings. Importing this module imports neither torch nor vLLM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def prepare_process(settings: Settings) -> None:
-    """Set the environment that torch and vLLM need, and start the process that an engine is forked from.
+    """Set the environment variables that torch and vLLM need, and start the process from which an engine is forked.
 
     Call it once, before torch or vLLM is imported.
     """
@@ -23,10 +23,10 @@ def prepare_process(settings: Settings) -> None:
 
 
 def dedicated_engine(settings: Settings) -> Supervisor:
-    """The engine of a process that exists to serve it: the server, a Ray replica, a Ray reader.
+    """Return the engine for a process that exists to serve it: the server, a Ray replica or a Ray reader.
 
-    It is restarted when it dies or hangs, the garbage collector leaves the loaded model alone, and torch uses a single
-    thread for each of the resizes, many of which run side by side.
+    The engine is restarted when it crashes or hangs. The garbage collector skips what was allocated while the model
+    was loaded. Torch uses a single thread for each resize, since many of them run at the same time.
     """
     import torch
 
@@ -44,7 +44,10 @@ def dedicated_engine(settings: Settings) -> Supervisor:
 
 
 def guest_engine(settings: Settings) -> VllmEngine:
-    """The engine of somebody else's program (the library): the process stays as it is, and nothing is restarted."""
+    """Return the engine for a program that has other work too (the library).
+
+    The process's settings are left as they are, and an engine that crashes is not restarted.
+    """
     from ocr_server.engine.vllm_engine import VllmEngine
 
     return VllmEngine(settings, dedicated=False)

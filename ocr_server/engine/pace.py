@@ -1,7 +1,8 @@
-"""How often pieces of text are taken from the engine.
+"""Limits how often text is fetched from the engine.
 
-To carry a piece from the engine to a client takes the API process about as long for one token as for ten, and vLLM
-joins what has not been fetched. So few streams get every token at once, and many get several at a time.
+Passing a piece of text from the engine to a client costs the API process about the same for one token as for ten, and
+vLLM joins the tokens that have not been fetched yet. So a few streams get every token at once, while many streams get
+several tokens at a time.
 """
 
 from __future__ import annotations
@@ -9,28 +10,29 @@ from __future__ import annotations
 import asyncio
 
 PIECES_PER_SECOND = 250
-"""Of all pages together, about."""
+"""Pieces fetched per second for all pages together, approximately."""
 LONGEST_WAIT = 0.1
-"""Seconds; a reader does not notice them."""
+"""Longest interval between two pieces of a page, in seconds. People who read along do not notice it."""
 
 
 class Pace:
-    """Shared by all pages that are being read."""
+    """The number of pages that are being read, from which the interval between two pieces follows."""
 
     def __init__(self) -> None:
         self._pages = 0
 
     def page(self) -> PagePace:
+        """Return a context manager to enter while a page is read."""
         return PagePace(self)
 
     @property
     def interval(self) -> float:
-        """Seconds between two pieces of a page."""
+        """Time between two pieces of a page, in seconds."""
         return min(self._pages / PIECES_PER_SECOND, LONGEST_WAIT)
 
 
 class PagePace:
-    """One page's; enter it while the page is read."""
+    """The pace of one page. Enter it while the page is read."""
 
     def __init__(self, shared: Pace) -> None:
         self._shared = shared
@@ -44,7 +46,7 @@ class PagePace:
         self._shared._pages -= 1
 
     async def wait(self) -> None:
-        """After a piece, wait for more to be worth fetching, if it came soon after the one before it."""
+        """Wait before the next piece is fetched, if this one came less than `interval` after the one before it."""
         now = asyncio.get_running_loop().time
         interval = self._shared.interval
         if now() - self._last < interval:

@@ -1,4 +1,4 @@
-"""Checks before and while the model loads, so that what goes wrong is said with what to do about it."""
+"""Checks before and during the loading of the model. Their errors say what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -17,53 +17,56 @@ if TYPE_CHECKING:
 
 GIB = 1024**3
 WORKING_GIB = 2
-"""For activations and all else beside the weights."""
+"""Memory for activations and everything else besides the weights, in GiB."""
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
 class LoadError(Exception):
-    """The model can't be served; the message says why and what to do."""
+    """The model cannot be served. The message says why and what to do."""
 
 
 def local_model(name: str) -> tuple[Path, Family]:
-    """The folder of a model, downloaded first if `name` is a Hugging Face id, and its family.
+    """Return the folder of a model and its family. A model is downloaded first if it is not a folder.
+
+    Args:
+        name: A folder with a checkpoint, or a Hugging Face id.
 
     Raises:
-        LoadError: there is no such model, it is not a DeepSeek-OCR, or it can't be downloaded.
+        LoadError: The model does not exist, is not a DeepSeek-OCR, or cannot be downloaded.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
             raise LoadError(
-                f"There is no folder {name!r}. Give --model a folder with a checkpoint or a Hugging Face id."
+                f"The folder {name!r} does not exist. Set --model to a checkpoint's folder or to a Hugging Face id."
             )
         folder = _download(name)
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise LoadError(f"{name!r} has no config.json, so it is not a checkpoint.")
+        raise LoadError(f"{name!r} is not a checkpoint: it has no config.json.")
     try:
         architectures = json.loads(config_file.read_text(encoding="utf-8")).get("architectures")
     except (ValueError, AttributeError) as error:
-        raise LoadError(f"The config.json of {name!r} can't be read: {error}") from error
+        raise LoadError(f"The config.json of {name!r} cannot be read: {error}") from error
     family = FAMILIES.get(architectures[0]) if isinstance(architectures, list) and len(architectures) == 1 else None
     if family is None:
         raise LoadError(f"{name!r} is not a DeepSeek-OCR checkpoint: its architectures are {architectures}.")
     if not any(folder.glob("*.safetensors")):
-        raise LoadError(f"{name!r} has no *.safetensors weights.")
+        raise LoadError(f"{name!r} has no weights: there is no *.safetensors file.")
     return folder, family
 
 
 class GpuMemory(NamedTuple):
-    """GiB."""
+    """Memory of a GPU, in GiB."""
 
     free: float
     total: float
 
 
 def gpu_memory() -> GpuMemory | None:
-    """Of the first GPU that vLLM will use; None if the driver can't say.
+    """Return the memory of the first GPU that vLLM will use, or None if the driver does not report it.
 
-    It asks the driver, not CUDA, whose context in this process would take memory from the engine.
+    The driver is asked, not CUDA: a CUDA context in this process would take memory from the engine.
     """
     from vllm.platforms import current_platform
     from vllm.third_party import pynvml
@@ -78,13 +81,15 @@ def gpu_memory() -> GpuMemory | None:
 
 
 def check_memory(folder: Path, settings: Settings, gpu: GpuMemory | None) -> None:
-    """Refuse to start where the weights and a little beside them can't fit.
+    """Check that the weights and the working memory fit.
 
     Args:
-        gpu: None where the model runs on the CPU.
+        folder: The checkpoint.
+        settings: Gives the shares of memory that the model may use.
+        gpu: Memory of the GPU; None if the model runs on the CPU.
 
     Raises:
-        LoadError: with the figures, and what to do.
+        LoadError: There is not enough memory. The message has the figures, and says what to do.
     """
     needed = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / GIB + WORKING_GIB
     if gpu is None:
@@ -98,19 +103,19 @@ def check_memory(folder: Path, settings: Settings, gpu: GpuMemory | None) -> Non
         if gpu.free < share:
             raise LoadError(
                 f"--gpu-memory-utilization {settings.GPU_MEMORY_UTILIZATION:g} asks for {share:.1f} GiB of GPU memory, "
-                f"but {gpu.free:.1f} GiB are free. Lower it, or stop what else runs on the GPU (see nvidia-smi)."
+                f"but only {gpu.free:.1f} GiB are free. Lower it, or stop other programs on the GPU (see nvidia-smi)."
             )
     if available < needed:
         raise LoadError(
-            f"Loading this model needs about {needed:.1f} GiB of memory, but there are {available:.1f} GiB. {advice}"
+            f"This model needs about {needed:.1f} GiB of memory, but only {available:.1f} GiB are available. {advice}"
         )
 
 
 def check_architecture(model_config: Any, family: Family) -> None:
-    """Prove that vLLM will run our model class, and not its own of the same name.
+    """Check that vLLM will run our model class, and not its own class of the same name.
 
     Raises:
-        LoadError: the plugin is not installed, or another one took its place.
+        LoadError: The plugin is not installed, or another plugin has replaced it.
     """
     from vllm import ModelRegistry
 
@@ -125,7 +130,7 @@ def check_architecture(model_config: Any, family: Family) -> None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn the errors of vLLM's start that users can do something about into a LoadError."""
+    """Turn every exception in the block into a LoadError that says, where possible, what to do."""
     try:
         yield
     except LoadError:
@@ -138,9 +143,7 @@ def explained() -> Iterator[None]:
                 "--max-concurrency, or raise --gpu-memory-utilization."
             ) from error
         if "Engine core initialization failed" in text:
-            raise LoadError(
-                "vLLM's engine process could not start; the reason stands above, in its own log."
-            ) from error
+            raise LoadError("vLLM's engine process could not start. The reason is in its log output above.") from error
         raise LoadError(f"vLLM could not load the model: {text}") from error
 
 
@@ -151,11 +154,11 @@ def _download(repository: str) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=MODEL_FILES))
     except HFValidationError as error:
-        raise LoadError(f"{repository!r} is neither a folder nor a Hugging Face id.") from error
+        raise LoadError(f"{repository!r} is neither a folder nor a valid Hugging Face id.") from error
     except HfHubHTTPError as error:
-        raise LoadError(f"Hugging Face has no model {repository!r} that can be downloaded: {error}") from error
+        raise LoadError(f"The model {repository!r} cannot be downloaded from Hugging Face: {error}") from error
     except (LocalEntryNotFoundError, OSError) as error:
         raise LoadError(
             f"{repository!r} could not be downloaded ({error.__class__.__name__}). Check the network and the free disk "
-            "space; set HF_ENDPOINT to a mirror, HF_TOKEN if one is needed, or give --model a folder that has it."
+            "space; set HF_ENDPOINT to use a mirror and HF_TOKEN if a token is needed, or set --model to a folder."
         ) from error

@@ -1,9 +1,9 @@
-"""How the engine's process comes into being, and that it does not outlive the server's.
+"""Starts the engine's process, and ends it with the server's.
 
-Without a GPU it is forked from a process that has imported vLLM already, which takes longer than all else that an
-engine does before it reads. The process to fork from imports while the server does; it outlives the engine, so that one
-that dies is replaced within seconds. Not with a GPU: CUDA's driver does not survive a fork, and it is vLLM's to know
-what an import asks of the driver.
+Without a GPU, the engine's process is forked from a process that has already imported vLLM, because the import takes
+longer than everything else that an engine does before it reads. That process imports vLLM while the server starts. It
+outlives the engine, so that an engine that crashes is replaced within seconds. With a GPU nothing is forked: CUDA's
+driver does not survive a fork, and only vLLM knows which of its imports use the driver.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from deepseek_ocr.memory import keep_memory
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-IMPORTED = [
+PRELOADED = [
     "vllm.v1.engine.core",
     "vllm.v1.executor.uniproc_executor",
     "vllm.v1.worker.cpu_worker",
     "deepseek_ocr.model",
 ]
+"""Modules that are imported in the process from which engines are forked."""
 
 
 def begin_imports() -> None:
-    """Start the process to fork from, if there is to be one. The environment has to be as vLLM needs it."""
+    """Start the process from which engines are forked, if vLLM runs on the CPU. Set the environment variables first."""
     if _built_for_cpu():
-        multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED)
+        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
         ensure_running()
 
 
 def _built_for_cpu() -> bool:
-    """As vLLM tells it; to ask vLLM itself would import half of it."""
+    """Whether vLLM is built for the CPU, by its version as vLLM does it; asking vLLM itself would import half of it."""
     try:
         return "cpu" in version("vllm")
     except PackageNotFoundError:
@@ -52,12 +53,13 @@ def _built_for_cpu() -> bool:
 
 @contextmanager
 def engine_process(config: VllmConfig, *, fork: bool) -> Iterator[None]:
-    """While this is open, vLLM starts its engine our way.
+    """In this context, vLLM's engine process is started by `EngineProcesses` and ends with this one.
 
     Args:
-        fork: the model in the same process, forked. vLLM would have a third process for the model, because OpenMP takes
-            the number and the places of its threads from the environment that a process starts with. They can be set
-            in a running process as well, before its threads begin.
+        config: With `fork`, its executor is changed so that the model runs in the engine's process.
+        fork: Whether to fork the process. vLLM would start a third process for the model, because OpenMP reads the
+            number and placement of its threads from the environment at the start of a process. They can be set in a
+            running process as well, before its threads start.
     """
     from vllm.utils.ompmultiprocessing import OMPProcessManager
     from vllm.v1.engine import utils
@@ -66,20 +68,23 @@ def engine_process(config: VllmConfig, *, fork: bool) -> Iterator[None]:
     if fork:
         config.parallel_config.distributed_executor_backend = "uni"
         (cpus,) = OMPProcessManager(config).cpu_lists or [[]]
-    starts = Starts(multiprocessing.get_context("forkserver" if fork else "spawn"), cpus)
+    processes = EngineProcesses(multiprocessing.get_context("forkserver" if fork else "spawn"), cpus)
     get_mp_context = utils.get_mp_context
-    utils.get_mp_context = lambda: starts
+    utils.get_mp_context = lambda: processes
     try:
         yield
     finally:
         utils.get_mp_context = get_mp_context
 
 
-class Starts:
-    """A context of multiprocessing whose processes end with this one."""
+class EngineProcesses:
+    """A multiprocessing context whose processes end when this process does."""
 
     def __init__(self, context: BaseContext, cpus: list[int]) -> None:
-        """`cpus`: on which the model computes, by their numbers; empty for any."""
+        """Args:
+        context: Starts the processes.
+        cpus: Numbers of the CPUs on which the model computes; empty for any.
+        """
         self._context = context
         self._cpus = cpus
 
@@ -92,11 +97,11 @@ class Starts:
 
 
 def _run(target: Callable[..., Any], environment: dict[str, str], cpus: list[int], **given: Any) -> None:
-    """In the new process: what it does not have from the server's if it was forked from another, then the engine."""
+    """Run the engine in the new process, after setting what a process that was forked from another one lacks."""
     import torch
     from vllm.utils.system_utils import set_process_title
 
-    set_process_title("EngineCore")  # possible only while the environment is where it was
+    set_process_title("EngineCore")  # works only before the environment is changed
     os.environ.update(environment)
     threading.Thread(target=_end_with_server, name="server", daemon=True).start()
     if cpus and sys.platform == "linux":
@@ -107,7 +112,7 @@ def _run(target: Callable[..., Any], environment: dict[str, str], cpus: list[int
 
 
 def _end_with_server() -> None:
-    """However it ends: an engine left behind would keep its GPU's memory."""
+    """End this process when the server's ends, however it ends. An engine left behind would keep its GPU's memory."""
     server = multiprocessing.parent_process()
     assert server is not None
     wait([server.sentinel])

@@ -1,9 +1,8 @@
-"""A user's text → the token ids the model was trained on.
+"""Turns a user's text into the token ids that the model was trained on.
 
-The model has no chat template: its prompt is `<image>`, a newline, then the instruction. The rule
-for special tokens in what a user types is this: the model's own prompt tokens (`Family.prompt_tokens`) work
-as tokens; every other special token, `<image>` above all, is read as the plain characters it is made
-of. A leading `<image>` is dropped, as that is how upstream writes its prompts.
+The model has no chat template: its prompt is `<image>`, a newline and the instruction. In what a user types, the
+model's prompt tokens (`Family.prompt_tokens`) are special tokens. All other special tokens, most importantly `<image>`,
+are read as plain characters. A leading `<image>` is removed, because the original scripts write their prompts so.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ class PromptEncoder:
         """
         backend = tokenizer.backend_tokenizer
         self._plain = Tokenizer.from_str(backend.to_str())
-        self._plain.encode_special_tokens = True  # in what is left, no token is special
+        self._plain.encode_special_tokens = True  # no token is special in the text between prompt tokens
         vocabulary = tokenizer.get_vocab()
         image = family.image_token
         if image not in vocabulary or tokenizer.bos_token_id is None:
-            raise ValueError(f"the tokenizer is not DeepSeek-OCR's: it has no {image} or no bos token")
+            raise ValueError(f"this is not the tokenizer of a DeepSeek-OCR: it has no {image} or no bos token")
         self._prefix = [tokenizer.bos_token_id, vocabulary[image]]
         self._ids = {token: vocabulary[token] for token in family.prompt_tokens if token in vocabulary}
         self._split = re.compile("(" + "|".join(map(re.escape, family.prompt_tokens)) + ")")
@@ -43,7 +42,7 @@ class PromptEncoder:
         )
 
     def encode(self, text: str) -> list[int]:
-        """bos, one image placeholder, a newline, and `text`."""
+        """Return the token ids of bos, one image placeholder, a newline and `text`."""
         ids = list(self._prefix)
         for piece in self._split.split("\n" + self._leading_image.sub("", text)):
             if piece in self._ids:
@@ -53,7 +52,7 @@ class PromptEncoder:
         return ids
 
     def clean(self, text: str) -> str:
-        """The model's output without bos, eos and pad; every other token is part of the answer."""
+        """Return the model's output without bos, eos and pad. Every other token is part of the answer."""
         for token in self.end_tokens:
             text = text.replace(token, "")
         return text

@@ -1,4 +1,4 @@
-"""Pages that may be what kills the engine: they are read one at a time until that is known of each."""
+"""Finds out which page crashes the engine: pages that may do so are read one at a time."""
 
 from __future__ import annotations
 
@@ -12,81 +12,89 @@ from typing import NamedTuple
 from ocr_server.errors import InvalidRequest
 from ocr_server.reading.page import Page
 
-MOST_SUSPECTS = 10_000
-DEATHS_OF_POISON = 2
+MAX_SUSPECTS = 10_000
+"""Pages that are remembered."""
+MAX_CRASHES = 2
+"""Crashes after which a page is refused."""
 
 
-class _Suspicion(NamedTuple):
-    deaths: int
+class _Record(NamedTuple):
+    crashes: int
     last: float
+    """Time of the last crash, in seconds."""
 
 
 class Suspects:
-    """Pages that were being read when an engine died: how many times, for each, by content.
+    """The pages that were being read when an engine crashed, by content, with the number of crashes of each.
 
-    Since there is never more than one suspect in the engine, a death gives at most one page its second mark, and with
-    it the blame. So k pages that kill cost at most 2 k deaths (k + 1 if all were being read at the first), and no
-    other page is refused unless a killer that had never been seen strikes during that page's turn.
+    There is never more than one suspect in the engine, so a crash is the second one of at most one page, which is then
+    refused. Therefore k pages that crash the engine cause at most 2 k crashes (k + 1 if all of them were being read at
+    the first), and no other page is refused unless a page that was not a suspect crashes the engine during its turn.
     """
 
-    def __init__(self, seconds: float, most: int = MOST_SUSPECTS) -> None:
+    def __init__(self, seconds: float, most: int = MAX_SUSPECTS) -> None:
         """Args:
-        seconds: after which a page is forgotten.
-        most: pages remembered; beyond, those with the oldest deaths are forgotten first.
+        seconds: Time after its last crash when a page is forgotten.
+        most: Number of pages that are remembered. Those whose last crash is the oldest are forgotten first.
         """
         self._seconds = seconds
         self._most = most
-        self._known: OrderedDict[bytes, _Suspicion] = OrderedDict()
+        self._known: OrderedDict[bytes, _Record] = OrderedDict()
         self._reading = asyncio.Lock()
 
     def any(self, now: float) -> bool:
+        """Whether there are suspects, after forgetting those whose time is up. `now` is in seconds."""
         while self._known and next(iter(self._known.values())).last <= now - self._seconds:
             self._known.popitem(last=False)
         return bool(self._known)
 
     @asynccontextmanager
     async def turn(self, key: bytes) -> AsyncIterator[None]:
-        """The time in which this page may be read: at once, but suspects one after another, as they come.
+        """Wait until the page may be read, and hold its turn in the context. Only suspects wait, for one another.
+
+        Args:
+            key: The page's `content_key`.
 
         Raises:
-            InvalidRequest: it is to blame, or has turned out to be while it waited.
+            InvalidRequest: The page has crashed the engine, possibly while it waited here.
         """
         async with AsyncExitStack() as stack:
             self._check(key)
-            if self.deaths(key):
+            if self.crashes(key):
                 await stack.enter_async_context(self._reading)
                 self._check(key)
-                if not self.deaths(key):  # the same page has been read meanwhile
+                if not self.crashes(key):  # another request for the same page has been read meanwhile
                     await stack.aclose()
             yield
 
     def record_crash(self, keys: set[bytes], now: float) -> None:
-        """The engine has died, and these were being read."""
+        """Record that the engine crashed at `now` (seconds) while it read these pages."""
         for key in keys:
-            self._known[key] = _Suspicion(self.deaths(key) + 1, now)
+            self._known[key] = _Record(self.crashes(key) + 1, now)
             self._known.move_to_end(key)
         while len(self._known) > self._most:
             self._known.popitem(last=False)
-        self._reading = asyncio.Lock()  # whoever had the other is not in the engine any more, even if it is slow to go
+        self._reading = asyncio.Lock()  # whoever holds the old lock is not in the engine any more
 
     def clear(self, key: bytes) -> None:
-        """This one has been read to its end."""
+        """Forget a page, because it has been read to its end."""
         self._known.pop(key, None)
 
-    def deaths(self, key: bytes) -> int:
-        return self._known[key].deaths if key in self._known else 0
+    def crashes(self, key: bytes) -> int:
+        """The number of crashes while the page was read."""
+        return self._known[key].crashes if key in self._known else 0
 
     def _check(self, key: bytes) -> None:
-        if self.deaths(key) >= DEATHS_OF_POISON:
+        if self.crashes(key) >= MAX_CRASHES:
             raise InvalidRequest(
-                f"The engine stopped working {DEATHS_OF_POISON} times while it read this page, so it is not read "
-                "again. Another resolution mode or prompt may do.",
+                f"The engine crashed {MAX_CRASHES} times while it read this page, so the page is refused. "
+                "Try another resolution mode or prompt.",
                 code="poison_page",
             )
 
 
 def content_key(page: Page) -> bytes:
-    """The same for pages that ask the engine the same: about 10 ms for a page of 10 MB."""
+    """Return a hash of everything the engine is asked: image, prompt and options. Takes about 10 ms for 10 MB."""
     digest = hashlib.blake2b(digest_size=16)
     for part in (page.image.global_view, page.image.tiles):
         digest.update(repr(tuple(part.shape)).encode())

@@ -1,4 +1,4 @@
-"""Our decoding options as vLLM's sampling parameters, and vLLM's refusals as our errors."""
+"""Converts our decoding options to vLLM's sampling parameters, and vLLM's validation errors to ours."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from vllm.sampling_params import (
 from ocr_server.errors import DecodingError
 from ocr_server.reading.decoding import Decoding
 
-# The engine compares every pattern length in this range after each token. A loop with a shorter period is also one
-# with a multiple of it, so that all periods up to 96 tokens are found.
 SHORTEST_LOOP, LONGEST_LOOP = 48, 96
+"""Lengths of repeated text that are detected, in tokens.
+
+The engine compares every length in this range after each token. A loop with a shorter period also repeats with each
+multiple of it, so all periods up to 96 tokens are found.
+"""
 LOOP_REPEATS = 4
+"""How often the text must have been repeated."""
 
 
 def sampling_params(decoding: Decoding) -> SamplingParams:
-    """The parameters that vLLM takes.
+    """Return vLLM's parameters for `decoding`.
 
     Raises:
-        DecodingError: vLLM refuses an option.
+        DecodingError: An option is not valid, by vLLM's own validation.
     """
     try:
         params = SamplingParams.from_optional(
@@ -61,10 +65,10 @@ def sampling_params(decoding: Decoding) -> SamplingParams:
 
 
 def refusal(error: VLLMClientError, decoding: Decoding) -> DecodingError:
-    """vLLM's refusal with its bare message, and the name of the option where vLLM gives it."""
+    """Return vLLM's validation error as ours: its message without additions, and the name of the option if known."""
     field = getattr(error, "parameter", None)
     if field is None and decoding.is_structured:
-        field = "json_schema"  # vLLM gives no name for a grammar that it cannot compile
+        field = "json_schema"  # vLLM names no parameter if it cannot compile a grammar
     return DecodingError(str(error.args[0]) if error.args else str(error), field=field or "")
 
 

@@ -1,4 +1,4 @@
-"""Keeps one engine running: sees that it died or hangs, ends what is left of it, and builds the next."""
+"""Keeps an engine running: detects that it crashed or hangs, ends what is left of it, and starts the next one."""
 
 from __future__ import annotations
 
@@ -20,43 +20,44 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 LONGEST_RETRY_AFTER = 60.0
-"""Seconds."""
+"""Upper bound of `retry_after`, in seconds."""
 
 
 class RestartableEngine(Engine, Protocol):
-    """An engine as the supervisor needs it. Once loaded, it is dead when it is unavailable."""
+    """The engine that a supervisor needs. If it becomes unavailable after loading, it has crashed."""
 
     async def loaded(self) -> None:
-        """Start, and wait until it is ready. Raises what kept it from loading."""
+        """Start, and wait until it is ready. Raises the exception that made loading fail."""
 
     async def kill(self) -> None:
-        """Leave no process behind, whatever state they are in."""
+        """End all its processes, whatever state they are in."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """All in seconds."""
+    """Intervals and limits, in seconds."""
 
     poll: float = 0.2
-    """Between two looks at the engine."""
+    """Interval at which the engine is checked."""
     backoff: float = 1.0
-    """Before the first new engine; doubled each time."""
+    """Wait before the first restart. It is doubled for each further one."""
     longest_backoff: float = 60.0
+    """Upper bound of the wait before a restart."""
     healthy: float = 180.0
-    """An engine that lived so long makes the backoff begin anew."""
+    """An engine that has run for this long resets the wait to `backoff`."""
     window: float = 3600.0
-    """In which deaths are counted, and after which suspects are forgotten."""
+    """Period in which crashes are counted, and after which suspects are forgotten."""
     kill: float = 30.0
-    """Ending a dead engine may take so long; then the next one is tried all the same."""
+    """Limit for ending an engine that crashed. After it, the next one is started all the same."""
 
 
 class Supervisor:
-    """An engine that outlives the engines it is made of.
+    """An engine that replaces the engine behind it when that crashes or hangs.
 
-    When one dies or hangs, all its pages end with `Unavailable`, which clients try again. Those that were being read
-    are suspects: they are read one at a time from then on, while other pages go on, until each has been read to its
-    end or the engine has died of it again, after which it is refused. Pages that come again are new requests, so they
-    are known by their content.
+    When an engine crashes or hangs, all its pages end with `Unavailable`, so that clients try again. The pages that
+    were being read become suspects: from then on they are read one at a time, while other pages are read as usual,
+    until each suspect has been read to its end or has crashed the engine again. In the latter case it is refused. A
+    page that is tried again is a new request, so pages are recognised by their content.
     """
 
     def __init__(
@@ -69,10 +70,12 @@ class Supervisor:
         timing: Timing | None = None,
     ) -> None:
         """Args:
-        make: Builds an engine that has not been started.
+        make: Returns an engine that has not been started.
         check: Raises DecodingError if an option is not valid, as `Engine.check` does.
-        stall_timeout: seconds in which, while pages wait for text, none gets any, and the engine hangs.
-        most_restarts: deaths within `timing.window` after which there is a new engine; one more is the end.
+        stall_timeout: If pages wait for text and none gets any for so many seconds, the engine hangs.
+        most_restarts: Number of crashes within `timing.window` after which the engine is restarted. After one more
+            crash it is not.
+        timing: Intervals and limits.
         """
         self._make = make
         self._check = check
@@ -88,17 +91,17 @@ class Supervisor:
         self._failed = asyncio.Event()
         self._gave_up = asyncio.Event()
         self._flights: set[_Flight] = set()
-        self._victims: list[Page] = []
+        self._interrupted: list[Page] = []
         self._suspects = Suspects(self._timing.window)
-        self._deaths: deque[float] = deque()
+        self._crashes: deque[float] = deque()
         self._backoff = self._timing.backoff
         self._loading_takes = 30.0
         self._ready_at = 0.0
         self._last_sign = 0.0
         self.restarts = 0
-        """New engines begun so far."""
+        """Number of restarts so far."""
 
-    # What an engine does
+    # The Engine protocol
 
     def unavailable(self) -> str | None:
         return self._reason
@@ -117,8 +120,8 @@ class Supervisor:
         """Start, and wait until the first engine is ready.
 
         Raises:
-            Exception: what kept it from loading; it is not tried again.
-            Unavailable: it has been closed.
+            Exception: The first engine failed to load; it is not tried again.
+            Unavailable: The supervisor has been closed.
         """
         self.start()
         if self._first_load is None:
@@ -131,7 +134,7 @@ class Supervisor:
         await asyncio.shield(self._closing)
 
     async def kill(self) -> None:
-        """Close without letting the engine end by itself, also when `close` is under way."""
+        """Close, and kill the engine instead of asking it to end. Works during `close`, too."""
         await self._close(kill=True)
 
     async def read(self, page: Page) -> AsyncGenerator[PageDelta]:
@@ -141,8 +144,8 @@ class Supervisor:
         key = None
         async with AsyncExitStack() as leaving:
             leaving.callback(self._flights.discard, flight)
-            if self._suspects.any(_now()):  # else no page need be hashed
-                key = await self._unless_ended(flight, self._turn(page, leaving))
+            if self._suspects.any(_now()):  # otherwise no page needs to be hashed
+                key = await self._unless_crashed(flight, self._turn(page, leaving))
             engine = self._ready()
             flight.in_engine = True
             deltas = await leaving.enter_async_context(aclosing(engine.read(page)))
@@ -151,15 +154,15 @@ class Supervisor:
         if key is not None:
             self._suspects.clear(key)
 
-    # What the server asks beside
+    # For the server
 
     @property
     def retry_after(self) -> float:
-        """Seconds after which there may be an engine again: a guess, between 1 and 60."""
+        """Estimated time until an engine is ready, in seconds, from 1 to 60."""
         return min(max(self._ready_at - _now(), 1.0), LONGEST_RETRY_AFTER)
 
     async def given_up(self) -> None:
-        """Wait until too many engines have died. Then none is built any more, and the process should end."""
+        """Wait until the engine has crashed too often to be restarted. The process should end then."""
         await self._gave_up.wait()
 
     # Reading
@@ -174,7 +177,7 @@ class Supervisor:
         return Unavailable(self._reason or "The engine was restarted; try again.", retry_after=self.retry_after)
 
     async def _turn(self, page: Page, leaving: AsyncExitStack) -> bytes:
-        """Wait until the page may be read; `leaving` lets the next one have its turn. Returns the page's key."""
+        """Wait until the page may be read, and return its key. `leaving` ends its turn."""
         key = await asyncio.to_thread(content_key, page)
         await leaving.enter_async_context(self._suspects.turn(key))
         return key
@@ -185,7 +188,7 @@ class Supervisor:
         if flight.ended:
             raise self._refusal()
         try:
-            delta = await self._unless_ended(flight, anext(deltas, None))
+            delta = await self._unless_crashed(flight, anext(deltas, None))
         except Exception as error:
             if not flight.ended and (isinstance(error, Unavailable) or engine.unavailable() is not None):
                 self._fail("has stopped working")
@@ -194,8 +197,8 @@ class Supervisor:
         self._last_sign = _now()
         return delta
 
-    async def _unless_ended(self, flight: _Flight, coming: Awaitable[T]) -> T:
-        """What comes. Raises Unavailable if the engine's end comes first, even if the next one is there already."""
+    async def _unless_crashed(self, flight: _Flight, coming: Awaitable[T]) -> T:
+        """Return the result of `coming`. Raises Unavailable if the engine crashes first, even if the next is ready."""
         try:
             return await flight.wait(coming)
         except Exception as error:
@@ -204,17 +207,17 @@ class Supervisor:
             raise
 
     def _fail(self, what: str) -> None:
-        """The engine is no good any more: say so from now on, and end everything that waits for it."""
+        """Mark the engine as unavailable, and end all pages. `what` completes the sentence "The engine …"."""
         if self._reason is None:
             self._end_flights(f"The engine {what} and is being restarted; try again shortly.")
             self._expect_in(self._backoff + self._loading_takes)
             self._failed.set()
-            logger.error("the engine %s; %d pages were being read", what, len(self._victims))
+            logger.error("The engine %s while it read %d pages", what, len(self._interrupted))
 
     def _end_flights(self, reason: str) -> None:
         self._reason = reason
-        flights, self._flights = self._flights, set()  # what is slow to leave has nothing to do with the next engine
-        self._victims = [flight.page for flight in flights if flight.in_engine]
+        flights, self._flights = self._flights, set()  # a page that is slow to leave does not belong to the next engine
+        self._interrupted = [flight.page for flight in flights if flight.in_engine]
         for flight in flights:
             flight.end()
 
@@ -222,16 +225,16 @@ class Supervisor:
 
     async def _run(self, first_load: asyncio.Future[None]) -> None:
         try:
-            while await self._one_life(first_load):
-                await self._after_death()
+            while await self._run_engine(first_load):
+                await self._after_crash()
         except _GiveUp as reason:
             self._give_up(str(reason))
         except Exception:
-            logger.exception("the engine's supervisor failed")
-            self._give_up("The engine can't be restarted; see the server's log.")
+            logger.exception("The engine's supervisor failed")
+            self._give_up("The engine cannot be restarted; see the server's log.")
 
-    async def _one_life(self, first_load: asyncio.Future[None]) -> bool:
-        """Load an engine and watch it until it dies. False if it was the first and could not be loaded."""
+    async def _run_engine(self, first_load: asyncio.Future[None]) -> bool:
+        """Load an engine and watch it until it crashes. Returns False if it was the first and failed to load."""
         begun = _now()
         try:
             self._engine = self._make()
@@ -241,14 +244,14 @@ class Supervisor:
                 await self._end()
                 self._reason = "The model could not be loaded; see the server's log."
                 first_load.set_exception(error)
-                first_load.exception()  # whoever waits has it; if nobody does, that is no fault
+                first_load.exception()  # mark it as retrieved, in case nobody waits
                 return False
-            logger.error("the engine could not be loaded again", exc_info=error)
+            logger.error("The engine could not be loaded again", exc_info=error)
             return True
         ready = _now()
         self._loading_takes = ready - begun
         if first_load.done():
-            logger.warning("the engine is back after %.1f s", ready - self._deaths[-1])
+            logger.warning("The engine is ready again after %.1f s", ready - self._crashes[-1])
         else:
             first_load.set_result(None)
         self._failed.clear()
@@ -259,18 +262,18 @@ class Supervisor:
         return True
 
     async def _loaded(self, engine: RestartableEngine) -> None:
-        """Raises what kept it from loading, also if its loading was cancelled and not this task."""
+        """Wait until the engine is loaded. A load that cancels itself raises RuntimeError, unlike a cancelled wait."""
         loading = asyncio.ensure_future(engine.loaded())
         try:
             await asyncio.wait({loading})
         finally:
             loading.cancel()
         if loading.cancelled():
-            raise RuntimeError("the engine broke off its loading")
+            raise RuntimeError("loading the engine was cancelled")
         loading.result()
 
     async def _watch(self, engine: RestartableEngine) -> None:
-        """Return when it has died or hangs."""
+        """Return when the engine has crashed or hangs."""
         while not self._failed.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._timing.poll):
@@ -278,50 +281,51 @@ class Supervisor:
             if engine.unavailable() is not None:
                 self._fail("has stopped working")
             elif self._stalled():
-                self._fail(f"has given no sign of life for {self._stall_timeout:g} s")
+                self._fail(f"has made no progress for {self._stall_timeout:g} s")
 
     def _stalled(self) -> bool:
-        """Whether a page has been waiting for its next piece for too long, and no other has got one meanwhile.
+        """Whether a page has been waiting for text for too long, and no other page has got any meanwhile.
 
-        A page whose reader does not ask for more proves nothing, so it does not count; nor does one that waits for
-        its turn.
+        Pages whose client does not ask for more and pages that wait for their turn are not counted.
         """
         latest = _now() - self._stall_timeout
         return self._last_sign <= latest and any(
             flight.in_engine and flight.limit is not None and flight.since <= latest for flight in self._flights
         )
 
-    async def _after_death(self) -> None:
-        """Clear up and wait, so that the next engine can be built."""
+    async def _after_crash(self) -> None:
+        """End the engine, record the crash, and wait before the next engine."""
         now = _now()
-        self._deaths.append(now)
-        while self._deaths[0] <= now - self._timing.window:
-            self._deaths.popleft()
+        self._crashes.append(now)
+        while self._crashes[0] <= now - self._timing.window:
+            self._crashes.popleft()
         await self._end()
-        victims, self._victims = self._victims, []
-        keys = await asyncio.to_thread(lambda: {content_key(page) for page in victims})
+        interrupted, self._interrupted = self._interrupted, []
+        keys = await asyncio.to_thread(lambda: {content_key(page) for page in interrupted})
         self._suspects.record_crash(keys, _now())
-        if len(self._deaths) > self._most_restarts:
-            raise _GiveUp(f"The engine has stopped working {len(self._deaths)} times within an hour.")
+        if len(self._crashes) > self._most_restarts:
+            raise _GiveUp(
+                f"The engine has crashed {len(self._crashes)} times within {self._timing.window / 60:g} minutes."
+            )
         self._expect_in(self._backoff + self._loading_takes)
         await asyncio.sleep(self._backoff)
         self._backoff = min(2 * self._backoff, self._timing.longest_backoff)
         self.restarts += 1
 
     async def _end(self) -> None:
-        """End what is left of the engine."""
+        """End the engine's processes."""
         if self._engine is None:
             return
         try:
             async with asyncio.timeout(self._timing.kill):
                 await self._engine.kill()
         except Exception:
-            logger.exception("the engine could not be ended cleanly")
+            logger.exception("The engine could not be ended cleanly")
         self._engine = None
 
     def _give_up(self, reason: str) -> None:
-        logger.critical("%s The server ends.", reason)
-        self._end_flights(f"{reason} It is not restarted any more.")
+        logger.critical("%s The server exits.", reason)
+        self._end_flights(f"{reason} It is not restarted again.")
         self._expect_in(LONGEST_RETRY_AFTER)
         self._gave_up.set()
 
@@ -342,7 +346,7 @@ class Supervisor:
 
 
 class _GiveUp(Exception):
-    """Too many engines have died; the message says how many."""
+    """The engine has crashed too often. The message says how often."""
 
 
 class _Flight:
@@ -352,13 +356,13 @@ class _Flight:
         self.page = page
         self.in_engine = False
         self.limit: asyncio.Timeout | None = None
-        """While something is waited for: what can end the waiting."""
+        """Set while the page waits, to end the wait."""
         self.since = 0.0
-        """When the waiting began."""
+        """When the wait began, on the loop's clock."""
         self.ended = False
 
     async def wait(self, coming: Awaitable[T]) -> T:
-        """What comes. Raises TimeoutError when `end` comes first."""
+        """Return the result of `coming`. Raises TimeoutError if `end` is called first."""
         try:
             async with asyncio.timeout(None) as self.limit:
                 self.since = _now()
@@ -367,6 +371,7 @@ class _Flight:
             self.limit = None
 
     def end(self) -> None:
+        """End the wait, now and in future."""
         if not self.ended:
             self.ended = True
             if self.limit is not None:
@@ -374,5 +379,5 @@ class _Flight:
 
 
 def _now() -> float:
-    """Seconds, on the loop's clock."""
+    """The time in seconds, on the loop's clock."""
     return asyncio.get_running_loop().time()

@@ -1,4 +1,4 @@
-"""vLLM's async engine with our model: pages go in, pieces of text come out."""
+"""Reads pages with vLLM's async engine and our model."""
 
 from __future__ import annotations
 
@@ -37,22 +37,25 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-RETRY_SECONDS = 5.0
-"""An engine can't tell how long it will go on loading."""
+RETRY_AFTER_SECONDS = 5.0
+"""An engine does not know how long it will take to load."""
 
 LOADING_THREAD = "load"
-SEGMENT = re.compile(r"/dev/shm/(psm_\w+)$", re.MULTILINE)
+"""Name of the thread in which the model is loaded."""
+SHARED_MEMORY = re.compile(r"/dev/shm/(psm_\w+)$", re.MULTILINE)
+"""A shared memory segment in a process's memory map."""
 END_SECONDS = 5.0
-"""How long processes that were killed may take to be gone: the driver frees a GPU's memory first."""
+"""Limit for killed processes to be gone. The driver frees the GPU's memory first."""
 LOADING_ENDS_SECONDS = 2.0
-"""How long an engine that is closed while it loads is kept from starting processes."""
+"""How long an engine that is closed while it loads is prevented from starting processes."""
 
 
 class VllmEngine:
-    """vLLM's async engine with our model, loaded in the background."""
+    """vLLM's async engine with our model. It loads in the background."""
 
     def __init__(self, settings: Settings, *, dedicated: bool) -> None:
         """Args:
+        settings: The server's settings.
         dedicated: Whether the process exists for this engine, so that its garbage collector may be tuned.
         """
         self._settings = settings
@@ -67,7 +70,7 @@ class VllmEngine:
 
     @property
     def retry_after(self) -> float:
-        return RETRY_SECONDS
+        return RETRY_AFTER_SECONDS
 
     def check(self, decoding: Decoding) -> None:
         sampling_params(decoding)
@@ -81,7 +84,7 @@ class VllmEngine:
         """Start, and wait until the engine is ready.
 
         Raises:
-            Exception: what kept it from loading.
+            Exception: The engine failed to load.
         """
         self.start()
         assert self._loading is not None
@@ -97,7 +100,7 @@ class VllmEngine:
         llm, self._llm = self._llm, None
         if llm is not None:
             if llm.output_handler is not None:
-                llm.output_handler.cancel()  # it would take the engine's end for its death
+                llm.output_handler.cancel()  # it would report the shutdown as a crash
             await asyncio.to_thread(llm.shutdown)
         elif self._loading is not None and not self._loading.done():
             self._loading.cancel()
@@ -105,7 +108,7 @@ class VllmEngine:
         await asyncio.to_thread(_end, self._processes, self._shared_memory)
 
     async def kill(self) -> None:
-        """Close without asking: for an engine that died in part, or that hangs."""
+        """Kill the processes before closing: for an engine that has partly crashed, or that hangs."""
         _kill(self._processes)
         await self.close()
 
@@ -144,12 +147,16 @@ class VllmEngine:
         return self._llm, self._encoder
 
     def _fit_context(self, page: Page, prompt_tokens: int) -> Decoding:
-        """The page's decoding options with `max_tokens` clamped to what its prompt leaves of the context."""
+        """Return the page's decoding options with `max_tokens` limited to what the prompt leaves of the context.
+
+        Raises:
+            DecodingError: The prompt alone fills the context.
+        """
         context = self._settings.MAX_MODEL_LEN
         left = context - prompt_tokens
         if left < 1:
             raise DecodingError(
-                f"The picture and the prompt take {prompt_tokens} tokens, but the model's context is {context}. "
+                f"The picture and the prompt take {prompt_tokens} tokens, but the model's context is {context} tokens. "
                 "Use a shorter prompt or a smaller resolution mode.",
                 field="prompt",
                 code="context_length_exceeded",
@@ -172,10 +179,10 @@ class VllmEngine:
 
 
 def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
-    """Load the model; takes from half a minute to several, and blocks.
+    """Load the model, and return the engine and the prompt encoder. Blocks for half a minute to several minutes.
 
     Raises:
-        LoadError: with what to do about it.
+        LoadError: The model cannot be loaded. The message says what to do.
     """
     from vllm import AsyncEngineArgs
     from vllm.config import StructuredOutputsConfig
@@ -204,13 +211,13 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
             data_parallel_size=settings.DATA_PARALLEL_SIZE,
             enforce_eager=on_cpu or settings.ENFORCE_EAGER,
             limit_mm_per_prompt={"image": 1},
-            # White space that a grammar allows, a model that was not trained on JSON may write without end.
+            # A model that was not trained on JSON may write endless white space where the grammar allows it.
             structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
-            # No picture is expected twice, so neither cache would earn its keep.
+            # The same picture is rarely read twice, so neither cache would be of use.
             enable_prefix_caching=False,
             mm_processor_cache_gb=0,
             otlp_traces_endpoint=tracing.engine_endpoint(),
-            skip_mm_profiling=on_cpu,  # a CPU's KV cache has a fixed size: there is nothing to profile for
+            skip_mm_profiling=on_cpu,  # the KV cache has a fixed size on a CPU, so there is nothing to profile
         ).create_engine_config()
         check_architecture(config.model_config, family)
         config.model_config.logits_processors = [guard_for(config)]
@@ -220,15 +227,17 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
 
 
 def freeze_heap() -> None:
-    """Keep the garbage collector from what has been loaded by now: to look through it all takes it a quarter of a
-    second, in which no token is passed on."""
-    gc.unfreeze()  # what is left of an engine that died
+    """Exclude all existing objects from garbage collection.
+
+    A full collection of what loading has allocated takes a quarter of a second, in which no token is passed on.
+    """
+    gc.unfreeze()  # objects of an engine that crashed
     gc.collect()
     gc.freeze()
 
 
 def engine_processes() -> list[psutil.Process]:
-    """vLLM's processes below this one: its engine core and what that has started."""
+    """Return vLLM's child processes: the engine core and the processes that it has started."""
     found: list[psutil.Process] = []
     for child in multiprocessing.active_children():
         if child.name.startswith("EngineCore"):
@@ -239,16 +248,16 @@ def engine_processes() -> list[psutil.Process]:
 
 
 def shared_memory(processes: list[psutil.Process]) -> set[str]:
-    """Names of the segments through which processes talk: those that are killed don't remove them."""
+    """Return the names of the shared memory segments that `processes` use. Killed processes do not remove them."""
     found: set[str] = set()
     for process in processes:
         with suppress(OSError):
-            found.update(SEGMENT.findall(Path(f"/proc/{process.pid}/maps").read_text()))
+            found.update(SHARED_MEMORY.findall(Path(f"/proc/{process.pid}/maps").read_text()))
     return found
 
 
 async def _end_while_loading() -> None:
-    """The thread that loads can't be interrupted, but it ends with this process; so must what it starts."""
+    """Kill the processes that the loading thread starts. The thread itself cannot be interrupted."""
     until = time.monotonic() + LOADING_ENDS_SECONDS
     while time.monotonic() < until and any(thread.name == LOADING_THREAD for thread in threading.enumerate()):
         _kill(engine_processes())
@@ -256,13 +265,13 @@ async def _end_while_loading() -> None:
 
 
 def _end(processes: list[psutil.Process], segments: set[str]) -> None:
-    """Kill what is left of them, as when a parent died before its child, and wait until they are gone."""
+    """Kill `processes`, wait until they are gone, and remove their shared memory."""
     _kill(processes)
     until = time.monotonic() + END_SECONDS
     while any(map(_is_alive, processes)) and time.monotonic() < until:
         time.sleep(0.02)
     for name in segments:
-        with suppress(OSError):  # mostly it is not there any more
+        with suppress(OSError):  # usually it has been removed already
             segment = SharedMemory(name)
             segment.close()
             segment.unlink()
@@ -271,11 +280,11 @@ def _end(processes: list[psutil.Process], segments: set[str]) -> None:
 def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            process.kill()  # psutil makes sure that its number has not passed to another
+            process.kill()  # psutil checks that the process id has not been reused
 
 
 def _is_alive(process: psutil.Process) -> bool:
-    # Not psutil's wait(): it would take the exit status from multiprocessing.
+    # Not psutil's wait(), which would take the exit status that multiprocessing waits for.
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -317,7 +326,7 @@ def _logprobs(completion: CompletionOutput) -> list[LogprobStep] | None:
 
 
 async def _in_daemon_thread(function: Callable[[Settings], T], settings: Settings) -> T:
-    """Unlike asyncio.to_thread, what runs there does not keep the process from ending."""
+    """Run a function in a daemon thread, which unlike one of asyncio.to_thread does not keep the process running."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -335,7 +344,7 @@ async def _in_daemon_thread(function: Callable[[Settings], T], settings: Setting
             result = function(settings)
         except Exception as failure:
             error = failure
-        with suppress(RuntimeError):  # the loop is gone: so is whoever waited
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits any more
             loop.call_soon_threadsafe(report, result, error)
 
     threading.Thread(target=work, name=LOADING_THREAD, daemon=True).start()

@@ -44,17 +44,21 @@ class TestLocalModel:
         assert local_model(str(checkpoint)) == (checkpoint, DEEPSEEK_OCR)
         assert local_model(str(EMBEDDED_CHECKPOINT)) == (EMBEDDED_CHECKPOINT, DEEPSEEK_OCR)
 
-    @pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "~/no-such-folder", "name", "a/b/c", ""])
+    @pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "~/no-such-folder", "name", "a/b/c"])
     def test_no_folder(self, name: str) -> None:
         said = refusal(name)
         assert repr(name) in said
-        assert "--model" in said or "config.json" in said
+        assert "--model" in said
+
+    def test_an_empty_name_is_the_current_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert refusal("") == "'' is not a checkpoint: it has no config.json."
 
     def test_neither_a_folder_nor_an_id(self) -> None:
-        assert "neither a folder nor a Hugging Face id" in refusal("not a/sound id")
+        assert "neither a folder nor a valid Hugging Face id" in refusal("not a/sound id")
 
     def test_a_file(self, checkpoint: Path) -> None:
-        assert "no folder" in refusal(checkpoint / "config.json")
+        assert "does not exist" in refusal(checkpoint / "config.json")
 
     def test_no_config(self, checkpoint: Path) -> None:
         (checkpoint / "config.json").unlink()
@@ -64,7 +68,7 @@ class TestLocalModel:
     def test_a_damaged_config(self, checkpoint: Path, content: bytes) -> None:
         (checkpoint / "config.json").write_bytes(content)
         assert "config.json" in refusal(checkpoint)
-        assert "can't be read" in refusal(checkpoint)
+        assert "cannot be read" in refusal(checkpoint)
 
     @pytest.mark.parametrize(
         "found", [["LlamaForCausalLM"], [], None, [DEEPSEEK_OCR.architecture, "Other"], DEEPSEEK_OCR.architecture]
@@ -98,7 +102,7 @@ class TestMemory:
 
     def test_weights_count(self, checkpoint: Path) -> None:
         with (checkpoint / "more.safetensors").open("wb") as file:
-            file.truncate(30_000 * GIB // 3)  # holes only: no disk is used
+            file.truncate(30_000 * GIB // 3)  # a sparse file, which uses no disk space
         (checkpoint / "other.bin").write_bytes(b"")
         with pytest.raises(LoadError) as caught:
             check_memory(checkpoint, self.with_cache(1), gpu=None)
@@ -110,7 +114,7 @@ class TestGpuMemory:
     def published(self, checkpoint: Path) -> Path:
         """Weights of the real model's size."""
         with (checkpoint / "model.safetensors").open("wb") as file:
-            file.truncate(6_672_212_480)  # holes only: no disk is used
+            file.truncate(6_672_212_480)  # a sparse file, which uses no disk space
         return checkpoint
 
     def test_enough(self, published: Path) -> None:
@@ -119,11 +123,11 @@ class TestGpuMemory:
     def test_something_else_runs_there(self, published: Path) -> None:
         with pytest.raises(LoadError) as caught:
             check_memory(published, Settings(), GpuMemory(free=9.5, total=24))
-        assert "0.9 asks for 21.6 GiB of GPU memory, but 9.5 GiB are free" in str(caught.value)
+        assert "0.9 asks for 21.6 GiB of GPU memory, but only 9.5 GiB are free" in str(caught.value)
         assert "nvidia-smi" in str(caught.value)
 
     def test_the_gpu_is_too_small(self, published: Path) -> None:
-        with pytest.raises(LoadError, match=r"needs about 8\.2 GiB of memory, but there are 7\.2 GiB"):
+        with pytest.raises(LoadError, match=r"needs about 8\.2 GiB of memory, but only 7\.2 GiB are available"):
             check_memory(published, Settings(), GpuMemory(free=7.9, total=8))
 
     def test_two_small_ones_together_are_enough(self, published: Path) -> None:

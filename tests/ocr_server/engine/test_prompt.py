@@ -216,5 +216,5 @@ def test_clean_takes_only_the_ends(encoder: PromptEncoder) -> None:
 def test_a_tokenizer_of_another_model(missing: str) -> None:
     backend = Tokenizer(models.BPE({"a": 0, BOS: 1} | ({} if missing == IMAGE_TOKEN else {IMAGE_TOKEN: 2}), []))
     names = {} if missing == "bos" else {"bos_token": BOS}
-    with pytest.raises(ValueError, match="not DeepSeek-OCR's"):
+    with pytest.raises(ValueError, match="not the tokenizer of a DeepSeek-OCR"):
         PromptEncoder(PreTrainedTokenizerFast(tokenizer_object=backend, **names), DEEPSEEK_OCR)
