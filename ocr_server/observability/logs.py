@@ -1,4 +1,4 @@
-"""What is logged, and how: as text or JSON, with the request's id, and nothing of a document, a prompt or a key."""
+"""Logging as text or JSON, with the id of the request. Documents, prompts and keys are never logged."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from typing import Any, TextIO
 
 ACCESS = logging.getLogger("ocr_server.access")
 ANONYMOUS = "anonymous"
-"""The client of requests without an API key."""
+"""Name of clients without an API key."""
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
-"""Of the request that is being answered. It is not set back: what the server itself logs of a request that failed
-comes after all middleware."""
+"""Id of the current request. It is not reset, since the server logs a failed request after all middleware has ended."""
 
-TALKATIVE = ("sse_starlette", "httpcore", "httpx", "python_multipart", "multipart", "PIL", "hpack")
-"""At the level `debug` these would log what they handle: documents, URLs, headers."""
+VERBOSE_LOGGERS = ("sse_starlette", "httpcore", "httpx", "python_multipart", "multipart", "PIL", "hpack")
+"""Loggers that would log documents, URLs or headers at the level `debug`. Their level is at least `info`."""
 _TEXT = "%(levelname)s %(asctime)s %(name)s%(request)s: %(message)s"
 
 
 def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
-    """Everything that is logged in this process goes to `stream` (stderr by default), in one form.
+    """Configure logging for the whole process.
 
     Args:
         level: debug, info, warning or error.
         form: text or json.
+        stream: Where log records are written. Default: stderr.
     """
     logging.basicConfig(level=level.upper(), handlers=[handler(form, stream)], force=True)
-    for name in TALKATIVE:
+    for name in VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(max(logging.INFO, logging.getLevelName(level.upper())))
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs URLs as information
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs URLs at the level info
 
 
 def handler(form: str, stream: TextIO | None = None) -> logging.Handler:
-    """As `set_up` installs it."""
+    """Return the handler that `set_up` installs."""
     made = logging.StreamHandler(stream or sys.stderr)
     made.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(_TEXT))
     made.addFilter(of_request)
@@ -45,21 +45,21 @@ def handler(form: str, stream: TextIO | None = None) -> logging.Handler:
 
 
 def of_request(record: logging.LogRecord) -> bool:
-    """Say in a record which request it was made for, and keep what an exception says out of it.
+    """Add the id of the current request to a log record, and remove the messages of exceptions.
 
-    Where a request is answered, an exception's message may quote what was being read; its type and place are enough
-    to find what went wrong.
+    During a request, the message of an exception may quote the document. Its type and traceback are enough to find the
+    cause.
     """
     made_for = request_id.get()
     record.request_id = made_for
     record.request = f" [{made_for}]" if made_for else ""
     if made_for and record.exc_info and record.exc_info[1] is not None:
-        record.exc_text = "\n".join(_discreet(record.exc_info[1]))  # which formatters take instead of their own
+        record.exc_text = "\n".join(_without_messages(record.exc_info[1]))  # used by formatters
     return True
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formats each record as a JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
@@ -82,11 +82,15 @@ class JsonFormatter(logging.Formatter):
 def access(
     *, method: str, route: str, status: int, client: str, seconds: float, reading: Mapping[str, object] | None = None
 ) -> None:
-    """The one line that a request leaves behind when it has ended.
+    """Write the access log entry of a request that has ended.
 
     Args:
-        route: its template: what a client put into the path, or behind it, is nobody's business.
-        reading: what was read, if anything: `pages`, `failed_pages`, `prompt_tokens`, `completion_tokens`.
+        method: HTTP method.
+        route: Template of the route. The path itself may contain private data and is not logged.
+        status: HTTP status.
+        client: Label of the API key.
+        seconds: Duration of the request.
+        reading: Counts of what was read, if anything: `pages`, `failed_pages`, `prompt_tokens`, `completion_tokens`.
     """
     fields: dict[str, object] = {
         "method": method,
@@ -102,14 +106,14 @@ def access(
 
 
 READING = ("pages", "failed_pages", "prompt_tokens", "completion_tokens")
-"""What of `scope["state"]["reading"]` is logged."""
+"""The entries of `scope["state"]["reading"]` that are logged."""
 
 
-def _discreet(error: BaseException, depth: int = 0) -> Iterator[str]:
-    """Traceback and type of `error` and of what led to it, without what they say."""
+def _without_messages(error: BaseException, depth: int = 0) -> Iterator[str]:
+    """Yield the tracebacks and types of an exception and of its causes, without their messages."""
     earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if earlier is not None and depth < 10:
-        yield from _discreet(earlier, depth + 1)
+        yield from _without_messages(earlier, depth + 1)
         yield "which led to:"
     yield "Traceback (most recent call last):"
     yield "".join(traceback.format_tb(error.__traceback__)).rstrip("\n")
@@ -117,4 +121,4 @@ def _discreet(error: BaseException, depth: int = 0) -> Iterator[str]:
     if isinstance(error, BaseExceptionGroup) and depth < 10:
         for each in error.exceptions:
             yield "in the group:"
-            yield from _discreet(each, depth + 1)
+            yield from _without_messages(each, depth + 1)

@@ -1,8 +1,8 @@
-"""What Prometheus is told, beside what vLLM tells it: requests, pages, tokens, failures, and where the time goes.
+"""Prometheus metrics in addition to those of vLLM: requests, pages, tokens, failures and durations.
 
-The metrics are made once, when this module is loaded, on the registry that vLLM uses: Prometheus knows processes, not
-apps, and so do the counters. Several apps in a process add to the same ones. Only what an app has at the moment (pages
-in flight, restarts of its engine) is read from the apps that run, which `watching` tells.
+The metrics are created when this module is imported, in the registry that vLLM uses. They belong to the process:
+several applications in one process increment the same counters. Gauges and the restarts of the engine are read from the
+applications that run at the moment, which register themselves by `watching`.
 """
 
 from __future__ import annotations
@@ -20,33 +20,40 @@ from prometheus_client.registry import Collector
 
 from deepseek_ocr.families import mode_name
 
-if TYPE_CHECKING:  # it is called from every room: at run time it needs none of them
+if TYPE_CHECKING:  # every package imports this module, so it imports none of them at run time
     from ocr_server.reading.page import PageReading
 
 _REPETITION = "repetition"
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 FETCH_FAILURES = frozenset({"invalid_image_url", "image_url_not_allowed", "image_fetch_failed", "too_large"})
-"""Error codes by which a URL that can't be had is told; any other counts as `other`."""
+"""Error codes of failed downloads that are counted under their own names. All others count as `other`."""
 
-REQUESTS = Counter("ocr_requests", "Requests answered.", ["route", "status"])
-PAGES = Counter("ocr_pages", "Pages read, or given up.", ["mode", "outcome"])
-TOKENS = Counter("ocr_tokens", "Tokens of the pages' prompts and answers; of a page read again, the last.", ["kind"])
-FETCH_FAILURES_TOTAL = Counter("ocr_fetch_failures", "URLs named by clients that could not be had.", ["cause"])
-BATCHES = Counter("ocr_batches", "Batches that have ended.", ["status"])
-BATCH_REQUESTS = Counter("ocr_batch_requests", "Requests of batches answered.", ["outcome"])
-BATCH_RETRIES = Counter("ocr_batch_retries", "Times a request of a batch was tried again.")
-LOOPS = Counter("ocr_loops", "Pages on which the model repeated itself.", ["outcome"])
-REQUEST_SECONDS = Histogram(
-    "ocr_request_seconds", "From a request's first byte to its answer's last.", ["route"], buckets=_SECONDS
+REQUESTS = Counter("ocr_requests", "Number of requests answered.", ["route", "status"])
+PAGES = Counter("ocr_pages", "Number of pages that were read or that failed.", ["mode", "outcome"])
+TOKENS = Counter(
+    "ocr_tokens",
+    "Number of tokens of prompts and answers. For a page that was read again, those of the last attempt.",
+    ["kind"],
 )
-QUEUE_SECONDS = Histogram("ocr_queue_seconds", "A page's wait for its turn.", buckets=_SECONDS)
-INTAKE_SECONDS = Histogram("ocr_intake_seconds", "A page's loading, decoding and resizing.", buckets=_SECONDS)
+FETCH_FAILURES_TOTAL = Counter("ocr_fetch_failures", "Number of URLs that could not be downloaded.", ["cause"])
+BATCHES = Counter("ocr_batches", "Number of batches that have ended.", ["status"])
+BATCH_REQUESTS = Counter("ocr_batch_requests", "Number of requests of batches that were answered.", ["outcome"])
+BATCH_RETRIES = Counter("ocr_batch_retries", "Number of retries of requests of batches.")
+LOOPS = Counter("ocr_loops", "Number of pages on which the model repeated itself.", ["outcome"])
+REQUEST_SECONDS = Histogram(
+    "ocr_request_seconds",
+    "Seconds from the first byte of a request to the last byte of its response.",
+    ["route"],
+    buckets=_SECONDS,
+)
+QUEUE_SECONDS = Histogram("ocr_queue_seconds", "Seconds that a page waited for its turn.", buckets=_SECONDS)
+INTAKE_SECONDS = Histogram("ocr_intake_seconds", "Seconds for loading, decoding and resizing a page.", buckets=_SECONDS)
 ENGINE_SECONDS = Histogram(
-    "ocr_engine_seconds", "A page's time in the engine, each attempt by itself.", buckets=_SECONDS
+    "ocr_engine_seconds", "Seconds that a page spent in the engine, for each attempt.", buckets=_SECONDS
 )
 
 for _kind in ("prompt", "completion"):
-    TOKENS.labels(kind=_kind)  # there from the start, so that the first ones are an increase
+    TOKENS.labels(kind=_kind)  # exists from the start, so that the first increment is visible as an increase
 for _outcome in ("recovered", "kept"):
     LOOPS.labels(outcome=_outcome)
 for _outcome in ("completed", "failed"):
@@ -56,7 +63,10 @@ for _status in ("completed", "failed", "expired", "cancelled"):
 
 
 def registry() -> CollectorRegistry:
-    """What Prometheus gets: ours and vLLM's metrics. vLLM's come from several processes where it says so."""
+    """Return the registry with the metrics of this server and of vLLM.
+
+    If vLLM runs several processes, as indicated by PROMETHEUS_MULTIPROC_DIR, the metrics of all of them are collected.
+    """
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
     gathered = CollectorRegistry()
@@ -65,7 +75,7 @@ def registry() -> CollectorRegistry:
 
 
 class Queue(Protocol):
-    """What is known of the pages under way; the app's admission is one."""
+    """Numbers of the pages that are waiting or being read. `Admission` provides them."""
 
     pages_in_flight: int
     pages_waiting: int
@@ -73,14 +83,21 @@ class Queue(Protocol):
 
 
 def request_done(route: str, status: int, seconds: float) -> None:
+    """Count a request that has ended.
+
+    Args:
+        route: Template of the route.
+        status: HTTP status.
+        seconds: Duration of the request.
+    """
     REQUESTS.labels(route=route, status=str(status)).inc()
     REQUEST_SECONDS.labels(route=route).observe(seconds)
 
 
 def page_done(reading: PageReading) -> None:
-    """Count a page that has been read or given up, once."""
+    """Count a page that has been read or that has failed. Call this once for each page."""
     outcome = reading.finish_reason() or "error"
-    # Requests can make up modes of their own: those are one name here.
+    # Requests can define modes of their own. They share one label.
     mode = (mode_name(reading.attempts[-1].mode) or "custom") if reading.attempts else "none"
     PAGES.labels(mode=mode, outcome=outcome).inc()
     TOKENS.labels(kind="prompt").inc(reading.prompt_tokens)
@@ -90,13 +107,13 @@ def page_done(reading: PageReading) -> None:
 
 
 def fetch_failed(code: str | None) -> None:
-    """Count a URL that could not be had, by the code of its error."""
+    """Count a URL that could not be downloaded, by its error code."""
     FETCH_FAILURES_TOTAL.labels(cause=code if code in FETCH_FAILURES else "other").inc()
 
 
 @contextmanager
 def watching(engine: object, queue: Queue | None) -> Iterator[None]:
-    """While this is open, `engine` and `queue` are asked whenever Prometheus asks."""
+    """Read the metrics of `engine` and `queue` on every scrape, for as long as this context is open."""
     watched = (engine, queue)
     _MOMENTARY.watched.append(watched)
     try:
@@ -106,7 +123,7 @@ def watching(engine: object, queue: Queue | None) -> Iterator[None]:
 
 
 class _Momentary(Collector):
-    """What is read when it is asked for, summed over the apps of this process."""
+    """Metrics that are read on every scrape, as sums over the applications of this process."""
 
     def __init__(self) -> None:
         self.watched: list[tuple[object, Queue | None]] = []
@@ -115,21 +132,21 @@ class _Momentary(Collector):
         queues = [queue for _, queue in self.watched if queue is not None]
         yield GaugeMetricFamily(
             "ocr_pages_in_flight",
-            "Pages being loaded, prepared or read.",
+            "Number of pages that are being loaded, prepared or read.",
             value=sum(queue.pages_in_flight for queue in queues),
         )
         yield GaugeMetricFamily(
             "ocr_pages_waiting",
-            "Pages of accepted requests that have not had their turn, without those of batches.",
+            "Number of pages of accepted requests that wait for their turn, without those of batches.",
             value=sum(queue.pages_waiting for queue in queues),
         )
         yield GaugeMetricFamily(
             "ocr_batch_pages_in_flight",
-            "Of the pages in flight, those of batches.",
+            "Number of pages in flight that belong to batches.",
             value=sum(queue.background_in_flight for queue in queues),
         )
         restarts = sum(int(getattr(engine, "restarts", 0)) for engine, _ in self.watched)
-        yield CounterMetricFamily("ocr_engine_restarts", "Times the engine was started again.", value=restarts)
+        yield CounterMetricFamily("ocr_engine_restarts", "Number of restarts of the engine.", value=restarts)
 
 
 _MOMENTARY = _Momentary()

@@ -1,7 +1,7 @@
-"""Traces for OpenTelemetry: a span for each request, and one for each stage of each of its pages.
+"""OpenTelemetry traces: a span for each request, and one for each stage of each of its pages.
 
-No span holds anything of a document, a prompt, a URL or a key: of an exception, too, only the type is told. Off unless
-the standard environment variables ask for it; what is off costs a look at a context variable.
+Spans contain nothing of a document, a prompt, a URL or a key. Of an exception, only the type is recorded. Tracing is
+off unless the standard environment variables enable it. While it is off, its cost is reading a context variable.
 """
 
 from __future__ import annotations
@@ -31,18 +31,21 @@ EXPORTER, PROTOCOL = "OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL
 ENDPOINT, ALL_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
 PROTOCOLS = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 UNTRACED = frozenset({"/health", "/livez", "/readyz", "/ping", "/metrics"})
-"""Paths that are asked every few seconds by machines, and say nothing."""
+"""Paths that are polled every few seconds. Their requests are not traced."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
-"""Of the request that is being answered, if it is traced."""
+"""Tracer of the current request. None if the request is not traced."""
 
 
 def provider() -> TracerProvider | None:
-    """As the environment has it; None if it asks for no traces, or for what is not installed.
+    """Create the tracer provider that the environment configures. Call this only once, since it starts threads.
 
-    `OTEL_TRACES_EXPORTER` names exporters (otlp, console, none), with commas between. It is otlp if it isn't set and
-    an endpoint is. The rest of OpenTelemetry's variables are read by its SDK. Call it once: it starts threads.
+    `OTEL_TRACES_EXPORTER` names one or more exporters (otlp, console, none), separated by commas. If it is not set, but
+    an endpoint is, the default is otlp. OpenTelemetry's SDK reads the other variables.
+
+    Returns:
+        The provider, or None if no exporter is configured or an exporter is not installed.
     """
     names = exporters()
     if not names:
@@ -62,13 +65,15 @@ def provider() -> TracerProvider | None:
             (exporter,) = entry_points(group="opentelemetry_traces_exporter", name=kind)
             made.add_span_processor(BatchSpanProcessor(exporter.load()()))
     except (ImportError, KeyError, ValueError) as error:
-        logger.error("no traces: %s=%s can't be had here (%r)", EXPORTER, ",".join(names), error)
+        logger.error(
+            "tracing is disabled: the exporter of %s=%s is not available (%r)", EXPORTER, ",".join(names), error
+        )
         return None
     return made
 
 
 def exporters() -> list[str]:
-    """The names that `OTEL_TRACES_EXPORTER` asks for; empty for no traces."""
+    """Return the names of the configured exporters. The list is empty if tracing is off."""
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return []
     default = "otlp" if os.environ.get(ENDPOINT) or os.environ.get(ALL_ENDPOINT) else "none"
@@ -77,30 +82,36 @@ def exporters() -> list[str]:
 
 
 def engine_endpoint() -> str | None:
-    """Where vLLM sends spans of its own: only if the endpoint for traces is set, by the variable that it reads too."""
+    """Return the endpoint to which vLLM sends its own spans, or None.
+
+    vLLM sends spans only if `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set, which it reads as well.
+    """
     return os.environ.get(ENDPOINT) or None if "otlp" in exporters() else None
 
 
 async def close(made: TracerProvider) -> None:
-    """Send what has not been sent, within the exporter's time limit."""
+    """Send the remaining spans, within the time limit of the exporter, and shut down."""
     await asyncio.to_thread(made.shutdown)
 
 
 @contextmanager
 def stage(name: str, seconds: Histogram | None = None, **attributes: AttributeValue) -> Iterator[Span]:
-    """A part of the work on a request: its time goes to Prometheus if it has a histogram, and into a span.
+    """Measure a stage of the work on a request: as a span, and optionally in a Prometheus histogram.
 
     Args:
-        attributes: with `_` for `.` in their names. More can be set on the span that this yields.
+        name: Name of the span.
+        seconds: Histogram for the duration.
+        attributes: Attributes of the span. The first `_` of a name stands for `.`. More can be set on the span that
+            this context manager yields.
     """
     with seconds.time() if seconds is not None else nullcontext():
         tracer = _tracer.get()
         if tracer is None:
             yield INVALID_SPAN
             return
-        told = {key.replace("_", ".", 1): value for key, value in attributes.items()}
+        values = {key.replace("_", ".", 1): value for key, value in attributes.items()}
         with tracer.start_as_current_span(
-            name, attributes=told, record_exception=False, set_status_on_exception=False
+            name, attributes=values, record_exception=False, set_status_on_exception=False
         ) as span:
             try:
                 yield span
@@ -112,23 +123,25 @@ def stage(name: str, seconds: Histogram | None = None, **attributes: AttributeVa
 
 
 def request_done(method: str, route: str, status: int) -> None:
-    """Tell the span of a request, which is the current one, how it ended.
+    """Record the result of a request in its span, which must be the current one.
 
     Args:
-        route: its template.
+        method: HTTP method.
+        route: Template of the route.
+        status: HTTP status.
     """
     if _tracer.get() is None:
         return
     span = get_current_span()
-    told = method if method in METHODS else "_OTHER"
-    span.update_name(f"{told} {route}")
-    span.set_attributes({"http.request.method": told, "http.route": route, "http.response.status_code": status})
+    known = method if method in METHODS else "_OTHER"
+    span.update_name(f"{known} {route}")
+    span.set_attributes({"http.request.method": known, "http.route": route, "http.response.status_code": status})
     if status >= 500:
         span.set_status(StatusCode.ERROR)
 
 
 def headers() -> dict[str, str] | None:
-    """The current span as HTTP headers have it, so that vLLM's spans are below it; None if there is none."""
+    """Return HTTP headers for the current span, so that vLLM's spans become its children. None without a span."""
     if _tracer.get() is None:
         return None
     carrier: dict[str, str] = {}
@@ -137,7 +150,7 @@ def headers() -> dict[str, str] | None:
 
 
 class Traced:
-    """ASGI middleware: a span around every request, below that which the client names in `traceparent`."""
+    """ASGI middleware that creates a span for every request, as a child of the span in the `traceparent` header."""
 
     def __init__(self, app: ASGIApp, provider: TracerProvider) -> None:
         self._app = app

@@ -41,7 +41,7 @@ def written() -> io.StringIO:
 def _logging(form: str, written: io.StringIO) -> Iterator[None]:
     """As the server sets it up, at its most talkative; afterwards as it was."""
     root = logging.getLogger()
-    names = ["", *logs.TALKATIVE]
+    names = ["", *logs.VERBOSE_LOGGERS]
     handlers, levels = root.handlers[:], [logging.getLogger(name).level for name in names]
     root.handlers = []  # `force` would close pytest's own
     logs.set_up("debug", form, written)
@@ -270,7 +270,7 @@ class TestSecrets:
         assert found == []
 
     async def test_libraries_that_would_say_it_are_kept_quiet(self, written: io.StringIO) -> None:
-        for name in logs.TALKATIVE:
+        for name in logs.VERBOSE_LOGGERS:
             logging.getLogger(f"{name}.inner").debug(MARK)
         logging.getLogger("httpx").info(MARK)
         logging.getLogger("ocr_server.other").debug("heard")
