@@ -1,4 +1,4 @@
-"""What a picture file is and where its pages are: told from its bytes in plain Python, none decoded."""
+"""Determines the type of a picture file and where its pages are, from its bytes alone and without decoding it."""
 
 from __future__ import annotations
 
@@ -20,38 +20,39 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SUBFILE_TYPE, _WIDTH, _HEIGHT = 254, 256, 257
 """TIFF tags (TIFF 6.0, section 8)."""
 _NOT_A_PAGE = 0b101
-"""Bits of the subfile type: a smaller version of another page, or a transparency mask for one."""
+"""Bits of the subfile type: a reduced version of another page, or a transparency mask for one."""
 _WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4, 16: 8}
-"""TIFF's types of those, and their bytes."""
+"""Field types of TIFF that are unsigned integers, and their sizes in bytes."""
 _MOST_TIFF_PAGES = 10_000
 _MOST_TIFF_TAGS = 500
-"""In one directory; a page has a few dozen."""
+"""Maximum number of tags in one directory; a page has a few dozen."""
 
 
 class PicturePage(NamedTuple):
-    """Where a page of a picture file is."""
+    """The location of a page in a picture file."""
 
     at: int
-    """The byte at which its directory begins in a TIFF; 0 in other files, which have one page."""
+    """Byte offset of its directory in a TIFF; 0 in other files, which have one page."""
     width: int
     height: int
-    """In pixels, before it is turned upright; 0 where only decoding tells."""
+    """Size in pixels before the orientation is applied; 0 where it is known only after decoding."""
 
 
 def is_pdf(data: bytes) -> bool:
-    """Whether `data` is a PDF: those may begin with up to 1,024 bytes of something else, save a picture."""
+    """Return whether `data` is a PDF. Up to 1,024 other bytes may come first, unless they begin a picture file."""
     return b"%PDF-" in data[:1029] and _file_type(data) is None
 
 
 def find_pages(data: bytes) -> list[PicturePage]:
-    """The pages of a picture file: at least one. Quick, for none is decoded.
+    """Return the pages of a picture file, at least one. Fast, since nothing is decoded.
 
-    What the file is, its content decides: JPEG, PNG, BMP, GIF, WebP, TIFF, HEIC/HEIF or AVIF. A TIFF has as
-    many pages as it says, less the thumbnails and masks it marks as such; where it is cut short, the first page
-    that is missing still counts. Any other file has one page, the first frame of an animation or the main
-    picture of a collection.
+    The type of the file is determined from its content: JPEG, PNG, BMP, GIF, WebP, TIFF, HEIC/HEIF or AVIF. A TIFF has
+    the pages that its directories describe, except those marked as thumbnails or masks; if the file is truncated, the
+    first missing page is included. Any other file has one page: the first frame of an animation or the primary picture
+    of a collection.
 
-    Raises SourceError if the data is of another type, has no pages, or has more than 10,000.
+    Raises:
+        SourceError: The data is of another type, has no pages, or has more than 10,000.
     """
     if supported_type(data) != "TIFF":
         return [PicturePage(0, 0, 0)]
@@ -60,16 +61,16 @@ def find_pages(data: bytes) -> list[PicturePage]:
     for at, tags in _tiff_directories(data):
         page = PicturePage(at, tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0))
         (others if tags.get(_SUBFILE_TYPE, 0) & _NOT_A_PAGE else pages).append(page)
-        # Every page may come with a thumbnail or two; a longer chain of those isn't followed to its end.
+        # A page may have a thumbnail or two; a longer chain of thumbnails is not followed to its end.
         if len(pages) > _MOST_TIFF_PAGES or len(others) > 2 * _MOST_TIFF_PAGES:
             raise SourceError(f"The TIFF has more than {_MOST_TIFF_PAGES:,} pages.")
     if not pages and not others:
         raise damaged()
-    return pages or others[:1]  # nothing but thumbnails: better the first than none
+    return pages or others[:1]  # only thumbnails: the first is better than none
 
 
 def check_pixels(width: int, height: int, limits: IntakeLimits) -> None:
-    """Refuses a page by the size that the file says it has, in pixels. Raises SourceTooLarge."""
+    """Raise SourceTooLarge if a page of `width` by `height` pixels exceeds `limits.max_image_pixels`."""
     if width * height > limits.max_image_pixels:
         raise SourceTooLarge(
             f"The picture has {width} x {height} = {width * height:,} pixels; "
@@ -78,18 +79,18 @@ def check_pixels(width: int, height: int, limits: IntakeLimits) -> None:
 
 
 def supported_type(data: bytes) -> FileType:
-    """Raises SourceError if it isn't one of `FileType`."""
+    """Return the type of a picture file. Raises SourceError if it is not a supported one."""
     file_type = _file_type(data)
     if file_type is None:
         raise SourceError(
-            f"This is neither a picture nor a document of a supported type. Supported are {_SUPPORTED}.",
+            f"Unsupported file type. Supported types are {_SUPPORTED}.",
             code="invalid_image_format",
         )
     return file_type
 
 
 def _file_type(data: bytes) -> FileType | None:
-    """The type of picture that `data` begins like."""
+    """Return the type that the first bytes of `data` identify, None if it is not a supported picture."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -112,23 +113,24 @@ def _file_type(data: bytes) -> FileType | None:
 
 
 def _iso_media_brands(data: bytes) -> set[bytes]:
-    """Main and compatible brands in the `ftyp` box that `data` begins with (ISO/IEC 14496-12, 4.3)."""
+    """Return the major and compatible brands of the `ftyp` box at the beginning (ISO/IEC 14496-12, 4.3)."""
     end = min(int.from_bytes(data[:4], "big"), 1024)
     return {data[8:12]} | {data[start : start + 4] for start in range(16, end, 4)}
 
 
 class _TiffFormat(NamedTuple):
-    """How a TIFF (TIFF 6.0, section 2) or BigTIFF writes what leads from page to page, for `struct`."""
+    """Layout of the directories of a TIFF (TIFF 6.0, section 2) or BigTIFF, as format strings of `struct`."""
 
     first: int
-    """The byte at which the place of the first directory stands."""
+    """Byte offset of the pointer to the first directory."""
     pointer: str
     length: str
     entry: str
-    """Tag, type, how many values, and the values where they fit in."""
+    """Tag, type, number of values, and the values if they fit into the field."""
 
 
 def tiff_format(data: bytes) -> _TiffFormat:
+    """Return the layout of a TIFF: its byte order, and the field widths of TIFF or BigTIFF."""
     order = "<" if data.startswith(b"II") else ">"
     if b"+" in data[2:4]:
         return _TiffFormat(8, order + "Q", order + "Q", order + "HHQ8s")
@@ -136,9 +138,9 @@ def tiff_format(data: bytes) -> _TiffFormat:
 
 
 def _tiff_directories(data: bytes) -> Iterator[tuple[int, dict[int, int]]]:
-    """Where each directory of a TIFF begins, with those of its tags that are a whole number.
+    """Yield the byte offset of each directory of a TIFF, with those of its tags whose value is one unsigned integer.
 
-    One that can't be read is the last, and has no tags.
+    A directory that cannot be read is the last one, and has no tags.
     """
     form = tiff_format(data)
     byte_order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
@@ -165,7 +167,7 @@ def _tiff_directories(data: bytes) -> Iterator[tuple[int, dict[int, int]]]:
 
 
 def number_at(form: str, data: bytes, at: int) -> int | None:
-    """The number at byte `at`; None if the data ends before it does."""
+    """Return the number at byte offset `at`, in the `struct` format `form`; None if the data ends before it."""
     if at + struct.calcsize(form) > len(data):
         return None
     number: int = struct.unpack_from(form, data, at)[0]
@@ -173,7 +175,7 @@ def number_at(form: str, data: bytes, at: int) -> int | None:
 
 
 def damaged() -> SourceError:
-    """The error for a picture that is broken."""
+    """Return the error for a damaged picture."""
     return SourceError(
         "The picture can't be decoded: the file is damaged, incomplete or of an unsupported variant.",
         code="image_parse_error",

@@ -1,4 +1,4 @@
-"""What the server is willing to take in."""
+"""Limits on what the server accepts."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class IntakeLimits:
-    """The bounds for one picture or document; those for all of a request together are the caller's."""
+    """Limits for a picture or document, and for fetching it."""
 
     max_image_bytes: int
-    """Size of a picture or document as it was sent or fetched, base64 and compression undone: bytes."""
+    """Size of a file in bytes, after base64 and the compression of the transfer have been undone."""
     max_image_pixels: int
-    """Width times height of each page: pixels. A PDF's page is rendered at a resolution that keeps to it."""
+    """Width times height of a page in pixels. Pages of PDFs are rendered at a resolution that respects it."""
     max_pages: int
-    """Pages of one document that are read; it may have more, of which some are selected."""
+    """Number of pages of a request. A document may have more if only some of them are selected."""
     fetch_timeout_s: float
-    """Fetching a URL from the first look-up to the last byte, redirects included: seconds."""
+    """Time to fetch a URL in seconds, from the name resolution to the last byte, including redirects."""
     max_redirects: int
-    """How many redirects a fetch follows; 0 means none."""
+    """Number of redirects that are followed; 0 means none."""
     allow_private_urls: bool
-    """Whether a URL may lead to a private, loopback or otherwise non-public address."""
+    """Whether URLs may lead to private, loopback and other non-public addresses."""
     allowed_hosts: tuple[str, ...]
-    """The only hosts that URLs may name, in lower case; `*.example.com` stands for all below it; any if empty."""
+    """Hosts that URLs may name, in lower case; `*.example.com` stands for all subdomains. Empty: any host."""
     allow_urls: bool
-    """Whether http(s) URLs are fetched at all; data URIs work regardless."""
+    """Whether http(s) URLs are fetched at all. Data URIs are always accepted."""

@@ -1,4 +1,4 @@
-"""Where a picture named by a URL comes from."""
+"""Loads the file that a URL refers to."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from ocr_server.intake.limits import IntakeLimits
 from ocr_server.observability.metrics import fetch_failed
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,31}):", re.IGNORECASE)
-_SUPPORTED = "Supported are http and https URLs and base64 data URIs"
+_SUPPORTED = "Use an http or https URL or a base64 data URI"
 
 
 async def load(url: str, fetcher: Fetcher, limits: IntakeLimits) -> bytes:
-    """The bytes of the picture at `url`, which is a `data:` URI or an `http(s):` URL.
+    """Return the content of `url`, which is a `data:` URI or an http(s) URL.
 
-    Raises SourceError for any other scheme, for text without one (a path, bare base64), and as
-    `decode_data_uri` and `Fetcher.fetch` do; SourceTooLarge over `limits.max_image_bytes`.
+    Raises:
+        SourceError: The URL has another scheme or none, as a path or bare base64 has; or as in `decode_data_uri` and
+            `Fetcher.fetch`.
+        SourceTooLarge: The file has more than `limits.max_image_bytes` bytes.
     """
     url = url.strip()
     match = _SCHEME.match(url)
     if match is None:
         raise SourceError(
-            f"This isn't a URL. {_SUPPORTED}; send bare base64 as data:image/png;base64,DATA.",
+            f"Not a valid URL. {_SUPPORTED}; send bare base64 as data:image/png;base64,DATA.",
             code="invalid_image_url",
         )
     scheme = match.group(1).lower()
@@ -37,6 +39,6 @@ async def load(url: str, fetcher: Fetcher, limits: IntakeLimits) -> bytes:
             fetch_failed(error.code)
             raise
     raise SourceError(
-        f"URLs with the scheme '{scheme}' aren't supported. {_SUPPORTED}.",
+        f"URLs with the scheme '{scheme}' are not supported. {_SUPPORTED}.",
         code="invalid_image_url",
     )

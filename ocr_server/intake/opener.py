@@ -1,4 +1,4 @@
-"""Opens files: what they are, how many pages they have, and which of them are selected."""
+"""Opens files: determines their type, counts their pages and applies the selection of pages."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import WorkerLost, Workers, WorkerTimeout
 
 KEPT_PIXELS = 9_000_000
-"""A picture of up to this size, an A4 page at 300 dpi, is kept from when it was opened until its page is read. Larger
-ones would take more memory than decoding them again takes time."""
+"""Size in pixels up to which a picture is kept decoded from when it is opened until its page is read: a page in A4 at
+300 dpi. Keeping larger ones would take too much memory; they are decoded again."""
 
 _numbers = itertools.count()
 
 _PDF_ERRORS: dict[Kind, tuple[str, str]] = {
-    "password_required": ("pdf_password_required", "The PDF is encrypted: its password is needed."),
-    "password_wrong": ("pdf_password_wrong", "The PDF is encrypted, and this isn't its password."),
+    "password_required": ("pdf_password_required", "The PDF is encrypted; a password is required."),
+    "password_wrong": ("pdf_password_wrong", "The PDF is encrypted, and the password is wrong."),
     "damaged": ("pdf_damaged", "The PDF can't be opened: it is damaged, incomplete or of an unsupported variant."),
     "empty": ("pdf_empty", "The PDF has no pages."),
-    "giant_page": ("pdf_page_too_large", "The page of the PDF is too large to be rendered legibly."),
+    "giant_page": ("pdf_page_too_large", "The page of the PDF is too large to be rendered at a legible resolution."),
     "page_failed": ("pdf_page_failed", "The page of the PDF can't be rendered: it is damaged or missing."),
-    "timeout": ("pdf_timeout", "The PDF took longer than the limit of {timeout:g} s."),
-    "failed": ("pdf_failed", "The PDF can't be read: it takes too much memory, or breaks what reads it."),
+    "timeout": ("pdf_timeout", "The PDF took longer than the limit of {timeout:g} s to be processed."),
+    "failed": ("pdf_failed", "The PDF can't be read: it took too much memory, or the process that read it crashed."),
 }
 
 
 class Opener:
-    """Opens what was sent or fetched, under limits. One for the whole server."""
+    """Opens files under limits. One for each process."""
 
     def __init__(self, limits: IntakeLimits, threads: ThreadPoolExecutor, workers: Workers) -> None:
         """Args:
-        limits: what is accepted.
-        threads: where pages are counted and files written.
-        workers: where pictures are decoded and PDFs rendered.
+        limits: What is accepted.
+        threads: Threads that count pages and write temporary files.
+        workers: Processes that decode pictures and render PDFs.
         """
         self._limits = limits
         self._threads = threads
@@ -109,7 +109,7 @@ class Opener:
         return _Picture(data, selected, indices, len(found) > 1, self._limits, self._workers)
 
     def _select(self, page_count: int, pages: Selection | None) -> Sequence[int]:
-        """The indices of the selected pages. Hostile selections take a moment: not for the event loop."""
+        """Return the indices of the selected pages. Not for the event loop: hostile selections take a while."""
         most = self._limits.max_pages
         if pages is None:
             if page_count > most:
@@ -126,6 +126,8 @@ class Opener:
 
 
 class _Pdf(Document):
+    """A PDF, whose pages are rendered when they are asked for."""
+
     def __init__(
         self,
         renderer: PdfRenderer,
@@ -154,6 +156,8 @@ class _Pdf(Document):
 
 
 class _Picture(Document):
+    """A picture file: a single picture, or a TIFF of several pages."""
+
     def __init__(
         self,
         data: bytes,
@@ -172,7 +176,7 @@ class _Picture(Document):
         self._kept: SourcePage | None = None
 
     async def keep(self) -> None:
-        """Decode the only page before it is asked for. Raises as `page`."""
+        """Decode the only page in advance. Raises as `page`."""
         page = await self._decode(0)
         if math.prod(page.size) <= KEPT_PIXELS:
             self._kept = page
@@ -196,16 +200,17 @@ class _Picture(Document):
                 code="image_timeout",
             ) from error
         except WorkerLost as error:
-            raise self._broke() from error
+            raise _decoder_crashed() from error
         if pixels is None:
-            raise self._broke()
+            raise _decoder_crashed()
         return SourcePage(pixels, None)
 
-    def _broke(self) -> SourceError:
-        return SourceError(
-            "The picture can't be decoded: it takes too much memory, or breaks what decodes it.",
-            code="image_parse_error",
-        )
+
+def _decoder_crashed() -> SourceError:
+    return SourceError(
+        "The picture can't be decoded: it took too much memory, or the process that decoded it crashed.",
+        code="image_parse_error",
+    )
 
 
 def _source_error(error: PdfError, renderer: PdfRenderer) -> SourceError:

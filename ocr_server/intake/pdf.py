@@ -1,4 +1,4 @@
-"""PDFs, rendered in processes of their own."""
+"""Renders PDFs in worker processes."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ from ocr_server.intake.workers import WorkerLost, Workers, WorkerTimeout
 
 
 class PdfFile:
-    """A PDF as a private temporary file, removed by `close` or with the object."""
+    """A PDF in a private temporary file, which is removed by `close` or with the object."""
 
     def __init__(self, data: bytes, password: str | None) -> None:
-        """Writes the file, so not for the event loop. Raises OSError if there is no room for it."""
+        """Write the file; not for the event loop, since this blocks. Raises OSError if the disk is full."""
         self.password = password
-        descriptor, self.path = tempfile.mkstemp(prefix="document-", suffix=".pdf")  # readable by this user only
+        descriptor, self.path = tempfile.mkstemp(prefix="document-", suffix=".pdf")  # readable only by the current user
         self._remove = weakref.finalize(self, _unlink, self.path)
         with open(descriptor, "wb") as file:
             file.write(data)
 
     def close(self) -> None:
+        """Remove the file. Idempotent."""
         self._remove()
 
 
 @dataclass(frozen=True)
 class PdfInfo:
+    """What is known of a PDF before its pages are rendered."""
+
     page_count: int
-    """At least 1. What the file says; a page that isn't there is found out when it is rendered."""
+    """At least 1. As the file declares it; a missing page is noticed when it is rendered."""
 
 
 class PdfRenderer:
@@ -43,30 +46,31 @@ class PdfRenderer:
 
     @property
     def timeout_s(self) -> float:
-        """For each call, from when a process takes it up: seconds."""
+        """Time limit for each call in seconds, from when a process starts on it."""
         return self._workers.timeout_s
 
     async def inspect(self, file: PdfFile) -> PdfInfo:
-        """What a PDF says of itself; its pages aren't looked at.
+        """Open a PDF and return what it declares. Its pages are not examined.
 
         Raises:
-            PdfError: password_required, password_wrong, damaged, empty; timeout; failed if the process died.
-            Unavailable: no process can be started.
+            PdfError: `password_required`, `password_wrong`, `damaged`, `empty` or `timeout`; `failed` if the process
+                died.
+            Unavailable: No process can be started.
         """
         count, _ = await self._call(file, "count_pages")
         return PdfInfo(count)
 
     async def render(self, file: PdfFile, index: int, dpi: float, max_pixels: int) -> SourcePage:
-        """One page, upright, on white, with annotations and form fields.
+        """Render one page, upright, on white, with annotations and form fields.
 
         Args:
-            index: the page, counted from 0.
-            dpi: pixels per inch.
-            max_pixels: width times height; a page that would have more comes at a lower resolution.
+            index: Index of the page, from 0.
+            dpi: Resolution in pixels per inch.
+            max_pixels: Maximum of width times height; a page that would exceed it is rendered at a lower resolution.
 
         Raises:
-            PdfError: as `inspect`; giant_page; page_failed.
-            Unavailable: no process can be started.
+            PdfError: As in `inspect`; also `giant_page` and `page_failed`.
+            Unavailable: No process can be started.
         """
         dpi, pixels = await self._call(file, "render", index, dpi, max_pixels)
         if pixels is None:
@@ -74,7 +78,7 @@ class PdfRenderer:
         return SourcePage(pixels, dpi)
 
     def discard(self, file: PdfFile) -> None:
-        """Remove a PDF that is no longer wanted, also from the processes that have it open."""
+        """Remove a PDF, and close it in the processes that have it open."""
         file.close()
         self._workers.forget(file.path, "pdf_worker.forget", file.path)
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a PDF, on both sides of the boundary between processes."""
+"""Errors of PDFs, used by the server and by the worker processes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Literal
 Kind = Literal[
     "password_required", "password_wrong", "damaged", "empty", "giant_page", "page_failed", "timeout", "failed"
 ]
-"""The last two are about the process that reads it: it took too long, or it died."""
+"""`timeout` and `failed` mean that the worker process took too long or died."""
 
 
 class PdfError(Exception):
-    """A PDF, or a page of it, can't be read."""
+    """A PDF, or a page of it, cannot be read."""
 
     def __init__(self, kind: Kind) -> None:
         super().__init__(kind)

@@ -1,7 +1,7 @@
-"""PDFs, as the processes open and render them (`workers`).
+"""Opens and renders PDFs. Runs in the worker processes (see `workers`).
 
-A process works on one document at a time and keeps it open from call to call: reading a page of many doesn't parse
-the file again.
+A process works on one document at a time and keeps it open between calls, so that the file is not parsed again for
+every page.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ from ocr_server.intake.pdf_errors import PdfError
 from ocr_server.intake.worker import Pixels
 
 MAX_POINTS = 14_400.0
-"""Side of the largest page that PDF foresees (ISO 32000-1, annex C): 200 inches. Larger ones exist."""
+"""Longest side of a page according to the PDF standard (ISO 32000-1, annex C): 200 inches. Larger pages exist."""
 LEAST_DPI = 20.0
-"""A page larger than that must fit the limits at this resolution; below it, it can't be read anyway."""
+"""Resolution at which a page larger than `MAX_POINTS` must fit the limits; text is illegible below it."""
 MAX_SIDE = 65_535
-"""Pixels of a page's longer side: what a JPEG can have, and a little more than 200 inches at 300 dpi."""
+"""Maximum of a page's longer side in pixels: that of a JPEG, and a little more than 200 inches at 300 dpi."""
 
 
 _document: tuple[tuple[str, str | None], pdfium.PdfDocument] | None = None
-"""The document this process has open, with its path and password."""
+"""Path and password of the document that this process has open, and the document."""
 
 
 def count_pages(path: str, password: str | None) -> int:
-    """How many pages the PDF at `path` says it has: at least 1.
+    """Return the number of pages that the PDF at `path` declares, at least 1.
 
     Raises:
-        PdfError: password_required, password_wrong, damaged or empty.
+        PdfError: `password_required`, `password_wrong`, `damaged` or `empty`.
     """
     return len(_open(path, password))
 
 
 def render(path: str, password: str | None, index: int, dpi: float, max_pixels: int) -> tuple[float, Pixels]:
-    """One page on white, as a viewer shows it: cropped, turned, with annotations and form fields.
+    """Render one page on white, as a viewer shows it: cropped, rotated, with annotations and form fields.
 
     Args:
-        index: the page, counted from 0.
-        dpi: pixels per inch. A page too large for it comes at the greatest resolution that fits.
-        max_pixels: width times height.
+        index: Index of the page, from 0.
+        dpi: Resolution in pixels per inch. A page too large for it is rendered at the highest resolution that fits.
+        max_pixels: Maximum of width times height.
 
     Returns:
-        The resolution in dpi, and the picture.
+        The resolution in dpi, and the pixels.
 
     Raises:
-        PdfError: as `count_pages`; giant_page; page_failed.
+        PdfError: As in `count_pages`; also `giant_page` and `page_failed`.
     """
     document = _open(path, password)
     try:
@@ -70,13 +70,16 @@ def forget(path: str) -> None:
 
 
 def size_in_pixels(width_pt: float, height_pt: float, dpi: float, max_pixels: int) -> tuple[int, int, float]:
-    """How large a page of that many points (1/72 inch) becomes: width and height in pixels, rounded down, and the dpi.
+    """Return the size at which a page is rendered: width and height in pixels, rounded down, and the resolution in dpi.
 
-    The dpi is what was asked for, or the greatest at which the page has at most `max_pixels` pixels and
-    `MAX_SIDE` on a side.
+    The resolution is `dpi`, or the highest at which the page has at most `max_pixels` pixels and `MAX_SIDE` pixels on
+    a side.
+
+    Args:
+        width_pt, height_pt: Size of the page in points (1/72 inch).
 
     Raises:
-        PdfError: giant_page if that resolution is too low (`LEAST_DPI`); page_failed if the page has no area.
+        PdfError: `giant_page` if the resolution would be below `LEAST_DPI`; `page_failed` if the page has no area.
     """
     if not (math.isfinite(width_pt) and math.isfinite(height_pt) and min(width_pt, height_pt) > 0):
         raise PdfError("page_failed")
@@ -92,14 +95,14 @@ def size_in_pixels(width_pt: float, height_pt: float, dpi: float, max_pixels: in
 
 
 def _open(path: str, password: str | None) -> pdfium.PdfDocument:
-    """The document at `path`; the one that was open before is closed."""
+    """Return the document at `path`, and close the one that was open before."""
     global _document
     key = (path, password)
     if _document is not None:
         if _document[0] == key:
             return _document[1]
         forget(_document[0][0])
-    # Not PdfDocument(path): where a file has no pages it reports whatever error there was before.
+    # Not PdfDocument(path): for a file without pages it reports the error of an earlier call.
     secret = None if password is None else password.encode("utf-8", "replace")
     handle = pdfium_c.FPDF_LoadDocument(os.fsencode(path), secret)
     if not handle:
@@ -110,14 +113,14 @@ def _open(path: str, password: str | None) -> pdfium.PdfDocument:
     if len(document) < 1:
         document.close()
         raise PdfError("empty")
-    with contextlib.suppress(pdfium.PdfiumError):  # without its fields a form can still be read
+    with contextlib.suppress(pdfium.PdfiumError):  # a form can be read without its fields
         document.init_forms()
     _document = key, document
     return document
 
 
 def _draw(page: pdfium.PdfPage, width: int, height: int) -> bytes:
-    """The page on white, scaled to that many pixels: RGB, 3 bytes a pixel."""
+    """Return the page on white, scaled to `width` by `height` pixels: RGB, 3 bytes per pixel."""
     with contextlib.closing(
         pdfium.PdfBitmap.new_native(width, height, pdfium_c.FPDFBitmap_BGR, rev_byteorder=True)
     ) as bitmap:

@@ -1,4 +1,4 @@
-"""Pictures, as the processes decode them (`workers`): upright, in 8-bit RGB."""
+"""Decodes pictures to upright 8-bit RGB. Runs in the worker processes (see `workers`)."""
 
 from __future__ import annotations
 
@@ -48,54 +48,56 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation → what undoes it (TIFF 6.0, tag 274)."""
+"""EXIF orientation (TIFF 6.0, tag 274) → the operation that undoes it."""
 
 _file = b""
-"""The picture file whose pages are decoded."""
+"""The picture file whose pages this process decodes."""
 
 
 def take(data: bytes) -> None:
-    """Keep a picture file for the calls that follow."""
+    """Store a picture file for the following calls."""
     global _file
     _file = data
 
 
 def decode(page: list[int], limits: dict[str, Any]) -> tuple[None, Pixels]:
-    """A page of the file that was taken. Raises as `decode_page`."""
+    """Decode a page of the stored file. Raises as `decode_page`."""
     image = decode_page(_file, PicturePage(*page), IntakeLimits(**limits))
     return None, Pixels(*image.size, image.tobytes())
 
 
 def forget() -> None:
-    """Let go of the file."""
+    """Release the stored file."""
     take(b"")
 
 
 def decode_page(data: bytes, page: PicturePage, limits: IntakeLimits) -> Image.Image:
-    """One page of a picture file: 8-bit RGB, upright, at least 1 by 1 pixel.
+    """Decode one page of a picture file to 8-bit RGB, upright, at least 1 by 1 pixel.
 
-    Transparency shows white. 16-bit grey keeps its range, CMYK goes through the ICC profile it brings; colour
-    profiles of RGB pictures aren't applied. The pages of a file can be decoded side by side, each in the same
-    time wherever it stands.
+    Transparent areas become white. 16-bit grey is scaled to 8 bits. CMYK is converted with the embedded ICC profile;
+    colour profiles of RGB pictures are not applied. Pages of a file can be decoded in any order and concurrently, and
+    the time that a page takes does not depend on its position.
 
-    Raises SourceError if the page is damaged, SourceTooLarge over `limits.max_image_pixels` pixels. Nothing else,
-    whatever the bytes are.
+    Raises:
+        SourceError: The page is damaged.
+        SourceTooLarge: It has more than `limits.max_image_pixels` pixels, or takes too much memory.
     """
     check_pixels(page.width, page.height, limits)
     decoder = _decoder(supported_type(data))
     with _decoder_errors_as_source_errors():
-        # The class itself, not Image.open: that one would also hold the picture against Pillow's own pixel
-        # limit, which is process-wide. It also keeps HEIF out of Pillow's process-wide registry.
+        # The plugin class itself instead of Image.open, which also applies Pillow's own pixel limit, a process-wide
+        # setting. HEIF need not be registered with Pillow then either, which is process-wide, too.
         image = decoder(_file_at(data, page))
         check_pixels(*image.size, limits)
-        # A TIFF's orientation Pillow applies itself.
+        # Pillow itself applies the orientation of a TIFF.
         return to_rgb(image if isinstance(image, TiffImageFile) else _upright(image))
 
 
 def _decoder(file_type: FileType) -> type[ImageFile.ImageFile]:
-    """Pillow's class for a type of file.
+    """Return Pillow's plugin class for a type of file.
 
-    The rare ones are imported late, which takes a while; their decoders get no threads, which take address space.
+    The rarely used ones are imported when they are needed, since importing them takes a while. Their decoders run
+    without threads of their own, which would take address space.
     """
     if file_type == "AVIF":
         from PIL import AvifImagePlugin
@@ -112,11 +114,14 @@ def _decoder(file_type: FileType) -> type[ImageFile.ImageFile]:
 
 
 def _file_at(data: bytes, page: PicturePage) -> io.BytesIO:
-    """The file; in a TIFF, `page` comes first: Pillow reads directories one after the other, and this spares it."""
+    """Return the file, for a TIFF with `page` as its first page.
+
+    Pillow reads the directories one after the other, which takes long for the last of many pages.
+    """
     file = io.BytesIO(data)
     if page.at:
         form = tiff_format(data)
-        if number_at(form.pointer, data, form.first) != page.at:  # writing copies the data
+        if number_at(form.pointer, data, form.first) != page.at:  # only if needed, since writing copies the data
             file.seek(form.first)
             file.write(struct.pack(form.pointer, page.at))
             file.seek(0)
@@ -124,11 +129,11 @@ def _file_at(data: bytes, page: PicturePage) -> io.BytesIO:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned the way its EXIF data says; as it is where there is none or it is broken."""
+    """Apply the EXIF orientation. Missing or damaged EXIF data leaves the picture as it is."""
     image.load()
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # hostile metadata raises anything; the picture itself is fine
+    except Exception:  # damaged metadata can raise any exception; the picture itself is fine
         return image
     method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if method is None else image.transpose(method)
@@ -136,17 +141,17 @@ def _upright(image: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def _decoder_errors_as_source_errors() -> Iterator[None]:
-    """Damaged files make decoders raise nearly every exception there is; clients get one of ours.
+    """Turn whatever a decoder raises for a damaged file, which can be nearly any exception, into a SourceError.
 
-    The original stays attached as the cause, for the log: its text can name memory addresses and file
-    objects.
+    The original exception stays attached as the cause. It is for the log only: its text can contain memory addresses
+    and file objects.
     """
     try:
         yield
     except SourceError:
         raise
     except MemoryError as error:
-        raise SourceTooLarge("The picture takes more memory than can be had.") from error
+        raise SourceTooLarge("Decoding the picture takes more memory than is available.") from error
     except Image.DecompressionBombError as error:
         raise SourceTooLarge("The picture has too many pixels.") from error
     except Exception as error:

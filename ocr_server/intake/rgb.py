@@ -1,4 +1,4 @@
-"""Pictures in any of Pillow's modes → 8-bit RGB as a person would see them."""
+"""Converts pictures in any of Pillow's modes to 8-bit RGB, as a viewer would show them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _WHITE_IS_ZERO = 0
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A new picture in mode RGB, without metadata, of the same size.
+    """Return a new picture in mode RGB, of the same size and without metadata.
 
-    Transparency shows white. Grey of more than 8 bits is scaled, not clipped (`_grey`). CMYK goes through the
-    ICC profile in `image.info` if there is a valid one. Loads `image`, and raises whatever that raises.
+    Transparent areas become white. Grey of more than 8 bits is scaled, not clipped (see `_grey`). CMYK is converted
+    with the ICC profile in `image.info` if there is a valid one. Loads `image`, and raises what that raises.
     """
     image.load()
     if image.mode.startswith("I") or image.mode == "F":
@@ -38,7 +38,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     transparency = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(transparency, tuple) and max(transparency) > 255:
-        # A 16-bit PNG: Pillow keeps the high bytes of the pixels, but all of the transparent colour.
+        # A 16-bit PNG: Pillow keeps the high byte of each pixel, but both bytes of the transparent colour.
         image.info["transparency"] = tuple(value >> 8 for value in transparency)
     rgba = image.convert("RGBA")
     rgb = Image.new("RGB", rgba.size, "white")
@@ -49,17 +49,17 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _cmyk(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if profile:
-        from PIL import ImageCms  # most pictures need neither this nor numpy, which are slow to import
+        from PIL import ImageCms  # rarely needed and slow to import, as is numpy
 
         try:
             return _to_srgb(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
         except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
-            pass  # a damaged profile, or one for another kind of colour
+            pass  # the profile is damaged, or for another colour space
     return image.convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
-    """The picture, whose colours `profile` describes, in sRGB."""
+    """Convert the picture, whose colours `profile` describes, to sRGB."""
     from PIL import ImageCms
 
     srgb = ImageCms.createProfile("sRGB")
@@ -67,18 +67,19 @@ def _to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Ima
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """8-bit grey from grey of 12, 16 or 32 bits or floating point.
+    """Convert grey of 12, 16 or 32 bits or in floating point to 8 bits.
 
-    12 and 16 bits: black to white is the whole range the bits have. 32-bit integers: that of 8 bits if all
-    values fit, else of 16 bits if they do, else from the lowest to the highest value. Floating point: 0 to 1
-    if all values fit, else from the lowest to the highest.
+    - 12 and 16 bits: black to white is the whole range of the bits.
+    - 32-bit integers: the range of 8 bits if all values fit, otherwise that of 16 bits if they fit, otherwise from the
+      lowest to the highest value.
+    - Floating point: 0 to 1 if all values fit, otherwise from the lowest to the highest value.
     """
     import numpy as np
 
     values = np.asarray(image)
     white_is_zero = False
     bits = 16
-    if isinstance(image, TiffImageFile):  # two things that Pillow leaves to us
+    if isinstance(image, TiffImageFile):  # Pillow ignores these two tags here
         white_is_zero = image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == _WHITE_IS_ZERO
         bits = 12 if image.tag_v2.get(ExifTags.Base.BitsPerSample) == (12,) else 16
     if image.mode.startswith("I;16"):
@@ -99,7 +100,7 @@ def _grey(image: Image.Image) -> Image.Image:
 
 
 def _from_bits(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
-    """Integers from 0 to 2**bits - 1 → 0 to 255, rounded; larger ones are white."""
+    """Scale integers from 0 to 2**bits - 1 to 0 to 255, rounded; larger values become white."""
     import numpy as np
 
     white = (1 << bits) - 1
@@ -109,14 +110,14 @@ def _from_bits(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
 
 
 def _from_range(values: npt.NDArray[Any], black: float, white: float) -> npt.NDArray[np.uint8]:
-    """`black` to `white` → 0 to 255, or lowest to highest value if some lie outside; NaN is white."""
+    """Scale `black` to `white`, or the lowest to the highest value if some lie outside, to 0 to 255; NaN is white."""
     import numpy as np
 
     finite = values[np.isfinite(values)]
     if finite.size and (finite.min() < black or finite.max() > white):
         black, white = float(finite.min()), float(finite.max())
     span = white - black
-    if span <= 0:  # one value all over
+    if span <= 0:  # all values are the same
         return np.full(values.shape, 255, dtype=np.uint8)
     scaled = (values.astype(np.float64) - black) * (255 / span)
     return np.rint(np.clip(np.nan_to_num(scaled, nan=255.0), 0, 255)).astype(np.uint8)

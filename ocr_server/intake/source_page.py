@@ -15,19 +15,21 @@ Rgb = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class SourcePage:
+    """The pixels of a page."""
+
     pixels: Rgb
     """Upright."""
     dpi: float | None
-    """Pixels per inch that it was rendered at, which are as asked, or fewer where the page would have been too large;
-    None for pictures."""
+    """Resolution in pixels per inch at which it was rendered: the requested one, or a lower one if the page would have
+    been too large. None for pictures."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height."""
+        """Width and height in pixels."""
         height, width, _ = self.pixels.shape
         return width, height
 
     @cached_property
     def image(self) -> Image.Image:
-        """A copy, for those who draw on it or cut from it."""
+        """The page as a Pillow image; a copy, which may be drawn on."""
         return Image.fromarray(self.pixels)

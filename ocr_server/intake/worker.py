@@ -1,17 +1,20 @@
-"""What runs in the processes that decode pictures and open PDFs: hostile files can crash, hang or bloat those alone.
+"""Main program of the worker processes, which decode pictures and render PDFs.
 
-The server starts one as `python -m ocr_server.intake.worker CHANNEL MEMORY BYTES`. CHANNEL is a socket for a line of
-JSON each way; MEMORY a file in memory that carries picture files in and pixels out; both are file descriptors. BYTES
-is the address space that the process may take.
+A hostile file can only crash its worker process, make it hang or make it run out of memory, not the server.
 
-A call is `[function, arguments, size]`, of one of the modules `*_worker`; a picture file of `size` bytes, unless that
-is null, is in MEMORY. The answer is `"taken"`, at once, and then one of
+The server starts a worker as `python -m ocr_server.intake.worker CHANNEL MEMORY BYTES`. CHANNEL is the file descriptor
+of a socket, over which both sides send lines of JSON. MEMORY is the file descriptor of a memory file, through which
+picture files come in and pixels go out. BYTES is the limit of the address space of the process.
 
-- `{"value": …, "size": [width, height] or null}`, with so many pixels in MEMORY, RGB, 3 bytes each;
-- `{"refused": [class, arguments, attributes]}`, an error that is the document's;
-- `{"failed": text}`, one that was not foreseen.
+A call is the line `[function, arguments, size]`, where the function is one of a module `*_worker`. Unless `size` is
+null, MEMORY contains a picture file of that many bytes. The worker first responds with `"taken"`, and then with one of
 
-Functions named `forget` have no answer. Answers are JSON rather than pickles for the server's sake, which reads them.
+- `{"value": …, "size": [width, height] or null}`; with a size, MEMORY contains the pixels, RGB, 3 bytes each;
+- `{"refused": [class, arguments, attributes]}`: an error of the document;
+- `{"failed": text}`: an unexpected error.
+
+Functions named `forget` have no response. Responses are JSON and not pickles, so that a compromised worker cannot make
+the server run code.
 """
 
 from __future__ import annotations
@@ -34,21 +37,21 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Pixels(NamedTuple):
-    """A page as functions return it, in place of or beside other values."""
+    """A page as the functions of the workers return it, alone or with other values."""
 
     width: int
     height: int
     rows: bytes
-    """From top to bottom, RGB, 3 bytes a pixel."""
+    """Rows from top to bottom, RGB, 3 bytes per pixel."""
 
 
 def main(channel: int, memory: int, memory_bytes: int) -> None:
-    """Answer calls until the server closes the channel."""
+    """Respond to calls until the server closes the channel."""
     limit(memory_bytes)
-    importlib.import_module("ocr_server.intake.picture_worker")  # now, so that the first call is no slower than others
+    importlib.import_module("ocr_server.intake.picture_worker")  # now, so that the first call is as fast as the others
     with socket.socket(fileno=channel) as connection, connection.makefile("rb") as calls:
         _send(connection, TAKEN)
-        # What decoders print about hostile files would fill the server's log.
+        # Decoders print warnings about hostile files, which would flood the log of the server.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         for line in calls:
             function, arguments, size = json.loads(line)
@@ -60,15 +63,15 @@ def main(channel: int, memory: int, memory_bytes: int) -> None:
 
 
 def limit(memory_bytes: int) -> None:
-    """Bound what this process may take, and how long it lives: as long as the thread that started it."""
+    """Limit the memory of this process, and make it end together with the thread that started it."""
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (memory_bytes, memory_bytes))  # files in memory count there
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the document
+    resource.setrlimit(resource.RLIMIT_FSIZE, (memory_bytes, memory_bytes))  # this also applies to memory files
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would contain the document
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def answer(memory: int, function: str, arguments: list[Any], size: int | None) -> dict[str, Any]:
-    """What becomes of a call."""
+    """Call the function and return the response."""
     try:
         if size is not None:
             _function("picture_worker.take")(os.pread(memory, size, 0))
@@ -85,13 +88,13 @@ def answer(memory: int, function: str, arguments: list[Any], size: int | None) -
 
 
 def _function(name: str) -> Any:
-    """The function `module.name`; what it needs is imported when it is first called."""
+    """Return the function `module.name`. Modules are imported when they are first used."""
     module, _, name = name.partition(".")
     return getattr(importlib.import_module(f"ocr_server.intake.{module}"), name)
 
 
 def store(memory: int, data: bytes) -> None:
-    """Write `data` to the beginning of the file that the server and a process share."""
+    """Write `data` to the beginning of the memory file that the server and a worker share."""
     left, at = memoryview(data), 0
     while at < len(data):
         at += os.pwrite(memory, left[at:], at)

@@ -1,4 +1,4 @@
-"""Processes that decode, which may crash, hang or run out of memory without harm to the server."""
+"""Worker processes that decode files; they may crash, hang or run out of memory without affecting the server."""
 
 from __future__ import annotations
 
@@ -27,51 +27,51 @@ from ocr_server.intake.worker import TAKEN, store
 logger = logging.getLogger(__name__)
 
 START_S = 60.0
-"""A process that isn't there by then isn't coming: seconds. It takes a tenth of one."""
+"""Time in seconds after which starting a process is given up. It usually takes a tenth of a second."""
 MAX_CALLS = 1000
-"""Calls after which a process makes place for a fresh one."""
+"""Number of calls after which a process is replaced by a new one."""
 STOP_S = 10.0
-"""How long `close` waits for the processes' ends: seconds."""
+"""Time in seconds that `close` waits for each process to end."""
 KEPT_BYTES = 32_000_000
-"""Of the memory that a process shares with the server, what stays from page to page: an A4 page at 300 dpi."""
+"""Size up to which the memory shared with a process is kept from page to page: an A4 page at 300 dpi."""
 
 _LONGEST_ANSWER = 65_536
 _REFUSALS = {kind.__name__: kind for kind in (SourceError, SourceTooLarge, PdfError)}
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
-"""What of the environment the processes see: keys and tokens are none of their business."""
+"""Environment variables that the processes inherit. They must not see keys and tokens."""
 _ENVIRONMENT = {
     "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "1",  # an arena for each thread would use up the address space
-    "MALLOC_MMAP_THRESHOLD_": "32000000",  # the memory of one page serves for the next
+    "MALLOC_ARENA_MAX": "1",  # an arena for each thread would take too much address space
+    "MALLOC_MMAP_THRESHOLD_": "32000000",  # the memory of one page is reused for the next
     "MALLOC_TRIM_THRESHOLD_": "64000000",
 }
 
 
 class WorkerTimeout(Exception):
-    """The call took too long; its process was killed."""
+    """The call took too long; its process has been killed."""
 
 
 class WorkerLost(Exception):
-    """The process died of the call, or was in no state to go on; a fresh one takes the next."""
+    """The process died during the call or sent an invalid response. The next call starts a new one."""
 
 
 class _Gone(Exception):
-    """The process had died before it took the call."""
+    """The process had died before it accepted the call."""
 
 
 class Workers:
-    """Calls functions of the modules `*_worker` in processes of their own. One for the whole server.
+    """Calls functions of the modules `*_worker` in a pool of processes. One pool for each server process.
 
-    A process works on one document at a time and keeps it, so that taking its next page costs no more than that.
+    A worker has one document open at a time, which is not sent or parsed again for its next page.
     """
 
     def __init__(self, *, count: int, timeout_s: float, memory_bytes: int) -> None:
         """Args:
-        count: processes at most; each starts when it is first needed.
-        timeout_s: for each call, from when a process takes it up: seconds.
-        memory_bytes: address space of each process.
+        count: Maximum number of processes; each is started when it is first needed.
+        timeout_s: Time limit for each call in seconds, from when a process starts on it.
+        memory_bytes: Limit of the address space of each process.
         """
         self.timeout_s = timeout_s
         self._workers = [_Worker(timeout_s, memory_bytes) for _ in range(count)]
@@ -82,21 +82,24 @@ class Workers:
     async def call(
         self, document: str, function: str, *arguments: Any, data: bytes | None = None
     ) -> tuple[Any, Rgb | None]:
-        """`function(*arguments)` in the process that has `document` open, else in one that runs, when it is free.
+        """Call `function(*arguments)` in a process, waiting until one is free.
+
+        Prefers the process that has `document` open, then one that is already running.
 
         Args:
-            document: its name, which is no other's.
+            document: A unique name of the document.
             function: `module.name`.
-            arguments: as JSON can write them.
-            data: for pictures, the file.
+            arguments: Values that JSON can represent.
+            data: The file, for pictures.
 
         Returns:
-            What the function returns: its value, and the page that comes with it.
+            What the function returned: its value, and the pixels of the page if it returned any.
 
         Raises:
-            SourceError, PdfError: as the function does.
-            WorkerTimeout, WorkerLost: instead of an answer.
-            Unavailable: no process can be started.
+            SourceError, PdfError: Raised by the function.
+            WorkerTimeout: The call took too long.
+            WorkerLost: The process died, or the function raised an unexpected error.
+            Unavailable: No process can be started.
         """
         async with self._free:
             if self._closed:
@@ -109,13 +112,13 @@ class Workers:
                 self._idle.append(worker)
 
     def forget(self, document: str, function: str, *arguments: Any) -> None:
-        """Have the processes that have `document` open close it, by `function`."""
+        """Make the idle processes that have `document` open close it, by calling `function`."""
         for worker in self._idle:
             if worker.document == document:
                 worker.forget(function, arguments)
 
     async def close(self) -> None:
-        """End the processes, whatever they are at."""
+        """Kill the processes, also during a call, and wait until they have ended."""
         self._closed = True
         endings = [worker.stop() for worker in self._workers]
         for ending in endings:
@@ -124,7 +127,7 @@ class Workers:
 
 
 class _Worker:
-    """One process: started when there is something to do, and again when it was lost."""
+    """One process: started when it is needed, and again after it was lost."""
 
     def __init__(self, timeout_s: float, memory_bytes: int) -> None:
         self._timeout_s = timeout_s
@@ -135,7 +138,7 @@ class _Worker:
         self._received = b""
         self._calls = 0
         self.document: str | None = None
-        """What it has open."""
+        """Name of the document that it has open."""
 
     @property
     def started(self) -> bool:
@@ -147,36 +150,36 @@ class _Worker:
         try:
             try:
                 return await self._attempt(document, function, arguments, data)
-            except _Gone:  # while it had nothing to do
+            except _Gone:  # it had died while it was idle
                 self.stop()
                 return await self._attempt(document, function, arguments, data)
         except (SourceError, PdfError):
             raise
-        except BaseException as error:  # cancelled, too: nobody wants what the process is at
+        except BaseException as error:  # also if cancelled: the process may still be working
             process = self._process
             self.stop()
             if isinstance(error, TimeoutError):
                 raise WorkerTimeout from error
             if isinstance(error, Exception) and not isinstance(error, Unavailable):
                 status = None if process is None else process.poll()
-                logger.warning("a process that decodes was lost (status %s): %r", status, error)
+                logger.warning("A worker process was lost (exit status %s): %r", status, error)
                 raise WorkerLost from error
             raise
 
     def forget(self, function: str, arguments: tuple[Any, ...]) -> None:
-        """Have the process, which is idle, close what it has open."""
+        """Make the process, which is idle, close the document that it has open."""
         self.document = None
-        with contextlib.suppress(OSError):  # it has died
+        with contextlib.suppress(OSError):  # the process has died
             self._channel.send(_line([function, arguments, None]))
 
     def stop(self) -> threading.Thread | None:
-        """Kill the process without waiting for it; a thread that ends with it, None if there was none."""
+        """Kill the process without waiting. Returns a thread that ends with it, None if there was no process."""
         process, self._process, self.document = self._process, None, None
         if process is None:
             return None
         process.kill()
         self._channel.close()
-        del self._memory  # closed when the thread that may be at it is done
+        del self._memory  # closed when no thread uses it any more
         ending = threading.Thread(target=process.wait, daemon=True)
         ending.start()
         return ending
@@ -214,7 +217,7 @@ class _Worker:
         return answer["value"], pixels
 
     async def _start(self) -> None:
-        """Raises Unavailable."""
+        """Start the process. Raises Unavailable."""
         self._calls, self._received = 0, b""
         self._channel, theirs = socket.socketpair()
         self._channel.setblocking(False)
@@ -226,32 +229,32 @@ class _Worker:
                 await self._taken()
         except OSError as error:
             theirs.close()
-            logger.error("a process that decodes can't be started: %r", error)
-            raise Unavailable("The server can't start the process that would decode this.") from error
+            logger.error("A worker process can't be started: %r", error)
+            raise Unavailable("The server can't start a process to decode the file.") from error
 
     async def _taken(self) -> None:
-        """Returns when the process has taken up what it is to do. Raises OSError."""
+        """Wait until the process has accepted a call or is ready. Raises OSError."""
         if await self._answer() != TAKEN:
-            raise OSError("another answer was due")
+            raise OSError("unexpected response")
 
     async def _answer(self) -> Any:
-        """The next line from the process. Raises OSError if there is none."""
+        """Return the next line from the process, parsed. Raises OSError if there is none."""
         while b"\n" not in self._received:
             if len(self._received) > _LONGEST_ANSWER:
-                raise OSError("an endless answer")
+                raise OSError("the response is too long")
             received = await asyncio.get_running_loop().sock_recv(self._channel, _LONGEST_ANSWER)
             if not received:
-                raise ConnectionResetError("the process is gone")
+                raise ConnectionResetError("the process has ended")
             self._received += received
         line, _, self._received = self._received.partition(b"\n")
         return json.loads(line)
 
 
 def _spawn(channel: int, memory: int, memory_bytes: int) -> subprocess.Popen[bytes]:
-    """A process that has these file descriptors. Raises OSError.
+    """Start a process that inherits these file descriptors. Raises OSError.
 
-    Not by multiprocessing, which would import the server's main module and vLLM with it; and by the thread that the
-    event loop is in, since a process ends with the thread that started it.
+    This does not use multiprocessing, which would import the main module of the server and with it vLLM. It must be
+    called in the thread of the event loop, since the process ends with the thread that started it.
     """
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "ocr_server.intake.worker", str(channel), str(memory), str(memory_bytes)],
@@ -259,8 +262,8 @@ def _spawn(channel: int, memory: int, memory_bytes: int) -> subprocess.Popen[byt
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         env={name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _ENVIRONMENT,
-        # Ctrl-C is for the server. A session would keep it away, too, but Linux gives each session as much of the
-        # processors as the next (sched_autogroup): as much as the server and the engine together.
+        # Ctrl-C must reach the server only. A session of its own would do that, too, but Linux divides the CPU evenly
+        # among sessions (sched_autogroup): the worker would get as much as the server and the engine together.
         process_group=0,
     )
 
@@ -270,15 +273,15 @@ def _line(value: Any) -> bytes:
 
 
 def _pixels(memory: io.FileIO, width: int, height: int) -> Rgb:
-    """The page in memory. A copy: the process could change or cut what is shared. Raises ValueError."""
+    """Return a copy of the page in the shared memory, which the process could still change. Raises ValueError."""
     size = width * height * 3
     if min(width, height) < 1 or size > os.fstat(memory.fileno()).st_size:
-        raise ValueError("an impossible size")
+        raise ValueError("invalid page size")
     copy = mmap.mmap(-1, size)
-    with contextlib.suppress(OSError):  # a kernel without them
-        copy.madvise(mmap.MADV_HUGEPAGE)  # a page of paper is thousands of the small ones, each of which costs a fault
+    with contextlib.suppress(OSError):  # not supported by this kernel
+        copy.madvise(mmap.MADV_HUGEPAGE)  # fewer page faults than with thousands of small memory pages
     if os.preadv(memory.fileno(), [copy], 0) != size:
-        raise ValueError("less than that is there")
+        raise ValueError("the page is incomplete")
     if size > KEPT_BYTES:
         os.ftruncate(memory.fileno(), 0)
     return np.frombuffer(copy, np.uint8).reshape(height, width, 3)

@@ -1,4 +1,4 @@
-"""Files that attack: each a name, its bytes, and what may become of it. All are made here, the largest of some 3 MB."""
+"""Hostile and damaged files, with the errors that each may cause. All are generated; the largest has about 3 MB."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BILEVEL = ("tiff_ccitt", "group3", "group4")
 class Bad(NamedTuple):
     data: bytes
     codes: frozenset[str]
-    """The errors that it may be refused with; a page that is legible after all, where `pages` says so, is fine too."""
+    """Codes of the errors with which it may be refused. If `pages` is set, reading it successfully is fine, too."""
     pages: bool = False
 
 
@@ -50,7 +50,7 @@ def noise(size: tuple[int, int] = (64, 48)) -> Image.Image:
 
 @cache
 def good_files() -> dict[str, bytes]:
-    """One small file of every kind that is read."""
+    """Return a small valid file of every supported kind."""
     files = {name.lower(): saved(noise(), name) for name in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "AVIF", "HEIF")}
     files["lossless webp"] = saved(noise(), "WEBP", lossless=True)
     files["interlaced jpeg"] = saved(noise(), "JPEG", progressive=True)
@@ -83,13 +83,13 @@ def png_of(width: int, height: int, body: bytes, colour: int = 2, *extra: bytes)
 
 
 def deflated(size: int) -> bytes:
-    """Zeros, in less than a hundredth of their size."""
+    """Return `size` zero bytes, compressed to less than a hundredth."""
     packer, block = zlib.compressobj(1), bytes(1 << 20)
     return b"".join(packer.compress(block) for _ in range(size >> 20)) + packer.flush()
 
 
 def claims(width: int, height: int) -> Iterator[tuple[str, bytes]]:
-    """Small files that say they are of that size."""
+    """Yield small files that claim to have this size in pixels."""
     size = struct.pack("<HH", min(width, 65535), min(height, 65535))
     yield "png", png_of(width, height, zlib.compress(bytes(100)))
     yield "gif", b"GIF89a" + size + b"\0\0\0," + bytes(4) + size + b"\0\x02\x02\x44\x01\0;"
@@ -109,7 +109,7 @@ def claims(width: int, height: int) -> Iterator[tuple[str, bytes]]:
 
 
 def resized_tiff(data: bytes, width: int, height: int) -> bytes:
-    """The file with other numbers for its width, height and rows in a strip."""
+    """Return the TIFF with another width, height and number of rows per strip in its tags."""
     changed = bytearray(data)
     (at,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, at)

@@ -7,7 +7,7 @@ from ocr_server.intake.limits import IntakeLimits
 
 @pytest.fixture(scope="session")
 def limits() -> IntakeLimits:
-    """Roomy limits with URLs allowed to lead anywhere; tests narrow them with `dataclasses.replace`."""
+    """Generous limits, with URLs to any address allowed; tests lower them with `dataclasses.replace`."""
     return IntakeLimits(
         max_image_bytes=20_000_000,
         max_image_pixels=1_000_000,

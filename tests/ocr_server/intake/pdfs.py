@@ -1,4 +1,4 @@
-"""PDFs as tests need them, written byte by byte: every oddity is there on purpose."""
+"""Generates PDFs byte by byte for the tests. All irregularities are intended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LETTER = (612.0, 792.0)
 
 
 def pdf_of(objects: Sequence[bytes], trailer: bytes = b"") -> bytes:
-    """A file of those objects, numbered from 1; the first is the catalog."""
+    """Return a file of these objects, numbered from 1; the first is the catalog."""
     body, places = b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", []
     for number, content in enumerate(objects, start=1):
         places.append(len(body))
@@ -64,7 +64,7 @@ def text(*lines: str, size: float = 12) -> bytes:
 
 
 def endless() -> bytes:
-    """A page that takes longer to draw than anyone waits: each form draws the next thirty times over."""
+    """Return a page that takes practically forever to render: each form draws the next one thirty times."""
     depth, first = 12, 3
     forms = []
     for level in range(depth):

@@ -37,7 +37,7 @@ def refusal(uri: str, limits: IntakeLimits) -> SourceError:
         "data:image/png; base64,",
     ],
 )
-def test_heads(head: str, limits: IntakeLimits) -> None:
+def test_media_types_and_parameters(head: str, limits: IntakeLimits) -> None:
     assert decode_data_uri(head + TEXT, limits) == DATA
 
 
@@ -62,7 +62,7 @@ def test_heads(head: str, limits: IntakeLimits) -> None:
         "percent-encoded and wrapped",
     ],
 )
-def test_payloads(text: str, limits: IntakeLimits) -> None:
+def test_variants_of_base64(text: str, limits: IntakeLimits) -> None:
     assert decode_data_uri("data:image/png;base64," + text, limits) == DATA
 
 
@@ -85,7 +85,7 @@ def test_any_bytes_survive(data: bytes, limits: IntakeLimits) -> None:
         "http://example.com/;base64," + TEXT,
     ],
 )
-def test_what_is_not_a_base64_data_uri(uri: str, limits: IntakeLimits) -> None:
+def test_text_that_is_not_a_base64_data_uri(uri: str, limits: IntakeLimits) -> None:
     error = refusal(uri, limits)
     assert type(error) is SourceError
     assert "data:image/png;base64," in error.message
@@ -105,7 +105,7 @@ def test_no_data(text: str, limits: IntakeLimits) -> None:
 
 @pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize("size", [254, 255, 256])
-def test_the_limit_is_on_the_bytes_carried(size: int, wrap: bool, limits: IntakeLimits) -> None:
+def test_the_limit_applies_to_the_decoded_bytes(size: int, wrap: bool, limits: IntakeLimits) -> None:
     text = base64.b64encode(bytes(size)).decode()
     uri = "data:image/png;base64," + ("\n".join(textwrap.wrap(text, 8)) if wrap else text)
     assert decode_data_uri(uri, dataclasses.replace(limits, max_image_bytes=size)) == bytes(size)
@@ -114,14 +114,14 @@ def test_the_limit_is_on_the_bytes_carried(size: int, wrap: bool, limits: Intake
     assert str(size) in error.message
 
 
-def test_too_large_is_found_out_before_decoding(limits: IntakeLimits) -> None:
-    # Were it decoded, it would be found broken.
+def test_the_size_is_checked_before_decoding(limits: IntakeLimits) -> None:
+    # Decoding it would find that the base64 is invalid.
     uri = "data:image/png;base64," + "!" * 1000
     assert isinstance(refusal(uri, dataclasses.replace(limits, max_image_bytes=100)), SourceTooLarge)
 
 
 @given(text=st.text(max_size=60))
-def test_hostile_text_is_never_more_than_a_bad_request(text: str, limits: IntakeLimits) -> None:
+def test_hostile_text_raises_nothing_but_source_errors(text: str, limits: IntakeLimits) -> None:
     for uri in (text, "data:" + text, "data:image/png;base64," + text):
         with contextlib.suppress(SourceError):
             assert isinstance(decode_data_uri(uri, limits), bytes)

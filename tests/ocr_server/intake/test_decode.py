@@ -1,4 +1,4 @@
-"""Files as users send them come out as the pages a person sees; anything else is a clear 400 or 413."""
+"""Decoding picture files gives the pages that a viewer would show, or a clear error."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def refusal(data: bytes, limits: IntakeLimits) -> SourceError:
 
 
 def png(size: tuple[int, int], depth: int, colour_type: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of one's own making, for the variants that Pillow reads but doesn't write."""
+    """Write a PNG of a variant that Pillow reads but does not write."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -106,7 +106,7 @@ def png(size: tuple[int, int], depth: int, colour_type: int, pixels: bytes, *chu
 
 
 def grey_tiff(size: tuple[int, int], bits: int, pixels: bytes, photometric: int = 1) -> bytes:
-    """An uncompressed little-endian greyscale TIFF, likewise."""
+    """Write an uncompressed little-endian greyscale TIFF, of a variant that Pillow does not write."""
     tags = [(256, size[0]), (257, size[1]), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1)]
     tags += [(278, size[1]), (279, len(pixels))]
     directory = struct.pack("<H", len(tags))
@@ -116,21 +116,19 @@ def grey_tiff(size: tuple[int, int], bits: int, pixels: bytes, photometric: int 
 
 class TestFormats:
     @pytest.mark.parametrize("name", SAVED_AS)
-    def test_comes_out_as_it_went_in(self, name: str, limits: IntakeLimits) -> None:
+    def test_every_format_is_decoded(self, name: str, limits: IntakeLimits) -> None:
         assert_upright(only(saved(quadrants(CORNERS), **SAVED_AS[name]), limits))
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
     def test_no_shape_is_too_extreme(self, size: tuple[int, int], limits: IntakeLimits) -> None:
         assert only(saved(Image.new("RGB", size, "red"), format="PNG"), limits).size == size
 
-    def test_a_page_brings_no_metadata_along(self, limits: IntakeLimits) -> None:
+    def test_a_page_has_no_metadata(self, limits: IntakeLimits) -> None:
         data = saved(quadrants(CORNERS), format="JPEG", comment="secret", dpi=(300, 300))
         assert only(data, limits).info == {}
 
     @pytest.mark.parametrize("brand", [b"mif1", b"msf1"])
-    def test_a_generic_main_brand_is_told_apart_by_the_compatible_ones(
-        self, brand: bytes, limits: IntakeLimits
-    ) -> None:
+    def test_compatible_brands_decide_if_the_major_brand_is_generic(self, brand: bytes, limits: IntakeLimits) -> None:
         for name in ("avif", "heic"):
             data = saved(quadrants(CORNERS), **SAVED_AS[name])
             assert_upright(only(data[:8] + brand + data[12:], limits))
@@ -163,14 +161,14 @@ class TestOrientation:
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     @pytest.mark.parametrize("name", ["jpeg", "png", "webp", "tiff", "lzw tiff", "avif", "heic"])
-    def test_comes_out_upright(self, name: str, orientation: int, limits: IntakeLimits) -> None:
+    def test_the_orientation_is_applied(self, name: str, orientation: int, limits: IntakeLimits) -> None:
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
         stored = self.stored(orientation)
         data = saved(stored, exif=exif.tobytes(), **SAVED_AS[name])
         assert_upright(only(data, limits))
 
-    def test_each_page_of_a_tiff_is_turned_by_its_own(self, limits: IntakeLimits) -> None:
+    def test_each_page_of_a_tiff_has_its_own_orientation(self, limits: IntakeLimits) -> None:
         pages = [self.stored(orientation) for orientation in (1, 6, 3)]
         for page, orientation in zip(pages, (1, 6, 3), strict=True):
             page.encoderinfo = {"tiffinfo": {274: orientation}}
@@ -183,7 +181,7 @@ class TestOrientation:
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
     @pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b""])
     @pytest.mark.parametrize("name", ["jpeg", "png", "webp"])
-    def test_broken_metadata_does_not_spoil_a_good_picture(self, name: str, exif: bytes, limits: IntakeLimits) -> None:
+    def test_damaged_metadata_is_ignored(self, name: str, exif: bytes, limits: IntakeLimits) -> None:
         assert_upright(only(saved(quadrants(CORNERS), exif=exif, **SAVED_AS[name]), limits))
 
 
@@ -431,7 +429,7 @@ class TestManyFrames:
             assert page.size == frames[number].size
             assert page.getpixel((5, 5)) == (WHITE if number % 2 else BLACK)
 
-    def test_a_damaged_page_is_damaged_alone(self, limits: IntakeLimits) -> None:
+    def test_a_damaged_page_leaves_the_others_readable(self, limits: IntakeLimits) -> None:
         data = damaged_second_page([Image.effect_noise((40, 40), 90) for _ in range(3)])
         first, second, third = find_pages(data)
         for page in (first, third):
@@ -445,7 +443,7 @@ class TestManyFrames:
     def test_a_tiff_without_a_directory(self, first: bytes, limits: IntakeLimits) -> None:
         assert refusal(b"II*\0" + first, limits).code == "image_parse_error"
 
-    def test_the_pages_that_came_before_a_file_was_cut_short(self, limits: IntakeLimits) -> None:
+    def test_pages_before_the_end_of_a_truncated_file_are_readable(self, limits: IntakeLimits) -> None:
         frames = [Image.effect_noise((40, 40), 90) for _ in range(3)]
         data = self.tiff(*frames)
         pages = find_pages(data)
@@ -456,14 +454,14 @@ class TestManyFrames:
         with pytest.raises(SourceError):
             decode_page(cut, missing, limits)
 
-    def test_a_chain_that_bites_its_tail_ends(self, limits: IntakeLimits) -> None:
+    def test_a_cycle_of_directories_ends(self, limits: IntakeLimits) -> None:
         data = bytearray(self.tiff(Image.new("L", (8, 8)), Image.new("L", (8, 8))))
         first, second = find_pages(bytes(data))
         (entries,) = struct.unpack_from("<H", data, second.at)
         struct.pack_into("<I", data, second.at + 2 + 12 * entries, first.at)
         assert find_pages(bytes(data)) == [first, second]
 
-    def test_endless_pages_are_not_followed(self, limits: IntakeLimits) -> None:
+    def test_too_many_pages_are_refused(self, limits: IntakeLimits) -> None:
         chain = b"".join(struct.pack("<HI", 0, 8 + 6 * number) for number in range(1, 20_000))
         error = refusal(b"II*\0\x08\0\0\0" + chain, limits)
         assert type(error) is SourceError
@@ -477,7 +475,7 @@ class TestManyFrames:
     def test_a_tiff_of_nothing_but_a_thumbnail_shows_it(self, limits: IntakeLimits) -> None:
         assert only(self.tiff(Image.new("RGB", (4, 4), "red"), thumbnails=(0,)), limits).size == (4, 4)
 
-    def test_endless_thumbnails_are_not_followed(self, limits: IntakeLimits) -> None:
+    def test_too_many_thumbnails_are_refused(self, limits: IntakeLimits) -> None:
         thumbnail = struct.pack("<HHHII", 1, 254, 4, 1, 1)
         chain = b"".join(thumbnail + struct.pack("<I", 8 + 18 * number) for number in range(1, 30_000))
         assert "10,000" in refusal(b"II*\0\x08\0\0\0" + chain, limits).message
@@ -493,7 +491,7 @@ class TestLimits:
         assert "96 x 64" in error.message
 
     def test_pixels_are_counted_before_decoding(self, limits: IntakeLimits) -> None:
-        # Were the data looked at, it would be found missing.
+        # Decoding it would find that the data is missing.
         assert isinstance(refusal(png((60_000, 60_000), 8, 2, b""), limits), SourceTooLarge)
 
     def test_pixels_of_each_page_of_a_tiff(self, limits: IntakeLimits) -> None:
@@ -507,7 +505,7 @@ class TestLimits:
 
 
 class TestRefusals:
-    def test_nothing(self, limits: IntakeLimits) -> None:
+    def test_an_empty_file(self, limits: IntakeLimits) -> None:
         assert type(refusal(b"", limits)) is SourceError
 
     def test_pdf(self) -> None:
@@ -527,7 +525,7 @@ class TestRefusals:
         "data",
         [b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\0\0\0\x18ftypisom\0\0\2\0isommp41"],
     )
-    def test_what_is_no_picture(self, data: bytes, limits: IntakeLimits) -> None:
+    def test_files_that_are_not_pictures(self, data: bytes, limits: IntakeLimits) -> None:
         error = refusal(data, limits)
         assert type(error) is SourceError
         assert "JPEG, PNG" in error.message
@@ -579,7 +577,7 @@ hostile: Callable[[Any], Any] = settings(
 )
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of much that it then gets over
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about files that it then decodes
 class TestHostileBytes:
     """Whatever the bytes: pages within the limits, or a SourceError about the file."""
 

@@ -1,4 +1,4 @@
-"""Fetching from a real server on this machine, and everything that is refused before or while doing so."""
+"""Fetching from a real local server, and everything that is refused before or during a fetch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import dataclasses
 import datetime
 import gzip
 import ssl
-import time
 import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ BODY = bytes(range(256)) * 10
 
 
 class Server:
-    """A minimal HTTP server. `answers`: path → the pieces to send, each after so many seconds."""
+    """A minimal HTTP server. `answers`: path → pieces to send, each with a delay in seconds before it."""
 
     def __init__(self) -> None:
         self.answers: dict[str, list[tuple[float, bytes]]] = {}
@@ -38,7 +37,7 @@ class Server:
         return f"http://{host}:{self.port}{path}"
 
     def answer(self, path: str, status: str, body: bytes = b"", *headers: str, delay: float = 0.0) -> None:
-        """The usual kind of answer, with a Content-Length."""
+        """Define an ordinary response with a Content-Length."""
         lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
         self.answers[path] = [(delay, "\r\n".join(lines).encode() + b"\r\n\r\n" + body)]
 
@@ -87,7 +86,7 @@ def fetcher(limits: IntakeLimits) -> Fetcher:
 
 
 class FakeNames:
-    """A resolver that knows the given names only, and remembers what it was asked."""
+    """A resolver that knows only the given names, and records what it was asked."""
 
     def __init__(self, **names: list[str]) -> None:
         self.names = {name.replace("_", "."): addresses for name, addresses in names.items()}
@@ -160,7 +159,7 @@ class TestFetching:
 
 
 class TestTls:
-    """The address is connected to, but it is the name in the URL that the certificate has to be for."""
+    """The connection is made to an address, but the certificate must be valid for the host name of the URL."""
 
     @pytest.fixture
     def certificate(self, tmp_path: Path) -> Path:
@@ -207,7 +206,7 @@ class TestTls:
                 assert (await refusal(fetcher, url)).code == "image_fetch_failed"
 
 
-class TestWhereItDoesNotGo:
+class TestForbiddenAddresses:
     @pytest.mark.parametrize(
         "host",
         [
@@ -223,7 +222,7 @@ class TestWhereItDoesNotGo:
             "[::]",
         ],
     )
-    async def test_this_machine(self, host: str, server: Server, limits: IntakeLimits) -> None:
+    async def test_loopback_addresses(self, host: str, server: Server, limits: IntakeLimits) -> None:
         server.answer("/", "200 OK", BODY)
         fetcher = Fetcher(dataclasses.replace(limits, allow_private_urls=False))
         error = await refusal(fetcher, server.url(host=host))
@@ -232,12 +231,12 @@ class TestWhereItDoesNotGo:
         assert server.requests == []
 
     @pytest.mark.parametrize("host", ["10.0.0.1", "192.168.0.1", "169.254.169.254", "[fd00:ec2::254]"])
-    async def test_our_network_and_metadata_services(self, host: str, limits: IntakeLimits) -> None:
+    async def test_private_networks_and_metadata_services(self, host: str, limits: IntakeLimits) -> None:
         fetcher = Fetcher(dataclasses.replace(limits, allow_private_urls=False))
         error = await refusal(fetcher, f"http://{host}/latest/meta-data/")
         assert error.code == "image_url_not_allowed"
 
-    async def test_allowing_private_urls_lets_it(self, server: Server, fetcher: Fetcher) -> None:
+    async def test_allow_private_urls(self, server: Server, fetcher: Fetcher) -> None:
         server.answer("/", "200 OK", BODY)
         assert await fetcher.fetch(server.url(host="localhost")) == BODY
 
@@ -247,7 +246,7 @@ class TestWhereItDoesNotGo:
 
     @pytest.fixture
     def guarded(self, names: FakeNames, limits: IntakeLimits) -> Fetcher:
-        """A fetcher for public addresses, whose every connection is answered by `internet`."""
+        """A fetcher for public addresses only, whose requests are all answered by `internet`."""
 
         def internet(request: httpx.Request) -> httpx.Response:
             assert request.url.host == PUBLIC
@@ -269,13 +268,13 @@ class TestWhereItDoesNotGo:
         assert names.asked == ["pictures.example"]
 
     @pytest.mark.parametrize("host", ["inside.example", "mixed.example"])
-    async def test_names_that_lead_inside(self, host: str, guarded: Fetcher) -> None:
+    async def test_names_of_private_addresses(self, host: str, guarded: Fetcher) -> None:
         error = await refusal(guarded, f"https://{host}/")
         assert error.code == "image_url_not_allowed"
         assert "10.0" not in error.message
 
     @pytest.mark.parametrize("inside", ["http://inside.example/", "https://mixed.example/", "//inside.example"])
-    async def test_redirects_that_lead_inside(self, inside: str, guarded: Fetcher) -> None:
+    async def test_redirects_to_private_addresses(self, inside: str, guarded: Fetcher) -> None:
         error = await refusal(guarded, f"https://pictures.example/go?{inside}")
         assert error.code == "image_url_not_allowed"
 
@@ -343,9 +342,13 @@ class TestWhereItDoesNotGo:
 class TestLimits:
     @pytest.fixture
     def small(self, limits: IntakeLimits) -> Fetcher:
-        """At most 1000 bytes, half a second, three redirects."""
-        narrow = dataclasses.replace(limits, max_image_bytes=1000, fetch_timeout_s=0.5)
-        return Fetcher(narrow)
+        """A fetcher for at most 1000 bytes."""
+        return Fetcher(dataclasses.replace(limits, max_image_bytes=1000))
+
+    @pytest.fixture
+    def impatient(self, limits: IntakeLimits) -> Fetcher:
+        """A fetcher that gives up after half a second."""
+        return Fetcher(dataclasses.replace(limits, fetch_timeout_s=0.5))
 
     @pytest.mark.parametrize(("size", "accepted"), [(1000, True), (1001, False)])
     @pytest.mark.parametrize("kind", ["with a length", "without a length", "gzipped"])
@@ -363,8 +366,8 @@ class TestLimits:
             assert isinstance(await refusal(small, server.url()), SourceTooLarge)
 
     async def test_a_length_over_the_limit_is_believed(self, server: Server, small: Fetcher) -> None:
-        # Were the body waited for, time would run out.
-        server.answers["/"] = [(0, b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n"), (5, b"")]
+        # Waiting for the body would end in a timeout.
+        server.answers["/"] = [(0, b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n"), (60, b"")]
         assert isinstance(await refusal(small, server.url()), SourceTooLarge)
 
     async def test_an_endless_body_is_cut_off(self, server: Server, small: Fetcher) -> None:
@@ -384,7 +387,7 @@ class TestLimits:
         assert peak < 5 << 20
 
     @pytest.mark.parametrize("kind", ["no answer", "slow answer", "slow body", "slow redirects"])
-    async def test_time(self, kind: str, server: Server, small: Fetcher) -> None:
+    async def test_timeout(self, kind: str, server: Server, impatient: Fetcher) -> None:
         drip: list[tuple[float, bytes]] = [(0.2, b"x")] * 30
         if kind == "no answer":
             server.answer("/", "200 OK", BODY, delay=5)
@@ -394,14 +397,12 @@ class TestLimits:
             server.answers["/"] = [(0, b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n"), *drip]
         else:
             server.answer("/", "302 Found", b"", "Location: /", delay=0.3)
-        started = time.monotonic()
-        error = await refusal(small, server.url())
-        assert time.monotonic() - started < 1.5
+        error = await refusal(impatient, server.url())
         assert type(error) is SourceError
         assert error.code == "image_fetch_failed"
         assert "0.5 s" in error.message
 
-    async def test_a_slow_look_up(self, limits: IntakeLimits) -> None:
+    async def test_the_timeout_includes_name_resolution(self, limits: IntakeLimits) -> None:
         async def never(host: str, port: int) -> list[str]:
             await asyncio.sleep(60)
             return []
@@ -426,7 +427,7 @@ class TestLimits:
 
 
 class TestFailures:
-    """All of them a 400 that says in a few words what went wrong over there."""
+    """The error says in a few words why the file could not be fetched."""
 
     @pytest.mark.parametrize("status", ["404 Not Found", "403 Forbidden", "500 Oops", "304 Not Modified"])
     async def test_status(self, status: str, server: Server, fetcher: Fetcher) -> None:
@@ -457,7 +458,7 @@ class TestFailures:
         assert type(error) is SourceError
         assert error.code == "image_fetch_failed"
 
-    async def test_nobody_there(self, server: Server, fetcher: Fetcher) -> None:
+    async def test_no_server_at_the_address(self, server: Server, fetcher: Fetcher) -> None:
         error = await refusal(fetcher, server.url(host="127.0.0.7"))
         assert error.code == "image_fetch_failed"
         assert "127.0.0.7" not in error.message
@@ -470,5 +471,5 @@ class TestFailures:
         assert error.code == "image_fetch_failed"
         assert "host name" in error.message
 
-    async def test_a_name_that_no_resolver_takes(self, fetcher: Fetcher) -> None:
+    async def test_a_name_that_is_too_long_for_dns(self, fetcher: Fetcher) -> None:
         assert (await refusal(fetcher, f"http://{'a' * 70}.example/")).code == "image_fetch_failed"

@@ -1,4 +1,4 @@
-"""Each kind of URL goes where it should; the rest is refused with a hint."""
+"""Data URIs are decoded, http(s) URLs are fetched; anything else is refused with a hint."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_anything_else_is_refused(url: str, fetcher: Fetcher, limits: Inta
     with pytest.raises(SourceError) as caught:
         await load(url, fetcher, limits)
     assert caught.value.about == "file"
-    assert "http and https URLs and base64 data URIs" in caught.value.message
+    assert "an http or https URL or a base64 data URI" in caught.value.message
 
 
 async def test_bare_base64_gets_a_hint_and_is_not_echoed(fetcher: Fetcher, limits: IntakeLimits) -> None:

@@ -1,4 +1,4 @@
-"""PDFs through the processes that render them, and what becomes of those."""
+"""Rendering PDFs in worker processes: results, errors, crashes and timeouts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +34,7 @@ WORKER = "ocr_server.intake.worker"
 
 
 def running() -> set[int]:
-    """The processes that this one has started and that live: ids."""
+    """Ids of the live worker processes that this process has started."""
     return {child.pid for child in children(WORKER)}
 
 
@@ -46,14 +45,14 @@ async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 
 async def busy(pid: int) -> None:
-    """Returns when the process has been at something for a while."""
+    """Wait until the process has worked for a while."""
     process = psutil.Process(pid)
     start = process.cpu_times().user
     await until(lambda: process.cpu_times().user > start + 0.1)
 
 
 class Renderer(PdfRenderer):
-    """With workers of its own."""
+    """A renderer with its own workers."""
 
     def __init__(self, *, count: int = 1, timeout_s: float = 20.0, memory_bytes: int = MEMORY) -> None:
         self.workers = Workers(count=count, timeout_s=timeout_s, memory_bytes=memory_bytes)
@@ -65,7 +64,7 @@ class Renderer(PdfRenderer):
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Renderer]:
-    """One whose process the tests of this module share, as long as none waits for another."""
+    """A renderer whose process is shared by the tests of this module."""
     shared = Renderer()
     yield shared
     asyncio.run(shared.close())
@@ -106,7 +105,7 @@ async def kind(renderer: PdfRenderer, file: PdfFile) -> str:
 
 
 class TestFile:
-    def test_is_private_and_goes_when_closed(self) -> None:
+    def test_is_private_and_removed_by_close(self) -> None:
         file = PdfFile(b"content", None)
         path = Path(file.path)
         assert path.read_bytes() == b"content"
@@ -115,14 +114,14 @@ class TestFile:
         assert not path.exists()
         file.close()
 
-    def test_goes_with_the_object(self) -> None:
+    def test_is_removed_with_the_object(self) -> None:
         file = PdfFile(b"content", None)
         path = Path(file.path)
         del file
         gc.collect()
         assert not path.exists()
 
-    def test_goes_if_it_can_not_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_removed_if_it_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         with pytest.raises(TypeError):
             PdfFile("no bytes", None)  # type: ignore[arg-type]
@@ -130,12 +129,12 @@ class TestFile:
 
 
 class TestRendering:
-    async def test_a_page_and_what_is_known_before(self, shared: PdfRenderer, two: PdfFile) -> None:
+    async def test_inspect_and_render(self, shared: PdfRenderer, two: PdfFile) -> None:
         assert (await shared.inspect(two)).page_count == 2
         shown = await shared.render(two, 1, 144, MOST)
         assert (shown.image.mode, shown.image.size, shown.dpi) == ("RGB", (1224, 1584), 144)
         assert shown.image.getpixel((1223, 1583)) == BLUE
-        assert (await shared.render(two, 0, 144, 10_000)).dpi < 12
+        assert (await shared.render(two, 0, 144, 10_000)).dpi == pytest.approx(10.34, abs=0.01)
 
     async def test_errors_keep_their_kind_and_the_process(self, shared: PdfRenderer, two: PdfFile) -> None:
         await page(shared, two)
@@ -186,10 +185,10 @@ class TestRendering:
             assert not os.path.exists(file.path)  # noqa: ASYNC240
 
 
-class TestAccidents:
-    """A process that is lost costs the call it was at, and no other."""
+class TestLostProcesses:
+    """Losing a process fails the call that it was working on, and no other."""
 
-    async def test_killed_at_work(self, two: PdfFile, endless: PdfFile) -> None:
+    async def test_killed_while_rendering(self, two: PdfFile, endless: PdfFile) -> None:
         own = Renderer(count=2)
         before = running()
         await page(own, two)
@@ -207,25 +206,24 @@ class TestAccidents:
         await own.close()
         assert running() == before
 
-    @pytest.mark.parametrize("pause", [0.0, 0.5])
-    async def test_killed_with_nothing_to_do(self, pause: float, two: PdfFile, shared: PdfRenderer) -> None:
+    @pytest.mark.parametrize("ended", [False, True])
+    async def test_killed_while_idle(self, ended: bool, two: PdfFile, shared: PdfRenderer) -> None:
         await page(shared, two)
         (worker,) = running()
         os.kill(worker, signal.SIGKILL)
-        await asyncio.sleep(pause)
+        if ended:
+            await until(lambda: worker not in running())
         assert (await page(shared, two, 1)).image.getpixel((9, 9)) == BLUE
         assert worker not in running()
 
     async def test_too_slow(self, two: PdfFile, endless: PdfFile) -> None:
-        own = Renderer(timeout_s=0.5)
+        own = Renderer(timeout_s=1.5)
         before = running()
         await own.inspect(endless)
         (worker,) = running() - before
-        start = time.monotonic()
         with pytest.raises(PdfError) as caught:
             await page(own, endless)
         assert caught.value.kind == "timeout"
-        assert 0.4 < time.monotonic() - start < 3
         await until(lambda: worker not in running())
         assert (await page(own, two)).image.getpixel((9, 9)) == RED
         await own.close()
@@ -241,7 +239,7 @@ class TestAccidents:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await until(lambda: worker not in running(), seconds=2)
+        await until(lambda: worker not in running())
         assert (await waiting).image.getpixel((9, 9)) == BLUE
         await own.close()
         assert running() == before
@@ -250,17 +248,17 @@ class TestAccidents:
         own = Renderer(memory_bytes=400 << 20)
         with pytest.raises(PdfError) as caught:
             await own.render(two, 0, 2000, 1_000_000_000)
-        assert caught.value.kind in ("page_failed", "failed")
+        assert caught.value.kind == "page_failed"
         assert (await page(own, two)).image.getpixel((9, 9)) == RED
         await own.close()
 
-    async def test_a_process_that_can_not_start(self, two: PdfFile) -> None:
+    async def test_a_process_that_cannot_start(self, two: PdfFile) -> None:
         own = Renderer(memory_bytes=1 << 20)
         with pytest.raises(Unavailable):
             await page(own, two)
         await own.close()
 
-    def test_they_end_with_the_server_whatever_they_are_at(self) -> None:
+    def test_workers_end_with_the_server_also_while_rendering(self) -> None:
         script = """
             import asyncio, psutil
             from ocr_server.intake.pdf import PdfFile, PdfRenderer

@@ -1,4 +1,4 @@
-"""What a PDF looks like when it is rendered, in this very process; tests/…/test_pdf.py goes through others."""
+"""Rendering PDFs in the process of the tests; test_pdf.py does it in worker processes."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class TestPages:
         data = data.replace(pdfs.CATALOG, b"<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields[4 0 R]>>>>")
         assert page(store(data)).getpixel((125, 792 - 125)) == RED
 
-    def test_the_document_stays_open_until_another_comes(self, store: Store, tmp_path: Path) -> None:
+    def test_a_document_stays_open_until_another_is_opened(self, store: Store, tmp_path: Path) -> None:
         first, second = store(pdf(filled(1, 0, 0), filled(0, 0, 1))), store(pdf(filled(0, 1, 0)))
         assert page(first).getpixel((9, 9)) == RED
         Path(first).unlink()
@@ -126,7 +126,7 @@ class TestPages:
         assert page(second).getpixel((9, 9)) == LIME
         assert kind(first, index=0) == "damaged"
 
-    def test_a_document_can_be_let_go(self, store: Store) -> None:
+    def test_forget_closes_a_document(self, store: Store) -> None:
         path = store(pdf(filled(1, 0, 0)))
         page(path)
         Path(path).unlink()
@@ -138,19 +138,19 @@ class TestPages:
 
 class TestEncryption:
     @pytest.mark.parametrize("password", ["secret", "owner", "sécret"])
-    def test_with_its_password(self, password: str, store: Store) -> None:
+    def test_the_right_password(self, password: str, store: Store) -> None:
         path = store(pdfs.encrypted(filled(1, 0, 0), "secret" if password == "owner" else password))
         assert count_pages(path, password) == 1
         assert render(path, password, 0, 72, 10_000_000)[1].rows[:3] == bytes(RED)
 
-    def test_without_and_with_another(self, store: Store) -> None:
+    def test_a_missing_and_a_wrong_password(self, store: Store) -> None:
         path = store(pdfs.encrypted(filled(1, 0, 0), "secret"))
         assert kind(path) == kind(path, "") == "password_required"
         assert kind(path, "Secret") == kind(path, "secret ") == kind(path, "密码\0") == "password_wrong"
         assert count_pages(path, "secret") == 1
         assert kind(path, "Secret") == "password_wrong"  # also when it is open already
 
-    def test_one_that_only_restricts_what_may_be_done(self, store: Store) -> None:
+    def test_a_pdf_that_only_restricts_permissions(self, store: Store) -> None:
         assert page(store(pdfs.encrypted(filled(1, 0, 0), ""))).getpixel((9, 9)) == RED
 
     def test_a_password_where_none_is_needed(self, store: Store) -> None:
@@ -167,16 +167,16 @@ class TestDamage:
     def test_garbage_after_the_header(self, store: Store) -> None:
         assert kind(store(b"%PDF-1.7\n" + bytes(range(256)) * 40)) == "damaged"
 
-    def test_a_lost_table_is_found_again(self, store: Store) -> None:
+    def test_a_damaged_cross_reference_table_is_rebuilt(self, store: Store) -> None:
         assert page(store(self.WHOLE.replace(b"startxref\n", b"startxref\n9"))).getpixel((9, 9)) == RED
 
-    def test_no_pages_whatever_went_wrong_before(self, store: Store) -> None:
+    def test_no_pages_after_another_error(self, store: Store) -> None:
         encrypted = store(pdfs.encrypted(b"", "secret"))
         for _ in range(2):
             assert kind(encrypted) == "password_required"
             assert kind(store(pdfs.NO_PAGES)) == "empty"
 
-    def test_a_missing_page_is_missed_alone(self, store: Store) -> None:
+    def test_a_missing_page_leaves_the_others_readable(self, store: Store) -> None:
         data = pdf(filled(1, 0, 0), filled(0, 0, 1), filled(0, 1, 0))
         path = store(data.replace(b"/Kids[3 0 R 5 0 R 7 0 R]", b"/Kids[3 0 R 99 0 R 7 0 R]"))
         assert count_pages(path, None) == 3
@@ -206,7 +206,7 @@ class TestSize:
         assert kind(store(pdf(b"", size=(100, 0.1))), index=0) == "page_failed"
 
     @pytest.mark.parametrize("width", [0.0, -1.0, math.nan, math.inf])
-    def test_no_size_at_all(self, width: float) -> None:
+    def test_a_page_without_a_valid_size(self, width: float) -> None:
         for size in ((width, 100.0), (100.0, width)):
             with pytest.raises(PdfError) as caught:
                 size_in_pixels(*size, 144, 1_000_000)
