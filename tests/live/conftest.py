@@ -15,7 +15,7 @@ from openai import AsyncOpenAI, OpenAI
 # The tests are not imported as a package, so their helper modules must be found on the path.
 sys.path.append(str(Path(__file__).parent))
 
-from live_server import Server, running
+from live_server import WAIT_SECONDS, Server, running
 
 LIMITS = {
     "--max-body-mb": "8",
@@ -27,7 +27,16 @@ LIMITS = {
 }
 """Lower than the defaults, so that tests can exceed them quickly."""
 
+TEST_SECONDS = 900
+"""Limit for a live test that has none of its own, including the start of the server. It guards against hanging."""
+
 _current: list[Server] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("live") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +70,7 @@ def base_url(server: Server) -> str:
 def client(base_url: str) -> Iterator[OpenAI]:
     """The official SDK. It validates every response against its types, and does not retry."""
     with OpenAI(
-        base_url=base_url, api_key="EMPTY", max_retries=0, timeout=120, _strict_response_validation=True
+        base_url=base_url, api_key="EMPTY", max_retries=0, timeout=WAIT_SECONDS, _strict_response_validation=True
     ) as client:
         yield client
 
@@ -69,7 +78,7 @@ def client(base_url: str) -> Iterator[OpenAI]:
 @pytest.fixture
 async def async_client(base_url: str) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(
-        base_url=base_url, api_key="EMPTY", max_retries=0, timeout=120, _strict_response_validation=True
+        base_url=base_url, api_key="EMPTY", max_retries=0, timeout=WAIT_SECONDS, _strict_response_validation=True
     ) as client:
         yield client
 
@@ -77,7 +86,7 @@ async def async_client(base_url: str) -> AsyncIterator[AsyncOpenAI]:
 @pytest.fixture
 def http(server: Server) -> Iterator[httpx.Client]:
     """A plain HTTP client, for requests that the SDK can't send and responses that it doesn't expose."""
-    with httpx.Client(base_url=server.url, timeout=120) as client:
+    with httpx.Client(base_url=server.url, timeout=WAIT_SECONDS) as client:
         yield client
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_server import ROOT, Server, running, wait_until
+from live_server import ROOT, WAIT_SECONDS, Server, running, wait_until
 from openai import OpenAI
 
 pytestmark = pytest.mark.live
@@ -76,7 +76,7 @@ def test_a_killed_server_loses_no_answer(tmp_path: Path) -> None:
     flags = ("--batch-concurrency", "2", "--batch-lease", "2")
 
     def api(server: Server) -> OpenAI:
-        return OpenAI(base_url=f"{server.url}/v1", api_key="EMPTY", max_retries=0, timeout=60)
+        return OpenAI(base_url=f"{server.url}/v1", api_key="EMPTY", max_retries=0, timeout=WAIT_SECONDS)
 
     with running(tmp_path / "first", *flags) as server:
         server.wait_ready()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pypdfium2
 import pytest
 from live_requests import RECEIPT, ROOT, SIGN, truth
-from live_server import Server, environment, wait_until
+from live_server import WAIT_SECONDS, Server, environment, wait_until
 
 pytestmark = pytest.mark.live
 
@@ -34,7 +34,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
 def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
     """Run the command; return its exit code, standard output and standard error."""
     process = start(folder, *arguments)
-    out, error = process.communicate(timeout=250)
+    out, error = process.communicate(timeout=WAIT_SECONDS)
     return process.returncode, out.decode(), error.decode()
 
 

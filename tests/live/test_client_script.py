@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from live_requests import RECEIPT, ROOT, SIGN, truth
-from live_server import environment, free_port
+from live_server import WAIT_SECONDS, environment, free_port
 
 pytestmark = pytest.mark.live
 
@@ -21,7 +21,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=250,
+        timeout=WAIT_SECONDS,
     )
 
 

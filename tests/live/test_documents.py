@@ -15,7 +15,7 @@ import psutil
 import pypdfium2
 import pytest
 from live_requests import MODEL, PROMPT, RECEIPT, SEPARATOR, SIGN, data_uri, image_part, saved, text_part, truth, user
-from live_server import Server
+from live_server import WAIT_SECONDS, Server
 from mistralai.client import Mistral
 from openai import BadRequestError, OpenAI
 from PIL import Image
@@ -200,7 +200,7 @@ class TestMemory:
             "include_blocks": False,
         }
         try:
-            answer = http.post("/v1/ocr", json=request, timeout=280)
+            answer = http.post("/v1/ocr", json=request, timeout=WAIT_SECONDS)
             assert answer.status_code == 200, answer.text
             pages = answer.json()["pages"]
         finally:

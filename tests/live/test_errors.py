@@ -26,10 +26,11 @@ from live_requests import (
     truth,
     user,
 )
+from live_server import WAIT_SECONDS
 from openai import OpenAI
 from PIL import Image
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.live
 
 CHAT = "/v1/chat/completions"
 URL = "messages[0].content[0].image_url.url"
@@ -47,7 +48,7 @@ class Files(Protocol):
 def _still_reads_afterwards(server: Any) -> Iterator[None]:
     """After all tests of this file, the server still reads correctly."""
     yield
-    answer = httpx.post(f"{server.url}{CHAT}", json=request(), timeout=120)
+    answer = httpx.post(f"{server.url}{CHAT}", json=request(), timeout=WAIT_SECONDS)
     assert answer.json()["choices"][0]["message"]["content"] == truth(SIGN)
     server.wait_idle()
 

@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 from live_requests import RECEIPT, ROOT, SIGN, truth
+from live_server import WAIT_SECONDS
 from PIL import Image
 
 pytestmark = pytest.mark.live
@@ -38,7 +39,7 @@ def overlap(a: Box, b: Box) -> float:
 
 def read(http: httpx.Client, picture: Path, prompt: str) -> list[tuple[str, Box]]:
     files = {"file": (picture.name, picture.read_bytes())}
-    answer = http.post("/v1/ocr", files=files, data={"prompt": prompt}, timeout=120).raise_for_status().json()
+    answer = http.post("/v1/ocr", files=files, data={"prompt": prompt}, timeout=WAIT_SECONDS).raise_for_status().json()
     sides = "top_left_x", "top_left_y", "bottom_right_x", "bottom_right_y"
     return [(block["content"], tuple(block[side] for side in sides)) for block in answer["pages"][0]["blocks"]]
 

@@ -10,7 +10,7 @@ import openai
 import psutil
 import pytest
 from live_requests import PICTURES, SIGN, call, joined, request, text_of, truth
-from live_server import Server
+from live_server import WAIT_SECONDS, Server
 from openai import AsyncOpenAI, OpenAI
 
 from tests.reliability.load import MOMENTS, Load
@@ -83,14 +83,14 @@ async def test_half_of_the_clients_leave_at_any_moment(engine_idle: Server) -> N
 
 async def test_a_page_that_fails_aborts_the_other_pages(engine_idle: Server) -> None:
     with engine_idle.gives_up_work():
-        async with httpx.AsyncClient(base_url=engine_idle.url, timeout=60) as http:
+        async with httpx.AsyncClient(base_url=engine_idle.url, timeout=WAIT_SECONDS) as http:
             answer = await http.post(CHAT, json=request(SIGN, SIGN, b"no picture", **ENDLESS))
         assert answer.status_code == 400
 
 
 async def test_a_slow_client_does_not_block_others(async_client: AsyncOpenAI, engine_idle: Server) -> None:
     body = request(**ENDLESS | {"max_tokens": 600}, stream=True)
-    async with httpx.AsyncClient(base_url=engine_idle.url, timeout=60) as slow:  # noqa: SIM117
+    async with httpx.AsyncClient(base_url=engine_idle.url, timeout=WAIT_SECONDS) as slow:  # noqa: SIM117
         async with slow.stream("POST", CHAT, json=body) as unread:
             assert unread.status_code == 200
             answers = await asyncio.gather(*(async_client.chat.completions.create(**call()) for _ in range(3)))
@@ -100,7 +100,7 @@ async def test_a_slow_client_does_not_block_others(async_client: AsyncOpenAI, en
 
 async def test_health_responds_while_the_engine_works(engine_idle: Server) -> None:
     with engine_idle.gives_up_work():
-        async with httpx.AsyncClient(base_url=engine_idle.url, timeout=60) as http:
+        async with httpx.AsyncClient(base_url=engine_idle.url, timeout=WAIT_SECONDS) as http:
             work = asyncio.gather(*(http.post(CHAT, json=request(**ENDLESS), timeout=None) for _ in range(6)))
             await asyncio.to_thread(engine_idle.wait_busy, 6)
             for _ in range(5):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from live_requests import ROOT, SIGN
+from live_server import WAIT_SECONDS
 
 pytestmark = pytest.mark.live
 
@@ -19,7 +20,7 @@ def load(base_url: str, *flags: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=WAIT_SECONDS,
         check=False,
     )
 

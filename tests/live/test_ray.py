@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from live_requests import RECEIPT, SIGN, ask, truth
-from live_server import ROOT, environment, free_port, wait_until
+from live_server import ROOT, WAIT_SECONDS, environment, free_port, wait_until
 from openai import OpenAI
 
 from config import EMBEDDED_CHECKPOINT
@@ -147,7 +147,7 @@ class TestServe:
 
     def test_a_client_that_disconnects_aborts_its_work(self, cluster: Cluster) -> None:
         body = {"model": "deepseek-ocr", "messages": ask(RECEIPT), "stream": True, "n": 4}
-        with httpx.stream("POST", f"{cluster.url}/v1/chat/completions", json=body, timeout=120) as answer:
+        with httpx.stream("POST", f"{cluster.url}/v1/chat/completions", json=body, timeout=WAIT_SECONDS) as answer:
             next(answer.iter_lines())
         wait_until("its pages are aborted", lambda: self.in_flight(cluster) == 0, every=0.5)
 

@@ -124,7 +124,7 @@ class TestRequests:
 
     def test_a_received_request_may_take_longer_than_the_timeouts(self, app: FastAPI, engine: FakeEngine) -> None:
         async def slowly(_: int, __: Page) -> AsyncGenerator[PageDelta]:
-            await asyncio.sleep(4 * TIMEOUT)
+            await asyncio.sleep(2 * TIMEOUT)
             yield delta("done", finish="stop")
 
         engine.script = slowly

@@ -55,8 +55,8 @@ def test_vision_token_counts_agree(modules: Tab) -> None:
 
 
 def test_prompts_agree(modules: Tab) -> None:
-    read = 'async () => Object.values((await import("./prompts.js")).PROMPTS)'
-    assert modules.evaluate(read) == list(DEEPSEEK_OCR.prompts.values())
+    read = 'async () => (await import("./family.js")).FAMILY.prompts'
+    assert modules.evaluate(read) == DEEPSEEK_OCR.prompts
 
 
 class TestAnswers:

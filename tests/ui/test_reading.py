@@ -6,6 +6,7 @@ import base64
 import json
 from pathlib import Path
 
+import pypdfium2
 import pytest
 from PIL import Image
 from playwright.sync_api import Page as Tab
@@ -110,13 +111,16 @@ class TestDocuments:
         wait_until_read(tab)
         thumbnails = tab.locator("#strip button")
         expect(thumbnails).to_have_count(3)
+        document = pypdfium2.PdfDocument(PAPERS)
         pictures = set()
         texts = set()
         for number in range(3):
             thumbnails.nth(number).click()
             expect(thumbnails.nth(number)).to_have_attribute("aria-current", "page")
             expect(thumbnails.nth(number)).to_have_attribute("aria-label", f"Page {number + 1}: read")
-            assert tab.locator("#picture").evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
+            ratio = "image => image.decode().then(() => image.naturalWidth / image.naturalHeight)"
+            width, height = document[number].get_size()
+            assert tab.locator("#picture").evaluate(ratio) == pytest.approx(width / height, rel=0.01)
             pictures.add(tab.locator("#picture").get_attribute("src"))
             texts.add(tab.locator("#blocks").inner_text())
         assert len(pictures) == 3

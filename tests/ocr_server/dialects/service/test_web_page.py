@@ -151,9 +151,13 @@ class TestKeys:
     ) -> None:
         error_of(await client_with_key.get(path, headers={"accept": "text/html"}), 401)
 
-    @pytest.mark.parametrize("path", ["/ui/../v1/models", "/ui/%2e%2e/v1/models", "/ui//v1/models"])
-    async def test_path_traversal_does_not_bypass_the_key(self, client_with_key: httpx.AsyncClient, path: str) -> None:
-        assert (await client_with_key.get(path)).status_code in (401, 404)
+    @pytest.mark.parametrize(
+        ("path", "status"), [("/ui/../v1/models", 401), ("/ui/%2e%2e/v1/models", 404), ("/ui//v1/models", 404)]
+    )
+    async def test_path_traversal_does_not_bypass_the_key(
+        self, client_with_key: httpx.AsyncClient, path: str, status: int
+    ) -> None:
+        error_of(await client_with_key.get(path), status)
 
     async def test_only_get_needs_no_key(self, client_with_key: httpx.AsyncClient) -> None:
         error_of(await client_with_key.post("/ui/"), 401)
