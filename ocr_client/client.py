@@ -63,6 +63,10 @@ class InvalidApiKey(Exception):
     """The server requires an API key, and the key is missing or invalid. This ends the run."""
 
 
+class UnknownMode(Exception):
+    """The server's model has no such resolution mode. This ends the run."""
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """How documents are read. The server decides about options that are None."""
@@ -162,10 +166,11 @@ class OcrClient:
     ) -> None:
         await self._client.aclose()
 
-    async def check_connection(self) -> None:
-        """Check that there is a server at the address and that it accepts the API key.
+    async def check_connection(self, mode: str | None) -> None:
+        """Check that there is a server at the address, that it accepts the API key and that it has the mode.
 
         Raises:
+            UnknownMode: if the server lists its modes and this one is not among them.
             ServerUnavailable: if nothing answers, or if something other than a DeepSeek-OCR server does.
             InvalidApiKey: if the key is missing or invalid.
         """
@@ -177,6 +182,9 @@ class OcrClient:
         if response.status_code == 429 or response.status_code >= 500:
             return  # the server is full or not ready yet: the requests that follow wait for it
         await self._raise_for_status(response)
+        modes = _modes(response)
+        if mode is not None and modes and mode not in modes:
+            raise UnknownMode(f"The server has no mode {mode!r}. It has {', '.join(modes)}.")
 
     async def read_pages(
         self, source: SourceFile, options: ReadOptions, pages: str | None
@@ -260,6 +268,15 @@ class OcrClient:
         if status in (404, 405):
             raise ServerUnavailable(f"{self.url} is not a DeepSeek-OCR server (HTTP {status}).")
         raise DocumentRejected(message, status=status, code=error.get("code"), param=error.get("param"))
+
+
+def _modes(response: httpx.Response) -> list[str]:
+    """The names of resolution modes in the server's list of models."""
+    try:
+        models = response.json()["data"]
+        return [model["mode"] for model in models if model.get("mode", "default") != "default"]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return []
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[bytes]:

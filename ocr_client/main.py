@@ -8,7 +8,6 @@ import os
 import sys
 import tempfile
 from contextlib import nullcontext
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -34,17 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Mode(StrEnum):
-    """Resolution modes of the model."""
-
-    TINY = "tiny"
-    SMALL = "small"
-    BASE = "base"
-    LARGE = "large"
-    GUNDAM = "gundam"
-    GUNDAM_M = "gundam-m"
 
 
 def _show_version(requested: bool) -> None:
@@ -140,7 +128,11 @@ def read(
         ),
     ] = None,
     mode: Annotated[
-        Mode | None, typer.Option(help="Resolution mode. By default, the server's mode.", rich_help_panel="Reading")
+        str | None,
+        typer.Option(
+            help="Resolution mode, such as base or gundam; the server lists its modes. By default, the server's mode.",
+            rich_help_panel="Reading",
+        ),
     ] = None,
     pages: Annotated[
         PageSelection | None,
@@ -228,7 +220,7 @@ def read(
     options = RunOptions(
         ReadOptions(
             prompt=prompt,
-            mode=None if mode is None else mode.value,
+            mode=mode,
             dpi=dpi,
             password=password,
             figures=folder is not None,

@@ -20,6 +20,7 @@ from ocr_client.client import (
     RetryTimer,
     ServerUnavailable,
     TemporaryFailure,
+    UnknownMode,
 )
 from ocr_client.output import Output
 from ocr_client.progress import RunProgress
@@ -98,14 +99,14 @@ class Run:
                 await self._read_document(source)
 
         try:
-            await self._client.check_connection()
+            await self._client.check_connection(self._options.options.mode)
             self._started = True
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(concurrency, len(sources))):
                     group.create_task(work())
         except asyncio.CancelledError:
             return INTERRUPTED
-        except (ServerUnavailable, InvalidApiKey) as error:
+        except (ServerUnavailable, InvalidApiKey, UnknownMode) as error:
             return self._report_fatal(error)
         except BaseExceptionGroup as errors:
             for fatal in errors.exceptions:
@@ -114,7 +115,7 @@ class Run:
             raise
         return SOME_FAILED if self._progress.documents_failed else SUCCESS
 
-    def _report_fatal(self, error: ServerUnavailable | InvalidApiKey | OSError) -> int:
+    def _report_fatal(self, error: ServerUnavailable | InvalidApiKey | UnknownMode | OSError) -> int:
         """Print an error that ends the run, and return the exit code."""
         if isinstance(error, BrokenPipeError):
             return SOME_FAILED  # the reader of standard output has closed it, as `head` does

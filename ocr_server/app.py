@@ -74,7 +74,7 @@ def create_app(runtime: Runtime, traces: TracerProvider | None = None) -> FastAP
     app.state.endpoints = {name: path for api in served for name, path in api.endpoints.items()}
     for api in served:
         app.include_router(api.router)
-    app.mount("/ui", WebPage(), name="ui")
+    app.mount("/ui", WebPage(settings.family), name="ui")
     _add_middleware(app, settings, traces)
     _handle_errors(app)
     _document_wire_types(app, [model for api in served for model in api.wire_types])

@@ -3,7 +3,9 @@
 import { $, element } from "./dom.js";
 import { t } from "./i18n.js";
 import { MODES, maxVisionTokens, visionTokens } from "./modes.js";
-import { PROMPTS } from "./prompts.js";
+import { FAMILY } from "./family.js";
+
+const PROMPTS = FAMILY.prompts;
 
 export function setUpChoices(onModeChange) {
   for (const name of Object.keys(PROMPTS)) {

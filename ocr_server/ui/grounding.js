@@ -1,11 +1,8 @@
 // Turns the model's answer into blocks and markdown as ocr_server/output does. Tests check that both agree.
 
-const FIGURE = "image";
+import { FAMILY } from "./family.js";
 
-const LABELS = [
-  "title", "text", "table", FIGURE, "image_caption", "sub_title", "equation", "list", "table_caption",
-  "table_footnote", "image_footnote", "formula", "header", "footer", "footnote", "page_number",
-];
+const { labels: LABELS, figure_label: FIGURE, box_scale: BOX_SCALE } = FAMILY;
 
 const LABEL_PATTERN = /^[a-z_]{1,32}$/;
 const MAX_REF_LENGTH = 10000;
@@ -105,7 +102,7 @@ export function cleanUp(text) {
 
 // Converts a model box to pixels: [left, top, right, bottom].
 export function pixelBox([x1, y1, x2, y2], width, height) {
-  const pixel = (value, side) => Math.min(Math.max(Math.trunc((value / 999) * side), 0), side);
+  const pixel = (value, side) => Math.min(Math.max(Math.trunc((value / BOX_SCALE) * side), 0), side);
   const [left, right] = [pixel(x1, width), pixel(x2, width)].sort((a, b) => a - b);
   const [top, bottom] = [pixel(y1, height), pixel(y2, height)].sort((a, b) => a - b);
   return [left, top, right, bottom];

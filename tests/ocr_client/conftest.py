@@ -26,6 +26,7 @@ from config import EMBEDDED_CHECKPOINT, Settings
 from ocr_server.app import create_app
 from ocr_server.errors import TooMany
 from ocr_server.reading.page import Page, PageDelta
+from ocr_server.runtime import Runtime
 from ocr_server.transport.connections import protocol
 from tests.ocr_server.conftest import FakeEngine, delta
 from tests.ocr_server.intake.pdfs import filled, pdf
@@ -86,7 +87,7 @@ class FakeServer:
         self.engine.forgets = True
         listener = socket.create_server(("127.0.0.1", self.port))
         config = uvicorn.Config(
-            self._with_refusals(create_app(self.settings, self.engine)),
+            self._with_refusals(create_app(Runtime.build(self.settings, self.engine))),
             loop="asyncio",
             log_level="critical",
             http=protocol(receive_timeout=30, send_timeout=30),

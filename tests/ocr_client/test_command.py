@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_ocr.modes import MODES
-from ocr_client.main import Mode
 from tests.ocr_client.conftest import ROOT, environment, run
 
 
@@ -83,7 +81,3 @@ def test_the_client_does_not_import_the_server(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
-
-
-def test_the_modes_are_those_of_the_model() -> None:
-    assert [mode.value for mode in Mode] == list(MODES)

@@ -133,6 +133,14 @@ def test_options_reach_the_server(server: FakeServer, tmp_path: Path) -> None:
     assert any("Free OCR." in prompt for prompt in server.prompts)
 
 
+def test_an_unknown_mode_is_reported_before_anything_is_read(server: FakeServer, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    done = run("read", "a.png", "-o", "out", "--mode", "huge", "--base-url", server.url, cwd=tmp_path)
+    assert done.code == 2
+    assert "The server has no mode 'huge'. It has tiny, small, base, large, gundam, gundam-m." in done.error
+    assert not server.asked
+
+
 def test_password(server: FakeServer, tmp_path: Path) -> None:
     (tmp_path / "secret.pdf").write_bytes(encrypted(b"", "open sesame"))
     read = ("read", "secret.pdf", "-o", "out", "--base-url", server.url)
@@ -223,7 +231,6 @@ def test_a_rejected_document_is_tried_again_only_with_retry_failed(server: FakeS
         (["a.png", "--overlays"], "-o OUT"),
         (["a.png", "-o", "out", "--pages", "0"], "counted from 1"),
         (["a.png", "-o", "out", "--pages", "3-1"], "reversed"),
-        (["a.png", "-o", "out", "--mode", "huge"], "gundam-m"),
         (["a.png", "-o", "out", "--dpi", "5"], "36"),
         (["a.png", "-o", "out", "--base-url", "localhost:8000"], "http"),
         (["a.png", "-o", "out", "--concurrency", "0"], "concurrency"),

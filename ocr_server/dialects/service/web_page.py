@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
+
+from deepseek_ocr.families import Family
 
 FILES = Path(__file__).resolve().parents[2] / "ui"
 
@@ -25,14 +29,24 @@ POLICY = "; ".join(
 """What the page shows a model has read off pages of strangers: no script, style or request of theirs gets through."""
 
 
-class WebPage(StaticFiles):
-    """The page's files. Browsers ask each time whether theirs are still the right ones."""
+FAMILY_SCRIPT = "family.js"
+"""The script that tells the page what the served model has: modes, prompts and labels."""
 
-    def __init__(self) -> None:
+
+class WebPage(StaticFiles):
+    """The page's files. Browsers revalidate their copies on every visit."""
+
+    def __init__(self, family: Family) -> None:
         super().__init__(directory=FILES, html=True)
+        known = {name: getattr(family, name) for name in ("prompts", "labels", "figure_label", "box_scale")}
+        known["modes"] = {name: asdict(mode) for name, mode in family.modes.items()}
+        self._family = f"export const FAMILY = {json.dumps(known)};\n"
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
+        if path == FAMILY_SCRIPT:
+            response = Response(self._family, media_type="text/javascript")
+        else:
+            response = await super().get_response(path, scope)
         response.headers["content-security-policy"] = POLICY
         response.headers["cache-control"] = "no-cache"
         return response
