@@ -1,11 +1,12 @@
-"""Who is read when: a bound on the work that is accepted, and a fair share of the engine for everyone.
+"""Admission control: limits the work that is accepted, and shares the engine fairly between clients.
 
-Pages of all requests share `slots`: that many are loaded, prepared and read at a time, which bounds the pictures in
-memory. A slot that becomes free goes to the next client in turn, and of a client's requests to the next in turn: a
-picture does not wait for the thousand pages that came before it.
+The pages of all requests share a number of slots: that many pages are loaded, prepared and read at a time, which limits
+the pictures in memory. A free slot goes to the next client in turn, and to the next request of that client in turn, so
+that a single picture does not wait for the thousand pages of a document that came before it.
 
-Requests in the background (those of batches) have slots only while nobody else waits for one, and never more than
-`background_slots`. They are not refused, nor do they count for what others are refused: whoever makes them bounds them.
+Background requests (those of batches) get slots only while no other request waits for one, and at most
+`background_slots` of them. They are never refused and do not count towards the limits of other requests; the caller
+limits them.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from ocr_server.errors import TooMany
 from ocr_server.observability.logs import ANONYMOUS
 
 RATE_PAGES = 32
-"""Over so many of the last pages the speed is measured that `Retry-After` follows from."""
+"""Number of the most recent pages from which the speed is measured, to estimate `Retry-After`."""
 LEAST_RETRY_S, MOST_RETRY_S = 1.0, 120.0
-"""`Retry-After`; the OpenAI SDK obeys up to 120 s."""
+"""Bounds of `Retry-After`, in seconds. The OpenAI SDK respects values up to 120 s."""
 
 
 class Admission:
-    """One for the server."""
+    """The queue of a server: gives slots to the pages of all requests."""
 
     def __init__(
         self,
@@ -37,50 +38,55 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
-        slots: pages at a time.
-        most_waiting: pages waiting for one, from which on new requests are refused.
-        most_of_client: pages, waiting or being read, from which on new requests of the same client are refused; 0
-            for no such bound.
-        background_slots: pages in the background at a time.
+        slots: Number of pages that are in progress at a time.
+        most_waiting: Number of waiting pages from which on new requests are refused.
+        most_of_client: Number of pages of one client, waiting or in progress, from which on its new requests are
+            refused; 0 for no limit.
+        background_slots: Number of background pages that are in progress at a time.
+        clock: Returns the time in seconds.
         """
         self._slots = slots
         self._background_slots = background_slots
         self._most_waiting = most_waiting
         self._most_of_client = most_of_client
         self._clock = clock
-        self._line, self._background_line = _Line(), _Line()
+        self._queue, self._background_queue = _Queue(), _Queue()
         self._of_client: dict[str, int] = {}
         self._ended: deque[float] = deque(maxlen=RATE_PAGES)
         self.pages_in_flight = 0
         """Pages that have a slot."""
         self.pages_waiting = 0
-        """Pages of accepted requests that have not had one yet, without those in the background."""
+        """Pages of accepted requests that have not had a slot yet, without background pages."""
         self.background_in_flight = 0
-        """Of the pages that have a slot, those in the background."""
+        """Background pages that have a slot."""
 
     def enter(self, client: str = ANONYMOUS, *, in_background: bool = False) -> Ticket:
-        """A place for a request; close it when the request has ended.
+        """Return a ticket for a request. Close it when the request has ended.
+
+        Args:
+            client: Name of the client. Clients share the slots fairly.
+            in_background: Whether all other requests go first.
 
         Raises:
-            TooMany: there is too much waiting, or too much of this client's.
+            TooMany: Too many pages are waiting, or too many pages of this client are in progress.
         """
         if in_background:
             return Ticket(self, client, in_background=True)
         if self.pages_waiting >= self._most_waiting:
             raise TooMany(
-                f"{self.pages_waiting} pages are waiting, more than this server queues.",
+                f"The server's queue is full: {self.pages_waiting} pages are waiting. Try again later.",
                 retry_after=self._retry_after(self.pages_waiting - self._most_waiting + 1),
             )
         own = self._of_client.get(client, 0)
         if self._most_of_client and own >= self._most_of_client:
             raise TooMany(
-                f"{own} pages of yours are being read or waiting; at most {self._most_of_client} may be.",
+                f"You have {own} pages in progress; the limit is {self._most_of_client}. Try again later.",
                 retry_after=self._retry_after(own - self._most_of_client + 1),
             )
         return Ticket(self, client)
 
     def expect(self, ticket: Ticket, pages: int) -> None:
-        """`pages` more (or fewer) wait."""
+        """Count `pages` more pages of the ticket as waiting (fewer if negative)."""
         if not ticket.in_background:
             self.pages_waiting += pages
             self._count(ticket.client, pages)
@@ -91,26 +97,26 @@ class Admission:
             del self._of_client[client]
 
     async def acquire(self, ticket: Ticket) -> None:
-        """Wait for a slot; it counts as the page's own from then on."""
-        line = self._background_line if ticket.in_background else self._line
-        if not line and self._has_slot(ticket.in_background):
+        """Wait for a slot for a page of the ticket."""
+        queue = self._background_queue if ticket.in_background else self._queue
+        if not queue and self._has_slot(ticket.in_background):
             self._take(ticket)
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        line.join(ticket, turn)
+        queue.join(ticket, turn)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 if not ticket.in_background:
-                    self.pages_waiting += 1  # it was just given the slot; the ticket still counts the page as waiting
+                    self.pages_waiting += 1  # it was given a slot just now, but the ticket counts it as waiting
                 self._give_back(ticket)
             else:
-                line.leave(ticket, turn)
+                queue.leave(ticket, turn)
             raise
 
     def release(self, ticket: Ticket) -> None:
-        """A page of `ticket` is done with."""
+        """Give back the slot of a page of the ticket."""
         self._ended.append(self._clock())
         if not ticket.in_background:
             self._count(ticket.client, -1)
@@ -134,24 +140,24 @@ class Admission:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        """Free slots go to those who wait; whoever waits in the foreground goes first."""
-        for line, in_background in ((self._line, False), (self._background_line, True)):
-            while line and self._has_slot(in_background):
-                ticket, turn = line.next()
-                if not turn.done():  # else whoever waited has just gone
+        """Give free slots to waiting pages, background pages last."""
+        for queue, in_background in ((self._queue, False), (self._background_queue, True)):
+            while queue and self._has_slot(in_background):
+                ticket, turn = queue.next()
+                if not turn.done():  # otherwise the page has just been cancelled
                     self._take(ticket)
                     turn.set_result(None)
 
     def _retry_after(self, pages: int) -> float:
-        """Seconds in which so many pages will be done, by the speed of the last ones."""
+        """Estimate the time in which so many pages will be done, in seconds, from the speed of recent pages."""
         if len(self._ended) < 2:
             return LEAST_RETRY_S
         seconds_a_page = (self._clock() - self._ended[0]) / len(self._ended)
         return min(max(pages * seconds_a_page, LEAST_RETRY_S), MOST_RETRY_S)
 
 
-class _Line:
-    """Who waits, in turn: client after client, and of a client request after request."""
+class _Queue:
+    """Waiting pages. Clients take turns, and so do the requests of a client."""
 
     def __init__(self) -> None:
         self._clients: OrderedDict[str, OrderedDict[Ticket, deque[asyncio.Future[None]]]] = OrderedDict()
@@ -163,7 +169,7 @@ class _Line:
         self._clients.setdefault(ticket.client, OrderedDict()).setdefault(ticket, deque()).append(turn)
 
     def next(self) -> tuple[Ticket, asyncio.Future[None]]:
-        """The next turn; its client and its ticket go to the end of their lines."""
+        """Remove and return the next page's turn. Its client and its ticket go to the end of the queue."""
         client, tickets = next(iter(self._clients.items()))
         ticket, turns = next(iter(tickets.items()))
         turn = turns.popleft()
@@ -185,7 +191,7 @@ class _Line:
 
 
 class Ticket:
-    """One request's place."""
+    """A request's place in the queue."""
 
     def __init__(self, admission: Admission, client: str, *, in_background: bool = False) -> None:
         self.client = client
@@ -194,20 +200,20 @@ class Ticket:
         self._waiting = 0
 
     def expect(self, pages: int) -> None:
-        """The request has so many pages."""
+        """Announce pages of the request, which count as waiting from now on."""
         self._waiting += pages
         self._admission.expect(self, pages)
 
     async def acquire(self) -> None:
-        """Wait until one of its pages may be loaded and read."""
+        """Wait until one of the request's pages may be loaded and read."""
         await self._admission.acquire(self)
         self._waiting -= 1
 
     def release(self) -> None:
-        """A page that had been given its turn is done with."""
+        """Give back the slot of a page, once for each `acquire`."""
         self._admission.release(self)
 
     def close(self) -> None:
-        """Pages that never had their turn wait no more. As often as you like."""
+        """Stop counting the pages that have had no slot as waiting. Idempotent."""
         self._admission.expect(self, -self._waiting)
         self._waiting = 0

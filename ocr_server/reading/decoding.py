@@ -1,4 +1,4 @@
-"""How the engine decodes a page: our own type. Only `engine/` turns it into vLLM's sampling parameters."""
+"""Decoding options, independent of vLLM. Only `engine/` converts them to vLLM's sampling parameters."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from deepseek_ocr.guard import Guard
 
 @dataclass(frozen=True)
 class Decoding:
-    """Decoding options of one page, under vLLM's names. Values are checked by the engine (`Engine.check`)."""
+    """Decoding options of a page, with vLLM's names. The engine checks the values (`Engine.check`)."""
 
     max_tokens: int | None = None
-    """Most tokens to generate; None for as many as the context leaves. Always clamped to that."""
+    """Maximum number of tokens to generate, limited to what the context leaves; None for no other limit."""
     n: int = 1
     """Number of answers."""
     temperature: float = 0.0
@@ -31,16 +31,17 @@ class Decoding:
     ignore_eos: bool = False
     min_tokens: int = 0
     logprobs: int | None = None
-    """Number of alternatives for each token; None for no log probabilities at all."""
+    """Number of alternatives for each token; None for no log probabilities."""
     logit_bias: Mapping[str, float] | None = None
     """Token id → value added to its logit."""
     json_schema: Mapping[str, Any] | None = None
-    """Schema that the answer follows."""
+    """JSON schema that the answer follows."""
     json_object: bool = False
     """Whether the answer is any JSON object."""
     guard: Guard = field(default_factory=Guard)
+    """Settings of the no-repeat n-gram guard."""
     stream: bool = False
-    """Whether tokens are wanted as they come, or the answer in one piece."""
+    """Whether tokens are delivered as they are generated; otherwise the answer comes in one piece."""
     detect_loops: bool = False
     """Whether the engine ends an answer that repeats itself."""
 

@@ -1,4 +1,4 @@
-"""What the server needs of an engine. `engine/` has vLLM's; tests have fakes."""
+"""The interface of an engine. `engine/` implements it with vLLM; tests have fake engines."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from ocr_server.reading.page import Page, PageDelta
 
 
 class Engine(Protocol):
-    """Reads pages, many at a time."""
+    """Reads pages, many of them at the same time."""
 
     def unavailable(self) -> str | None:
-        """Why no page can be read now, as a sentence for the client; None if pages can be read."""
+        """Return why no page can be read now, as a sentence for the client, or None if pages can be read."""
 
     @property
     def retry_after(self) -> float:
-        """While no page can be read: seconds after which trying again makes sense, as far as can be told."""
+        """While no page can be read: estimated time after which to try again, in seconds."""
 
     def check(self, decoding: Decoding) -> None:
-        """Raise DecodingError if an option is not valid. Works while no page can be read, too."""
+        """Raise DecodingError if an option is not valid. Also works while no page can be read."""
 
     def start(self) -> None:
-        """Begin to load, in the background."""
+        """Start to load in the background."""
 
     async def close(self) -> None:
-        """Stop, and leave no process behind."""
+        """Stop, and end all processes of the engine."""
 
     def read(self, page: Page) -> AsyncGenerator[PageDelta]:
         """Read one page. Closing the generator aborts the work in the engine.
 
         Raises:
-            DecodingError: The page does not fit the context, or an option is not valid; before the first delta.
-            Unavailable: The engine is loading or has died.
+            DecodingError: The page does not fit the context, or an option is not valid. Raised before the first delta.
+            Unavailable: The engine is loading or has crashed.
             EngineFailure: The engine failed on this page.
         """

@@ -1,7 +1,7 @@
-"""Pages on which the model repeats itself, its best-known failure.
+"""Retries pages on which the model repeats itself, which is its best-known failure.
 
-The engine ends a page that has produced the same text several times. The page is then read again with a stricter
-guard and, if it still repeats itself, in another resolution mode with that guard.
+The engine ends a page when it has generated the same text several times. The page is then read again with a stricter
+n-gram guard and, if it still repeats itself, with that guard in another resolution mode.
 """
 
 from __future__ import annotations
@@ -13,17 +13,24 @@ from deepseek_ocr.families import Family
 from ocr_server.reading.page import Attempt, Job
 
 LoopPolicy = Literal["off", "end", "retry"]
-"""Let a page that repeats itself run on to its limit; end it early; or end it and read it again."""
+"""What happens to a page that repeats itself: it runs on to its limit, is ended early, or is ended and read again."""
 
 REPETITION = "repetition"
-"""Finish reason of a page that was ended because it repeated itself."""
+"""Finish reason of a page that was ended because the model repeated itself."""
 
 STRICT_NGRAM_SIZE = 20
 STRICT_WINDOW_SIZE = 1024
+"""The guard of further attempts, unless the request's own is stricter."""
 
 
 def next_attempt(job: Job, past: list[Attempt], family: Family) -> Job | None:
-    """How to read a page that has repeated itself in all `past` attempts; None if nothing is left to try."""
+    """Return how to read a page again on which the model repeated itself, or None if nothing is left to try.
+
+    Args:
+        job: The page as it was read first.
+        past: All attempts so far.
+        family: Gives the other resolution modes to try.
+    """
     if len(past) > 2:
         return None
     guard = job.decoding.guard
@@ -40,6 +47,6 @@ def next_attempt(job: Job, past: list[Attempt], family: Family) -> Job | None:
 
 
 def attempt(job: Job, finish_reason: str | None) -> Attempt:
-    """A record of how a page was read."""
+    """Return the record of an attempt to read a page."""
     guard = job.decoding.guard
     return Attempt(job.mode, guard.ngram_size, guard.window_size, finish_reason)

@@ -1,4 +1,4 @@
-"""A page on its way through the engine: what goes in, and what comes back."""
+"""The data of a page on its way through the engine: what goes in, and what comes back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ocr_server.reading.decoding import Decoding
 
 @dataclass(frozen=True)
 class Page:
-    """A page as the engine takes it."""
+    """A page as it is given to the engine."""
 
     image: PreparedImage
     prompt: str
@@ -27,31 +27,34 @@ class Job:
     """A page that has not been loaded yet."""
 
     load: Callable[[], Awaitable[SourcePage]]
-    """Decode or render it. Raises ReadError if this page cannot be read."""
+    """Decodes or renders the page. Raises ReadError if it cannot be read."""
     mode: ResolutionMode
     prompt: str
     decoding: Decoding
     source: int = 0
-    """Which of the request's sources it belongs to, from 0."""
+    """Index of the request's source to which the page belongs, from 0."""
     number: int = 0
-    """Its index in that source, from 0."""
+    """Index of the page in that source, from 0."""
 
 
 class TokenLogprob(NamedTuple):
+    """A token and its log probability."""
+
     token: str
     logprob: float
 
 
 class LogprobStep(NamedTuple):
-    """A generated token and its most likely alternatives."""
+    """A generated token and the most likely tokens at its place."""
 
     chosen: TokenLogprob
     top: list[TokenLogprob]
+    """Most likely first."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageDelta:
-    """A piece of a page's answer. The pieces of each choice come in order."""
+    """A piece of a page's answer. The pieces of each choice arrive in order."""
 
     choice: int
     text: str
@@ -63,6 +66,7 @@ class PageDelta:
     finish_reason: str | None = None
     """Set on the last piece of a choice: stop, length or repetition. An aborted or failed page raises instead."""
     stop_reason: int | str | None = None
+    """The stop token id or stop string that ended the choice, if one did."""
 
 
 @dataclass(frozen=True)
@@ -80,29 +84,31 @@ class PageReading:
     """A page that has been read, or that failed."""
 
     index: int
-    """Its position in the answer, from 0."""
+    """Position of the page in the answer, from 0."""
     source: int
+    """`Job.source`."""
     number: int
-    """As in its `Job`."""
+    """`Job.number`."""
     width: int = 0
     height: int = 0
     """Size of the page as it was read, pixels; 0 if it could not be loaded."""
     dpi: float | None = None
-    """Resolution it was rendered at, pixels per inch; None for a picture."""
+    """Resolution at which the page was rendered, in pixels per inch; None for a picture."""
     image_tokens: int = 0
+    """Number of vision tokens in the prompt."""
     deltas: list[PageDelta] = field(default_factory=list)
-    """All pieces of the answer; of the last attempt if there were several."""
+    """All pieces of the answer, from the last attempt if there were several."""
     attempts: list[Attempt] = field(default_factory=list)
     error: ReadError | None = None
     artifacts: object = None
-    """What `finish` made of the page, see `output.artifacts`."""
+    """The result of the `Finish` function for the page; see `output.artifacts`."""
 
     def text(self, choice: int = 0) -> str:
-        """The answer exactly as the model gave it."""
+        """Return the answer exactly as the model generated it."""
         return "".join(delta.text for delta in self.deltas if delta.choice == choice)
 
     def finish_reason(self, choice: int = 0) -> str | None:
-        """stop, length or repetition; error if the page failed; None while it is being read."""
+        """Return stop, length or repetition; error if the page failed; None while it is being read."""
         if self.error is not None:
             return "error"
         return next(
@@ -110,12 +116,15 @@ class PageReading:
         )
 
     def steps(self, choice: int = 0) -> list[LogprobStep]:
+        """Return the log probabilities of all generated tokens, if they were requested."""
         return [step for delta in self.deltas if delta.choice == choice for step in delta.logprobs or ()]
 
     @property
     def prompt_tokens(self) -> int:
+        """Number of tokens of the prompt, including the picture's."""
         return self.deltas[0].prompt_tokens if self.deltas else 0
 
     @property
     def completion_tokens(self) -> int:
+        """Number of generated tokens of all choices."""
         return sum(delta.num_tokens for delta in self.deltas)

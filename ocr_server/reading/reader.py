@@ -1,4 +1,4 @@
-"""Many pages, read at once and answered in order. Every endpoint reads through here."""
+"""Reads many pages at the same time, and returns them in order. Every endpoint uses this reader."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from ocr_server.reading.loops import REPETITION, LoopPolicy, attempt, next_attem
 from ocr_server.reading.page import Job, Page, PageDelta, PageReading
 
 PAGE_SEPARATOR = "\n\n<--- Page Split --->\n\n"
+"""Stands between the texts of two pages, as in DeepSeek-OCR's own scripts."""
 
 Prepare = Callable[[SourcePage, ResolutionMode], Awaitable[PreparedImage]]
+"""Resizes and cuts a page for the engine."""
 Finish = Callable[[PageReading, SourcePage], Awaitable[object]]
-"""Makes what an endpoint wants beside the text, while the page's picture is still there."""
+"""Makes what an endpoint needs in addition to the text, while the page's picture is still in memory."""
 Show = Callable[[SourcePage], Awaitable[bytes]]
-"""Makes the picture of a page that is shown before it is read."""
+"""Makes the picture that is shown to the client before the page is read."""
 
 
 class Turns(Protocol):
-    """Says when the next page of a request may be loaded and read (see `admission`)."""
+    """Gives the pages of a request their turns to be loaded and read. `admission.Ticket` is one."""
 
     async def acquire(self) -> None: ...
 
@@ -37,8 +39,10 @@ class Turns(Protocol):
 
 
 AHEAD = 4
-"""Pages begun before the first of them has been answered, in multiples of those read at once: one long page does
-not hold up those behind it, and a client that reads slowly does not pile up a thousand answers."""
+"""How many pages are started ahead of the first unanswered one, as a multiple of `at_once`.
+
+A long page does not delay the pages behind it, and a client that reads slowly does not fill the memory with answers.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A page is about to be read, and looks like this."""
+    """A page is about to be read. `picture` shows it."""
 
     reading: PageReading
     picture: bytes
@@ -61,14 +65,17 @@ Event = Opened | Piece | PageReading
 
 
 class Reader:
-    """Reads pages with one engine."""
+    """Reads the pages of requests with an engine."""
 
     def __init__(
         self, engine: Engine, prepare: Prepare, *, family: Family, at_once: int, loops: LoopPolicy = "retry"
     ) -> None:
         """Args:
-        at_once: most pages of one request whose pictures are in memory and which the engine reads.
-        loops: what to do about pages on which the model repeats itself.
+        engine: Reads the pages.
+        prepare: Resizes and cuts a page for the engine.
+        family: The family of the engine's model.
+        at_once: Number of pages of one request that are in memory and in the engine at a time.
+        loops: What to do with pages on which the model repeats itself.
         """
         self._engine = engine
         self._prepare = prepare
@@ -85,20 +92,25 @@ class Reader:
         show: Show | None = None,
         finish: Finish | None = None,
     ) -> AsyncGenerator[Event]:
-        """Read all pages concurrently and yield, page after page, each page's pieces and then its reading; with `show`,
-        before them, how it looks.
+        """Read all pages concurrently, and yield the events of each page in order.
 
-        With `live`, the pieces of the page whose turn it is come as they are made; without, once the page is
-        done. A page that loops is read again unless pieces of it are out already. Closing the generator aborts
-        every page that is still being read.
+        The events of a page are `Opened` (with `show` only), its pieces, and its reading. A page on which the model
+        repeats itself is read again, unless pieces of it have been yielded already. Closing the generator aborts every
+        page that is still being read.
 
-        Each page is loaded when it has a turn from `ticket`, and gives it back when it is read.
+        A page that fails is yielded as a reading with an error, provided that another page does not fail.
 
-        A page that fails is a reading with an error, as long as there is a page that doesn't fail.
+        Args:
+            jobs: The pages.
+            ticket: Gives each page the turn in which it is loaded and read.
+            live: Whether the pieces of the first unanswered page are yielded as they are generated, and not once the
+                page is done.
+            show: Makes the picture of each page that is yielded before it is read.
+            finish: Makes the artifacts of each page.
 
         Raises:
-            Unavailable: the engine has stopped.
-            ReadError: all pages failed; the error of the first.
+            Unavailable: The engine has stopped.
+            ReadError: All pages failed. This is the error of the first.
         """
         work = _Work(self, jobs, ticket, show, finish)
         withheld: list[PageReading] = []
@@ -112,7 +124,7 @@ class Reader:
                             first_error = first_error or event.error
                             succeeded = succeeded or event.error is None
                             if not succeeded:
-                                withheld.append(event)  # an error of the whole request, if no page does better
+                                withheld.append(event)  # an error of the whole request if all pages fail
                                 continue
                         for reading in withheld:
                             yield reading
@@ -125,7 +137,7 @@ class Reader:
             await work.stop()
 
     async def read_page(self, slot: _Slot, job: Job, show: Show | None, finish: Finish | None) -> None:
-        """Read the page of `slot`, as often as it takes."""
+        """Read the page of `slot`, with as many attempts as are needed."""
         reading = slot.reading
         try:
             source: SourcePage | None = None
@@ -134,7 +146,7 @@ class Reader:
                 source = await self._attempt(slot, trial, source, show)
                 reading.attempts.append(attempt(trial, reading.finish_reason()))
                 trial = None
-                if self._loops == "retry" and reading.finish_reason() == REPETITION and slot.begin_again(job):
+                if self._loops == "retry" and reading.finish_reason() == REPETITION and slot.can_be_read_again(job):
                     trial = next_attempt(job, reading.attempts, self._family)
             if finish is not None and source is not None:
                 with stage("output", ocr_page=reading.index):
@@ -145,7 +157,7 @@ class Reader:
             reading.error = error
 
     async def _attempt(self, slot: _Slot, job: Job, source: SourcePage | None, show: Show | None) -> SourcePage:
-        """Read the page once, and load it if it has not been; the picture that was read."""
+        """Load the page if `source` is None, read it once, and return its picture."""
         reading = slot.reading
         mode = mode_name(job.mode) or "custom"
         with stage("intake", INTAKE_SECONDS, ocr_page=reading.index, ocr_mode=mode):
@@ -175,7 +187,7 @@ class Reader:
 
 
 class _Work:
-    """The pages of one request under way, begun in order and within bounds."""
+    """The pages of one request, started in order and within the limits."""
 
     def __init__(
         self, reader: Reader, jobs: Sequence[Job], ticket: Turns, show: Show | None, finish: Finish | None
@@ -189,14 +201,15 @@ class _Work:
         self._at_once = asyncio.Semaphore(reader._at_once)
         self._ahead = asyncio.Semaphore(AHEAD * reader._at_once)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._begin(self._all())
+        self._begin(self._begin_all())
 
     def answered(self) -> None:
-        """One page has been passed on."""
+        """A page has been yielded completely."""
         self._ahead.release()
 
     async def stop(self) -> None:
-        while self._tasks:  # the one that begins the others may have begun one more
+        """Cancel all pages, and wait until they have ended."""
+        while self._tasks:  # the task that starts the pages may have started another one
             for task in self._tasks:
                 task.cancel()
             await asyncio.wait(self._tasks)
@@ -208,20 +221,20 @@ class _Work:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _all(self) -> None:
+    async def _begin_all(self) -> None:
         for slot, job in zip(self.slots, self._jobs, strict=True):
             await self._ahead.acquire()
             await self._at_once.acquire()
             with stage("queue", QUEUE_SECONDS, ocr_page=slot.reading.index):
                 await self._ticket.acquire()
-            # Not in a `finally` of the page's own: cancelled before its first step, it would not get there.
-            self._begin(self._one(slot, job)).add_done_callback(self._give_back)
+            # Not in a `finally` of the page's task, which would not run if the task is cancelled before its first step.
+            self._begin(self._read(slot, job)).add_done_callback(self._give_back)
 
     def _give_back(self, _: object) -> None:
         self._ticket.release()
         self._at_once.release()
 
-    async def _one(self, slot: _Slot, job: Job) -> None:
+    async def _read(self, slot: _Slot, job: Job) -> None:
         try:
             await self._reader.read_page(slot, job, self._show, self._finish)
             slot.end()
@@ -230,7 +243,7 @@ class _Work:
 
 
 class _Slot:
-    """Where the pieces of one page wait for its turn."""
+    """Keeps the events of a page until they are yielded."""
 
     def __init__(self, reading: PageReading) -> None:
         self.reading = reading
@@ -252,11 +265,12 @@ class _Slot:
         self._done, self._failure = True, failure
         self._changed.set()
 
-    def begin_again(self, job: Job) -> bool:
-        """Whether the page can be read anew: nobody has seen any of it, and it has one answer."""
+    def can_be_read_again(self, job: Job) -> bool:
+        """Whether the page can be read again: none of its pieces have been yielded, and it has a single choice."""
         return self._passed_on == 0 and job.decoding.n == 1
 
     async def events(self, live: bool) -> AsyncGenerator[Event]:
+        """Yield the page's events; its pieces as they come if `live`, else once the page is done."""
         while True:
             await self._changed.wait()
             self._changed.clear()

@@ -1,4 +1,4 @@
-"""Bounds on accepted work, and whose turn it is."""
+"""Limits of accepted work, and the order in which pages get their turns."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ async def settle() -> None:
 
 
 class Pages:
-    """Pages that take their turn and hold it until they are let go."""
+    """Pages that take their turn and hold it until `let_go`."""
 
     def __init__(self, admission: Admission) -> None:
         self.admission = admission
         self.order: list[str] = []
-        self._going: list[tuple[Ticket, asyncio.Task[None]]] = []
+        self.running: list[tuple[Ticket, asyncio.Task[None]]] = []
 
     def begin(self, name: str, ticket: Ticket, count: int) -> list[asyncio.Task[None]]:
         ticket.expect(count)
         tasks = [asyncio.create_task(self._one(name, ticket)) for _ in range(count)]
-        self._going += [(ticket, task) for task in tasks]
+        self.running += [(ticket, task) for task in tasks]
         return tasks
 
     async def _one(self, name: str, ticket: Ticket) -> None:
@@ -35,16 +35,16 @@ class Pages:
         self.order.append(name)
 
     async def let_go(self, count: int = 1) -> None:
-        """End so many of the pages that have their turn, the earliest first."""
+        """End so many of the pages that have their turn, the first ones first."""
         await settle()
-        done = [(ticket, task) for ticket, task in self._going if task.done() and not task.cancelled()]
+        done = [(ticket, task) for ticket, task in self.running if task.done() and not task.cancelled()]
         for ticket, task in done[:count]:
-            self._going.remove((ticket, task))
+            self.running.remove((ticket, task))
             ticket.release()
         await settle()
 
 
-async def test_no_more_than_the_slots_at_a_time() -> None:
+async def test_no_more_pages_than_slots_at_a_time() -> None:
     admission = Admission(slots=3, most_waiting=100)
     pages, ticket = Pages(admission), admission.enter()
     pages.begin("a", ticket, 10)
@@ -70,7 +70,7 @@ async def test_a_picture_does_not_wait_for_a_long_document() -> None:
     assert len(pages.order) <= 4
 
 
-async def test_clients_and_their_requests_take_turns() -> None:
+async def test_clients_take_turns_and_so_do_the_requests_of_a_client() -> None:
     admission = Admission(slots=1, most_waiting=100)
     pages = Pages(admission)
     pages.begin("hold", admission.enter("x"), 1)
@@ -82,11 +82,11 @@ async def test_clients_and_their_requests_take_turns() -> None:
     assert pages.order == ["hold", "a1", "b", "a2", "b", "a1", "b", "a2", "a1", "a2"]
 
 
-async def test_over_the_bound_new_requests_are_refused() -> None:
+async def test_new_requests_are_refused_while_the_queue_is_full() -> None:
     admission = Admission(slots=1, most_waiting=3)
     pages = Pages(admission)
     first = admission.enter()
-    pages.begin("a", first, 10)  # a large request is taken whole
+    pages.begin("a", first, 10)  # a large request is accepted as a whole
     await settle()
     with pytest.raises(TooMany) as caught:
         admission.enter()
@@ -97,19 +97,19 @@ async def test_over_the_bound_new_requests_are_refused() -> None:
     admission.enter().close()
 
 
-async def test_a_bound_for_each_client() -> None:
+async def test_the_limit_of_each_client() -> None:
     admission = Admission(slots=1, most_waiting=100, most_of_client=2)
     pages = Pages(admission)
     pages.begin("a", admission.enter("a"), 2)
     await settle()
-    with pytest.raises(TooMany, match="yours"):
+    with pytest.raises(TooMany, match=r"You have 2 pages in progress; the limit is 2\."):
         admission.enter("a")
     pages.begin("b", admission.enter("b"), 1)
     await pages.let_go()
     admission.enter("a").close()
 
 
-async def test_who_goes_leaves_the_queue() -> None:
+async def test_a_cancelled_request_leaves_the_queue() -> None:
     admission = Admission(slots=1, most_waiting=100)
     pages = Pages(admission)
     pages.begin("a", admission.enter("a"), 1)
@@ -128,7 +128,7 @@ async def test_who_goes_leaves_the_queue() -> None:
     assert pages.order == ["a", "c"]
 
 
-async def test_retry_after_follows_the_speed() -> None:
+async def test_retry_after_follows_from_the_speed() -> None:
     now = [1000.0]
     admission = Admission(slots=1, most_waiting=10, clock=lambda: now[0])
     ticket = admission.enter()
@@ -143,11 +143,11 @@ async def test_retry_after_follows_the_speed() -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-async def test_nothing_is_lost_whoever_goes_when(seed: int) -> None:
-    """Random comings, endings and cancellations: at the end all counts are zero, and never were too many at work."""
+async def test_no_slot_is_lost_whenever_requests_are_cancelled(seed: int) -> None:
+    """Requests come, end and are cancelled at random: there are never too many pages, and all counts return to 0."""
     rng = random.Random(seed)
-    admission = Admission(slots=3, most_waiting=10_000, background_slots=2)
-    tickets: list[Ticket] = []
+    limit = 10_000
+    admission = Admission(slots=3, most_waiting=limit, most_of_client=limit, background_slots=2)
 
     async def page(ticket: Ticket) -> None:
         await ticket.acquire()
@@ -161,7 +161,6 @@ async def test_nothing_is_lost_whoever_goes_when(seed: int) -> None:
 
     async def request() -> None:
         ticket = admission.enter(rng.choice("abc"), in_background=rng.random() < 0.4)
-        tickets.append(ticket)
         count = rng.randrange(1, 6)
         ticket.expect(count)
         tasks = [asyncio.create_task(page(ticket)) for _ in range(count)]
@@ -177,31 +176,39 @@ async def test_nothing_is_lost_whoever_goes_when(seed: int) -> None:
     await asyncio.gather(*(request() for _ in range(20)))
     assert (admission.pages_in_flight, admission.pages_waiting) == (0, 0)
     assert admission.background_in_flight == 0
-    assert not admission._line
-    assert not admission._background_line
-    assert not admission._of_client
+    for client in "abc":  # a page that was still counted for the client would be one too many
+        ticket = admission.enter(client)
+        ticket.expect(limit - 1)
+        admission.enter(client).close()
+        ticket.close()
+    async with asyncio.timeout(5):  # a page that was still in a queue would keep these waiting
+        for in_background, count in ((True, 2), (False, 1)):
+            ticket = admission.enter(in_background=in_background)
+            ticket.expect(count)
+            for _ in range(count):
+                await ticket.acquire()
 
 
-async def test_the_background_has_slots_while_nobody_else_waits() -> None:
+async def test_background_pages_get_slots_while_no_other_page_waits() -> None:
     admission = Admission(slots=3, most_waiting=2, background_slots=2)
     pages = Pages(admission)
     pages.begin("batch", admission.enter("b", in_background=True), 10)
     await settle()
-    assert pages.order == ["batch"] * 2, "one slot is left for others"
+    assert pages.order == ["batch"] * 2, "one slot is left for other requests"
     assert (admission.pages_in_flight, admission.background_in_flight, admission.pages_waiting) == (2, 2, 0)
     pages.begin("asks", admission.enter("a"), 4)
     await settle()
     assert pages.order[2:] == ["asks"]
     for _ in range(3):
         await pages.let_go()
-    assert pages.order[3:] == ["asks"] * 3, "all that wait go before the batch"
+    assert pages.order[3:] == ["asks"] * 3, "all waiting pages go before the batch"
     for _ in range(20):
         await pages.let_go()
     assert pages.order.count("batch") == 10
     assert (admission.pages_in_flight, admission.background_in_flight, admission.pages_waiting) == (0, 0, 0)
 
 
-async def test_the_background_is_not_refused_and_refuses_nobody() -> None:
+async def test_background_requests_are_not_refused_and_do_not_cause_refusals() -> None:
     admission = Admission(slots=1, most_waiting=1, most_of_client=1, background_slots=1)
     pages = Pages(admission)
     for _ in range(3):
@@ -212,16 +219,16 @@ async def test_the_background_is_not_refused_and_refuses_nobody() -> None:
     assert pages.order == ["batch", "asks"]
 
 
-async def test_a_background_page_that_is_given_up_frees_its_slot() -> None:
+async def test_a_cancelled_background_page_frees_its_slot() -> None:
     admission = Admission(slots=1, most_waiting=10, background_slots=1)
     pages, ticket = Pages(admission), admission.enter("b", in_background=True)
     _, second, third = pages.begin("batch", ticket, 3)
     await settle()
     third.cancel()
     await settle()
-    ticket_done = [task for _, task in pages._going if task.done() and not task.cancelled()]
-    assert len(ticket_done) == 1
+    done = [task for _, task in pages.running if task.done() and not task.cancelled()]
+    assert len(done) == 1
     ticket.release()
-    second.cancel()  # just as it is given the slot
+    second.cancel()  # at the moment when it is given the slot
     await settle()
     assert (admission.pages_in_flight, admission.background_in_flight) == (0, 0)

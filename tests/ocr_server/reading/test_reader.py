@@ -1,4 +1,4 @@
-"""Many pages at once, answered in order; pages that fail, and pages that loop."""
+"""Many pages are read at the same time and answered in order; pages that fail, and pages that repeat themselves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PICTURE = SourcePage(np.zeros((20, 30, 3), np.uint8), dpi=None)
 
 
 class Loads:
-    """Where pages come from; counts those that are in memory."""
+    """Makes jobs, and records the pages that were loaded."""
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
         self.broken = broken
@@ -56,7 +56,7 @@ def reader(engine: FakeEngine, at_once: int = 32, loops: LoopPolicy = "retry") -
 
 
 def ticket(pages: int = 1000, slots: int = 1000) -> Ticket:
-    """A place with room for all."""
+    """A ticket that never has to wait, unless the arguments say so."""
     ticket = Admission(slots=slots, most_waiting=1).enter()
     ticket.expect(pages)
     return ticket
@@ -85,7 +85,7 @@ class TestOrder:
         at_once=st.integers(1, 4),
     )
     @examples(60)
-    def test_pages_come_in_order_whenever_they_are_ready(
+    def test_pages_come_in_order_no_matter_when_they_are_ready(
         self, delays: list[list[int]], live: bool, at_once: int
     ) -> None:
         async def script(_: int, page: Page) -> AsyncGenerator[PageDelta]:
@@ -105,7 +105,7 @@ class TestOrder:
         ]
         assert sorted(engine.finished) == list(range(len(delays)))
 
-    async def test_a_reading_says_what_was_read(self) -> None:
+    async def test_a_reading_describes_what_was_read(self) -> None:
         (reading,) = readings(await all_of(reader(FakeEngine()).read(Loads().jobs(1, "small"), ticket())))
         assert (reading.width, reading.height, reading.dpi) == (30, 20, None)
         assert (reading.text(), reading.finish_reason(), reading.image_tokens) == ("Hello", "stop", 640)
@@ -115,7 +115,7 @@ class TestOrder:
     async def test_no_pages(self) -> None:
         assert await all_of(reader(FakeEngine()).read([], ticket())) == []
 
-    async def test_the_first_page_streams_while_others_run(self) -> None:
+    async def test_the_first_page_is_streamed_while_others_are_read(self) -> None:
         gate = asyncio.Event()
 
         async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
@@ -137,8 +137,8 @@ class TestOrder:
         assert [text for _, text in rest] == ["0 ends", "1 begins", "1 ends", "2 begins", "2 ends"]
 
 
-class TestBounds:
-    async def test_as_many_at_once_as_allowed(self) -> None:
+class TestLimits:
+    async def test_as_many_pages_at_a_time_as_allowed(self) -> None:
         gate, most = asyncio.Event(), 0
 
         async def script(_: int, __: Page) -> AsyncGenerator[PageDelta]:
@@ -156,7 +156,7 @@ class TestBounds:
         gate.set()
         assert len(readings(await reading)) == 50
 
-    async def test_slots_are_given_back_whenever_it_ends(self) -> None:
+    async def test_slots_are_given_back_whenever_the_request_is_cancelled(self) -> None:
         for turns in range(40):
             admission = Admission(slots=2, most_waiting=1000)
             place = admission.enter()
@@ -170,7 +170,7 @@ class TestBounds:
             await asyncio.sleep(0)
             assert (admission.pages_in_flight, admission.pages_waiting) == (0, 0), turns
 
-    async def test_a_long_page_holds_nobody_up_until_there_are_many_answers(self) -> None:
+    async def test_a_long_page_does_not_delay_others_until_many_answers_wait(self) -> None:
         gate = asyncio.Event()
 
         async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
@@ -189,7 +189,7 @@ class TestBounds:
 
 
 class TestFailures:
-    async def test_a_page_that_can_not_be_had_loses_no_other(self) -> None:
+    async def test_a_page_that_cannot_be_loaded_does_not_affect_others(self) -> None:
         events = await all_of(reader(FakeEngine()).read(Loads(broken=(0, 2)).jobs(4), ticket(), live=True))
         assert [(reading.index, reading.finish_reason()) for reading in readings(events)] == [
             (0, "error"),
@@ -206,7 +206,7 @@ class TestFailures:
         assert pieces(events) == [(1, "Hello"), (3, "Hello")]
 
     @pytest.mark.parametrize("live", [False, True])
-    async def test_a_page_on_which_the_engine_fails_loses_no_other(self, live: bool) -> None:
+    async def test_a_page_on_which_the_engine_fails_does_not_affect_others(self, live: bool) -> None:
         async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
             yield delta("half")
             if number == 1:
@@ -219,12 +219,12 @@ class TestFailures:
 
     @pytest.mark.parametrize("live", [False, True])
     @pytest.mark.parametrize("count", [1, 3])
-    async def test_where_all_pages_fail_the_request_fails(self, count: int, live: bool) -> None:
-        """And nothing comes before the error, so that it can be the answer's status."""
+    async def test_the_request_fails_if_all_pages_fail(self, count: int, live: bool) -> None:
+        """Nothing comes before the error, so that it can determine the HTTP status."""
         with pytest.raises(InvalidRequest, match="page 0 is torn"):
             await anext(reader(FakeEngine()).read(Loads(broken=(0, 1, 2)).jobs(count), ticket(), live=live))
 
-    async def test_an_engine_that_stopped_ends_the_request(self) -> None:
+    async def test_an_unavailable_engine_ends_the_request(self) -> None:
         async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
             if number == 1:
                 raise Unavailable("gone")
@@ -233,7 +233,7 @@ class TestFailures:
         with pytest.raises(Unavailable):
             await all_of(reader(FakeEngine(script)).read(jobs(3), ticket()))
 
-    async def test_a_bug_is_not_a_page_error(self) -> None:
+    async def test_an_unexpected_exception_is_not_an_error_of_the_page(self) -> None:
         async def script(_: int, __: Page) -> AsyncGenerator[PageDelta]:
             raise RuntimeError("bug")
             yield
@@ -261,7 +261,7 @@ class TestFailures:
 
 
 class TestFinish:
-    async def test_it_sees_the_page_with_its_picture_and_before_its_turn(self) -> None:
+    async def test_it_gets_the_page_with_its_picture_before_the_page_is_yielded(self) -> None:
         gate, seen = asyncio.Event(), []
 
         async def script(number: int, _: Page) -> AsyncGenerator[PageDelta]:
@@ -281,11 +281,11 @@ class TestFinish:
 
 
 class TestLoops:
-    """The engine ends a page that repeats itself."""
+    """The engine ends a page on which the model repeats itself."""
 
     @staticmethod
     def engine(times: int, *, page: int = 0) -> FakeEngine:
-        """One whose page loops so many times."""
+        """An engine on which a page repeats itself in so many attempts."""
         tries = [0]
 
         async def script(_: int, given: Page) -> AsyncGenerator[PageDelta]:
@@ -294,13 +294,13 @@ class TestLoops:
                 return
             tries[0] += 1
             yield delta("la ")
-            for _turn in range(5):  # time for a reader to take it
+            for _turn in range(5):  # time to yield the piece
                 await asyncio.sleep(0)
             yield delta("la", finish="repetition" if tries[0] <= times else "stop")
 
         return FakeEngine(script)
 
-    async def test_it_is_read_again_with_a_stricter_guard(self) -> None:
+    async def test_the_page_is_read_again_with_a_stricter_guard(self) -> None:
         engine = self.engine(1)
         (reading,) = readings(await all_of(reader(engine).read(jobs(1), ticket())))
         assert (reading.text(), reading.finish_reason()) == ("la la", "stop")
@@ -312,13 +312,13 @@ class TestLoops:
             (20, 1024, "stop"),
         ]
 
-    async def test_then_in_another_mode(self) -> None:
+    async def test_then_the_page_is_read_in_another_mode(self) -> None:
         engine = self.engine(2)
         (reading,) = readings(await all_of(reader(engine).read(Loads().jobs(1, "gundam"), ticket())))
         assert reading.finish_reason() == "stop"
         assert [each.mode for each in reading.attempts] == [MODES["gundam"], MODES["gundam"], MODES["base"]]
 
-    async def test_then_no_more(self) -> None:
+    async def test_then_the_page_is_left_as_it_is(self) -> None:
         engine = self.engine(9)
         events = await all_of(reader(engine).read(jobs(1), ticket()))
         (reading,) = readings(events)
@@ -332,7 +332,7 @@ class TestLoops:
         assert reading.finish_reason() == "repetition"
         assert [page.decoding.detect_loops for page in engine.pages] == [watched]
 
-    async def test_what_a_client_has_seen_is_not_taken_back(self) -> None:
+    async def test_a_page_is_not_read_again_once_pieces_were_yielded(self) -> None:
         engine = self.engine(1)
         events = await all_of(reader(engine).read(jobs(1), ticket(), live=True))
         assert len(engine.pages) == 1
@@ -354,7 +354,7 @@ class TestLoops:
         gate.set()
         assert [each.finish_reason() for each in readings(await reading)] == ["stop", "stop"]
 
-    async def test_several_choices_are_left_as_they_are(self) -> None:
+    async def test_a_page_with_several_choices_is_not_read_again(self) -> None:
         job = jobs(1)[0]
         job = replace(job, decoding=replace(job.decoding, n=2, temperature=1.0))
         engine = self.engine(1)
