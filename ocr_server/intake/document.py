@@ -44,12 +44,15 @@ class Document(ABC):
         """Release what the document holds. Idempotent."""
 
     def single(self, number: int) -> Document:
-        """A document of one of the selected pages, which stays open until this one is closed."""
+        """Return a document with one of the selected pages, which is readable as long as this document is open.
+
+        Closing the returned document does not close this one.
+        """
         return _SinglePage(self, number)
 
 
 class _SinglePage(Document):
-    """One page of a document that its owner closes."""
+    """One page of a document, which is closed by its owner."""
 
     def __init__(self, document: Document, number: int) -> None:
         super().__init__([document.indices[number]], document.size_bytes, is_document=document.is_document)

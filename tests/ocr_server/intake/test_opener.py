@@ -75,7 +75,7 @@ class OpenFiles:
         pages: str | None = None,
         password: str | None = None,
         dpi: float = DEFAULT_DPI,
-        **limits: int,
+        **limits: Any,
     ) -> Document:
         opener = Opener(dataclasses.replace(self.limits, **limits), self.threads, self.workers)
         selection = None if pages is None else parse_pages(pages, first=1)

@@ -35,7 +35,7 @@ class Internet(httpx.AsyncBaseTransport):
 
 
 class Names:
-    """Replaces the resolver of the system. Each look-up of a name returns its next address, or its only remaining one."""
+    """Replaces the resolver of the system. Each look-up of a name returns its next address, or its last one."""
 
     def __init__(self) -> None:
         self.answers: dict[str, list[str]] = {}
