@@ -86,7 +86,9 @@ async def problem_with(name: str, bad: Bad, opener: Opener) -> str | None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind.endswith("bombs") else []) for kind in KINDS]
+)
 async def test_bad_files(kind: str, opener: Opener) -> None:
     problems, most = [], 0
     for name, bad in KINDS[kind]():
