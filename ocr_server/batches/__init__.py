@@ -1,1 +1,1 @@
-"""Files and batches: many requests at once, read in the background, that survive whatever ends the server."""
+"""Files and batches: large numbers of requests that are read in the background and survive a crash of the server."""

@@ -1,0 +1,1 @@
+"""The APIs of the server, one folder each, and what they share."""

@@ -27,7 +27,7 @@ from ocr_server.engine.sampling import refusal, sampling_params
 from ocr_server.errors import DecodingError, EngineFailure, Unavailable
 from ocr_server.observability import tracing
 from ocr_server.reading.decoding import Decoding
-from ocr_server.reading.page import LogprobStep, Page, PageDelta, TokenLogprob
+from ocr_server.reading.page import LogprobStep, Page, PageDelta, ScoredToken
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
@@ -318,8 +318,8 @@ def _logprobs(completion: CompletionOutput) -> list[LogprobStep] | None:
         chosen = candidates[token_id]
         steps.append(
             LogprobStep(
-                chosen=TokenLogprob(chosen.decoded_token or "", chosen.logprob),
-                top=[TokenLogprob(each.decoded_token or "", each.logprob) for each in ranked],
+                chosen=ScoredToken(chosen.decoded_token or "", chosen.logprob),
+                top=[ScoredToken(each.decoded_token or "", each.logprob) for each in ranked],
             )
         )
     return steps

@@ -1,0 +1,1 @@
+"""URLs and bytes → pages, under limits."""

@@ -1,0 +1,1 @@
+"""The model's answers → blocks, markdown, tables, figures, overlays."""

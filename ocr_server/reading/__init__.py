@@ -1,0 +1,1 @@
+"""Pages → answers, in order: admission, reader, retries. asyncio only."""

@@ -37,7 +37,7 @@ class Job:
     """Index of the page in that source, from 0."""
 
 
-class TokenLogprob(NamedTuple):
+class ScoredToken(NamedTuple):
     """A token and its log probability."""
 
     token: str
@@ -47,8 +47,8 @@ class TokenLogprob(NamedTuple):
 class LogprobStep(NamedTuple):
     """A generated token and the most likely tokens at its place."""
 
-    chosen: TokenLogprob
-    top: list[TokenLogprob]
+    chosen: ScoredToken
+    top: list[ScoredToken]
     """Most likely first."""
 
 

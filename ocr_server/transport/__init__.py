@@ -1,0 +1,1 @@
+"""HTTP without OCR: middleware, API keys, connections, server-sent events."""

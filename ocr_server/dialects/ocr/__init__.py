@@ -1,0 +1,1 @@
+"""An OCR API in the shape of Mistral's."""

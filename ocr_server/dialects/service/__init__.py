@@ -1,0 +1,1 @@
+"""What the server says about itself: information, models, health, metrics, the web page."""
