@@ -1,4 +1,4 @@
-"""What Prometheus is told, and that the dashboard and the alerts speak of nothing else."""
+"""The metrics, and that the dashboard and the alerts use only metrics that exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import httpx
 import pytest
 import yaml
 from fastapi import FastAPI
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 from config import ROOT, Settings
 from deepseek_ocr.modes import MODES, ResolutionMode
@@ -33,6 +34,8 @@ def value(name: str, **labels: str) -> float:
 
 
 class Increase:
+    """How much a metric has increased since this object was created."""
+
     def __init__(self, name: str, **labels: str) -> None:
         self._name, self._labels = name, labels
         self._before = value(name, **labels)
@@ -136,7 +139,7 @@ class TestRequests:
 
 
 class TestWatching:
-    def test_what_is_under_way(self) -> None:
+    def test_gauges_are_read_on_every_scrape(self) -> None:
         queue = SimpleNamespace(pages_in_flight=3, pages_waiting=40, background_in_flight=0)
         with metrics.watching(SimpleNamespace(restarts=2), queue), metrics.watching(FakeEngine(), None):
             assert value("ocr_pages_in_flight") == 3
@@ -145,7 +148,7 @@ class TestWatching:
             assert value("ocr_engine_restarts_total") == 2
         assert value("ocr_pages_in_flight") == value("ocr_engine_restarts_total") == 0
 
-    async def test_an_app_is_watched_while_it_runs(self, app: FastAPI, settings: Settings) -> None:
+    async def test_an_application_is_read_while_it_runs(self, app: FastAPI, settings: Settings) -> None:
         app.state.runtime.admission.pages_in_flight = 5
         async with app.router.lifespan_context(app):
             assert value("ocr_pages_in_flight") == 5
@@ -155,7 +158,7 @@ class TestWatching:
 
 
 def our_names() -> set[str]:
-    """All series of ours, those that have no sample yet included."""
+    """The names of all of our series, including those without samples."""
     names = set()
     for family in REGISTRY.collect():
         if family.name.startswith("ocr_"):
@@ -164,8 +167,23 @@ def our_names() -> set[str]:
     return names
 
 
+def our_labels() -> dict[str, set[str]]:
+    """The names of the labels of each of our counters that has samples."""
+    return {
+        sample.name: set(sample.labels)
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name.startswith("ocr_") and sample.name.endswith("_total")
+    }
+
+
+def names_in(expression: str) -> set[str]:
+    """The names of the metrics that an expression uses."""
+    return set(re.findall(r"\b(?:ocr_|vllm:)\w+|\bup\b", expression))
+
+
 def vllm_names() -> set[str]:
-    """All series that this version of vLLM makes, by the calls that make them."""
+    """The names of all series of the installed version of vLLM, from the calls in its source code."""
     package = importlib.util.find_spec("vllm")
     assert package is not None
     assert package.origin is not None
@@ -188,44 +206,66 @@ def expressions() -> list[str]:
     return found + [item["query"] for item in dashboard["templating"]["list"] if item["type"] == "query"]
 
 
+class TestRegistry:
+    def test_of_one_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+        assert metrics.registry() is REGISTRY
+
+    def test_of_several_processes(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """As vLLM sets it up: each process writes its values to a file, and a scrape adds them up."""
+        for process in (1, 2):
+            values = MmapedDict(str(tmp_path / f"counter_{process}.db"))
+            values.write_value(mmap_key("vllm:pages_total", "vllm:pages_total", [], [], "Pages."), 20.0 + process, 0.0)
+            values.close()
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+        gathered = metrics.registry()
+        assert gathered is not REGISTRY
+        assert isinstance(gathered, CollectorRegistry)
+        assert gathered.get_sample_value("vllm:pages_total") == 43
+
+
 class TestMonitoring:
-    def test_it_speaks_of_metrics_that_are(self) -> None:
-        known = our_names() | vllm_names() | {"up"}
-        assert {"vllm:num_requests_running", "ocr_pages_total", "ocr_queue_seconds_bucket"} <= known
+    def test_every_expression_uses_a_metric(self) -> None:
         for expression in expressions():
-            named = set(re.findall(r"\b(?:ocr_|vllm:)\w+|\bup\b", expression))
-            assert named, expression
-            assert named <= known, expression
+            assert names_in(expression), expression
+
+    def test_our_metrics_exist(self) -> None:
+        known = our_names()
+        assert {"ocr_pages_total", "ocr_queue_seconds_bucket"} <= known
+        used = {name for name in names_in(" ".join(expressions())) if name.startswith("ocr_")}
+        assert used <= known
+
+    @pytest.mark.engine
+    def test_metrics_of_vllm_exist(self) -> None:
+        known = vllm_names()
+        assert "vllm:num_requests_running" in known
+        used = {name for name in names_in(" ".join(expressions())) if name.startswith("vllm:")}
+        assert used
+        assert used <= known
 
     def test_every_metric_of_ours_is_shown(self) -> None:
         shown = " ".join(expressions())
         for name in our_names():
             assert re.sub(r"_(bucket|sum|count)$", "", name) in shown
 
-    def test_it_asks_for_labels_that_are(self) -> None:
-        labels = {
-            "ocr_requests_total": metrics.REQUESTS,
-            "ocr_pages_total": metrics.PAGES,
-            "ocr_tokens_total": metrics.TOKENS,
-            "ocr_fetch_failures_total": metrics.FETCH_FAILURES_TOTAL,
-            "ocr_loops_total": metrics.LOOPS,
-            "ocr_batches_total": metrics.BATCHES,
-            "ocr_batch_requests_total": metrics.BATCH_REQUESTS,
-        }
-        asked = 0
+    def test_the_labels_that_are_selected_exist(self) -> None:
+        metrics.request_done("/v1/models", 200, 0.0)
+        metrics.page_done(reading("stop"))
+        metrics.fetch_failed(None)
+        known = our_labels()
+        selected: dict[str, set[str]] = {}
         for expression in expressions():
             for name, selectors in re.findall(r"\b(ocr_\w+_total)\{([^}]*)\}", expression):
-                for label in re.findall(r"(\w+)=", selectors):
-                    if label != "instance":
-                        assert label in labels[name]._labelnames
-                        asked += 1
-            by = re.match(r"sum by \((\w+)\) \((?:rate|increase)\((ocr_\w+_total)", expression)
-            if by and by[1] != "instance":
-                assert by[1] in labels[by[2]]._labelnames
-                asked += 1
-        assert asked >= 8
+                selected.setdefault(name, set()).update(re.findall(r"(\w+)=", selectors))
+            if by := re.match(r"sum by \((\w+)\) \((?:rate|increase)\((ocr_\w+_total)", expression):
+                selected.setdefault(by[2], set()).add(by[1])
+        assert {name for name, labels in selected.items() if labels - {"instance"}} == {
+            name for name, labels in known.items() if labels
+        }, "every counter with labels is shown by label"
+        for name, labels in selected.items():
+            assert labels <= known[name] | {"instance"}, name
 
-    def test_every_alert_says_what_is_wrong(self) -> None:
+    def test_every_alert_has_a_severity_and_a_summary(self) -> None:
         alerts = yaml.safe_load((MONITORING / "alerts.yml").read_text(encoding="utf-8"))
         for rule in alerts["groups"][0]["rules"]:
             assert rule["labels"]["severity"] in ("warning", "critical")

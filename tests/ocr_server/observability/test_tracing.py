@@ -1,4 +1,4 @@
-"""Spans of requests and of their pages, seen by an exporter that keeps them in memory."""
+"""Spans of requests and of their pages, collected by an exporter in memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.ocr_server.conftest import (
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
-class Told:
+class Spans:
     """The spans that have ended."""
 
     def __init__(self) -> None:
@@ -54,13 +54,13 @@ class Told:
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def spans() -> Spans:
+    return Spans()
 
 
 @pytest.fixture
-async def app(settings: Settings, engine: FakeEngine, told: Told) -> AsyncIterator[FastAPI]:
-    app = create_app(Runtime.build(settings, engine), told.provider)
+async def app(settings: Settings, engine: FakeEngine, spans: Spans) -> AsyncIterator[FastAPI]:
+    app = create_app(Runtime.build(settings, engine), spans.provider)
     yield app
     await app.state.runtime.intake.close()
 
@@ -69,12 +69,12 @@ def attributes(span: ReadableSpan) -> dict[str, object]:
     return dict(span.attributes or {})
 
 
-async def test_a_request_and_its_pages(client: httpx.AsyncClient, engine: FakeEngine, told: Told) -> None:
+async def test_a_request_and_its_pages(client: httpx.AsyncClient, engine: FakeEngine, spans: Spans) -> None:
     engine.script = says("Hello", "you")
     body = chat(message(picture(), picture(png(9, 9)), "Free OCR."), ocr={"mode": "tiny"})
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "mine"}
     assert (await client.post(CHAT, json=body, headers=headers)).status_code == 200
-    request = told.one(f"POST {CHAT}")
+    request = spans.one(f"POST {CHAT}")
     assert request.kind is SpanKind.SERVER
     assert attributes(request) == {
         "ocr.request_id": "mine",
@@ -86,12 +86,12 @@ async def test_a_request_and_its_pages(client: httpx.AsyncClient, engine: FakeEn
     assert request.parent is not None
     assert format_trace_id(request.context.trace_id) == TRACE
     assert format_span_id(request.parent.span_id) == PARENT
-    below = [span for span in told if span is not request]
+    below = [span for span in spans if span is not request]
     assert all(span.parent is not None and span.parent.span_id == request.context.span_id for span in below)
     assert sorted(span.name for span in below) == ["engine", "engine", "intake", "intake", "open", "queue", "queue"]
     for name in ("queue", "intake", "engine"):
-        assert sorted(str(attributes(span)["ocr.page"]) for span in told.named(name)) == ["0", "1"]
-    assert attributes(min(told.named("engine"), key=lambda span: str(attributes(span)["ocr.page"]))) == {
+        assert sorted(str(attributes(span)["ocr.page"]) for span in spans.named(name)) == ["0", "1"]
+    assert attributes(min(spans.named("engine"), key=lambda span: str(attributes(span)["ocr.page"]))) == {
         "ocr.page": 0,
         "ocr.mode": "tiny",
         "ocr.image_tokens": 73,
@@ -99,36 +99,38 @@ async def test_a_request_and_its_pages(client: httpx.AsyncClient, engine: FakeEn
         "gen_ai.usage.output_tokens": 2,
         "gen_ai.response.finish_reasons": ("stop",),
     }
-    assert all(span.status.status_code is StatusCode.UNSET for span in told)
+    assert all(span.status.status_code is StatusCode.UNSET for span in spans)
 
 
-async def test_streams_and_products(client: httpx.AsyncClient, told: Told) -> None:
-    """The request's span ends with the answer, not with its first byte; what is made beside the text is a stage."""
+async def test_streams_and_artifacts(client: httpx.AsyncClient, spans: Spans) -> None:
+    """The span of a request ends with the last byte of the response. Making artifacts is a stage."""
     async with client.stream("POST", CHAT, json=chat(stream=True)) as answer:
         await answer.aread()
-    request, engine = told.one(f"POST {CHAT}"), told.one("engine")
+    request, engine = spans.one(f"POST {CHAT}"), spans.one("engine")
     assert engine.end_time is not None
     assert request.end_time is not None
     assert engine.end_time <= request.end_time
-    assert not told.named("output")
+    assert not spans.named("output")
     body = {"model": "deepseek-ocr", "document": {"type": "image_url", "image_url": png()}}
     assert (await client.post("/v1/ocr", json=body)).status_code == 200
-    assert attributes(told.one("output")) == {"ocr.page": 0}
+    assert attributes(spans.one("output")) == {"ocr.page": 0}
 
 
-async def test_pages_read_again(client: httpx.AsyncClient, engine: FakeEngine, told: Told) -> None:
+async def test_pages_read_again(client: httpx.AsyncClient, engine: FakeEngine, spans: Spans) -> None:
     async def script(number: int, _: object) -> AsyncIterator[PageDelta]:
         yield delta("Hello", finish="stop" if number else "repetition")
 
     engine.script = script  # type: ignore[assignment]
     assert (await client.post(CHAT, json=chat())).status_code == 200
-    ends = [attributes(span)["gen_ai.response.finish_reasons"] for span in told.named("engine")]
+    ends = [attributes(span)["gen_ai.response.finish_reasons"] for span in spans.named("engine")]
     assert ends == [("repetition",), ("stop",)]
-    assert len(told.named("queue")) == 1
+    assert len(spans.named("queue")) == 1
 
 
-async def test_nothing_of_the_document_is_in_them(client: httpx.AsyncClient, engine: FakeEngine, told: Told) -> None:
-    """Neither of the prompt, the answer, the address or the key; nor in what an exception says."""
+async def test_spans_contain_nothing_of_the_document(
+    client: httpx.AsyncClient, engine: FakeEngine, spans: Spans
+) -> None:
+    """Nor of the prompt, the answer, the URL, the key, or the message of an exception."""
     headers = {"authorization": "Bearer sk-secret", "cookie": "secret"}
     url = "https://secret.example/secret.png?secret"
     bodies = [
@@ -149,10 +151,10 @@ async def test_nothing_of_the_document_is_in_them(client: httpx.AsyncClient, eng
     await client.get("/v1/models/secret")
     await client.get("/secret?secret")
     await client.request("SECRET", "/secret")
-    assert len(told.named("engine")) == 4
-    assert len(told.named(f"POST {CHAT}")) == 16
-    assert {span.name for span in told} >= {"GET none", "_OTHER none", "GET /v1/models/{model_id}"}
-    for span in told:
+    assert len(spans.named("engine")) == 4
+    assert len(spans.named(f"POST {CHAT}")) == 16
+    assert {span.name for span in spans} >= {"GET none", "_OTHER none", "GET /v1/models/{model_id}"}
+    for span in spans:
         assert "secret" not in span.to_json().lower()
         assert not span.events
 
@@ -160,31 +162,33 @@ async def test_nothing_of_the_document_is_in_them(client: httpx.AsyncClient, eng
 @pytest.mark.parametrize(
     ("error", "status"), [(EngineFailure("no"), 500), (Unavailable("no"), 503), (RuntimeError(), 500)]
 )
-async def test_what_fails_says_so(
-    client: httpx.AsyncClient, engine: FakeEngine, told: Told, error: Exception, status: int
+async def test_failures_are_recorded(
+    client: httpx.AsyncClient, engine: FakeEngine, spans: Spans, error: Exception, status: int
 ) -> None:
     engine.script = fails(error)
     assert (await client.post(CHAT, json=chat())).status_code == status
-    assert attributes(told.one("engine"))["error.type"] == type(error).__name__
-    assert attributes(told.one(f"POST {CHAT}"))["http.response.status_code"] == status
+    assert attributes(spans.one("engine"))["error.type"] == type(error).__name__
+    assert attributes(spans.one(f"POST {CHAT}"))["http.response.status_code"] == status
     for name in ("engine", f"POST {CHAT}"):
-        assert told.one(name).status.status_code is StatusCode.ERROR
-    assert told.one("intake").status.status_code is StatusCode.UNSET
+        assert spans.one(name).status.status_code is StatusCode.ERROR
+    assert spans.one("intake").status.status_code is StatusCode.UNSET
 
 
-async def test_a_wrong_request_is_no_fault_of_the_server(client: httpx.AsyncClient, told: Told) -> None:
+async def test_an_invalid_request_is_not_an_error_of_the_server(client: httpx.AsyncClient, spans: Spans) -> None:
     assert (await client.post(CHAT, content=b"{")).status_code == 400
-    assert [(span.name, span.status.status_code) for span in told] == [(f"POST {CHAT}", StatusCode.UNSET)]
+    assert [(span.name, span.status.status_code) for span in spans] == [(f"POST {CHAT}", StatusCode.UNSET)]
 
 
 @pytest.mark.parametrize("path", ["/health", "/livez", "/readyz", "/ping", "/metrics"])
-async def test_probes_are_not_traced(client: httpx.AsyncClient, told: Told, path: str) -> None:
+async def test_probes_are_not_traced(client: httpx.AsyncClient, spans: Spans, path: str) -> None:
     assert (await client.get(path)).status_code == 200
-    assert not list(told)
+    assert not list(spans)
 
 
-async def test_an_app_without_them_is_not_traced(settings: Settings, told: Told, client: httpx.AsyncClient) -> None:
-    """Beside one in the same process that is."""
+async def test_an_application_without_a_provider_is_not_traced(
+    settings: Settings, spans: Spans, client: httpx.AsyncClient
+) -> None:
+    """Even if another application in the same process is traced."""
     engine = FakeEngine()
     other = create_app(Runtime.build(settings, engine))
     seen: list[object] = []
@@ -198,10 +202,10 @@ async def test_an_app_without_them_is_not_traced(settings: Settings, told: Told,
         assert (await plain.post(CHAT, json=chat())).status_code == 200
     await other.state.runtime.intake.close()
     assert seen == [None]
-    assert not list(told)
+    assert not list(spans)
 
 
-async def test_the_engine_is_told_the_span(client: httpx.AsyncClient, engine: FakeEngine, told: Told) -> None:
+async def test_the_engine_gets_the_current_span(client: httpx.AsyncClient, engine: FakeEngine, spans: Spans) -> None:
     seen: list[dict[str, str] | None] = []
 
     async def script(_: int, __: object) -> AsyncIterator[PageDelta]:
@@ -210,7 +214,7 @@ async def test_the_engine_is_told_the_span(client: httpx.AsyncClient, engine: Fa
 
     engine.script = script  # type: ignore[assignment]
     await client.post(CHAT, json=chat())
-    context = told.one("engine").context
+    context = spans.one("engine").context
     assert context is not None
     assert seen[0] is not None
     assert seen[0]["traceparent"].split("-")[1:3] == [
@@ -219,7 +223,7 @@ async def test_the_engine_is_told_the_span(client: httpx.AsyncClient, engine: Fa
     ]
 
 
-async def test_the_last_spans_are_sent_when_the_server_stops(settings: Settings, told: Told) -> None:
+async def test_the_last_spans_are_sent_when_the_server_stops(settings: Settings) -> None:
     class Watched(TracerProvider):
         shut = False
 
@@ -238,7 +242,7 @@ class TestEnvironment:
     @pytest.fixture(autouse=True)
     def bare(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in (tracing.EXPORTER, tracing.PROTOCOL, tracing.ENDPOINT, tracing.ALL_ENDPOINT, "OTEL_SDK_DISABLED"):
-            monkeypatch.setenv(name, "")  # as if it were not set, and set back whatever is done to it
+            monkeypatch.setenv(name, "")  # so that changes by the code under test are undone, too
             monkeypatch.delenv(name)
 
     @pytest.mark.parametrize(
@@ -254,7 +258,7 @@ class TestEnvironment:
             ({tracing.ENDPOINT: "http://here:1", "OTEL_SDK_DISABLED": "TRUE"}, [], None),
         ],
     )
-    def test_what_is_asked_for(
+    def test_exporters(
         self, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], names: list[str], engine: str | None
     ) -> None:
         for name, value in variables.items():
@@ -267,7 +271,7 @@ class TestEnvironment:
             assert made.resource.attributes["service.name"] == "deepseek-ocr"
             made.shutdown()
 
-    def test_the_service_s_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_name_of_the_service(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(tracing.EXPORTER, "console")
         monkeypatch.setenv("OTEL_SERVICE_NAME", "scans")
         made = tracing.provider()
@@ -276,7 +280,7 @@ class TestEnvironment:
         made.shutdown()
 
     @pytest.mark.parametrize("variables", [{tracing.EXPORTER: "pigeon"}, {tracing.PROTOCOL: "http/pigeon"}])
-    def test_what_can_t_be_had_is_said_and_no_obstacle(
+    def test_an_exporter_that_is_not_available_is_logged_and_ignored(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variables: dict[str, str]
     ) -> None:
         monkeypatch.setenv(tracing.ALL_ENDPOINT, "http://here:1")
