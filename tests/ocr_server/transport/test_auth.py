@@ -1,4 +1,4 @@
-"""API keys: how they are written, kept and compared, and that no route can be had without one."""
+"""API keys: how they are written, stored and compared, and that every route requires one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def outside(locked: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-class TestWriting:
+class TestParsing:
     @pytest.mark.parametrize(
         ("written", "label"),
         [
@@ -75,7 +75,7 @@ class TestWriting:
             *["a,b", f"alice:sha256:{HASH[:-1]}", "two words: key", f"{'x' * 65}:key", "key\nkey"],
         ],
     )
-    def test_what_is_none(self, written: str) -> None:
+    def test_invalid_keys(self, written: str) -> None:
         with pytest.raises(ValueError, match="a key must be") as caught:
             parse_key(written)
         assert written in ("", " ", "sha256:") or written not in str(caught.value)
@@ -86,7 +86,7 @@ class TestWriting:
         with pytest.raises(ValueError, match="no key"):
             parse_keys(" , ")
 
-    def test_no_key_is_kept_or_shown(self, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_keys_are_never_stored_or_shown(self, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
         made = Settings(**{**settings.model_dump(), "API_KEYS": KEY})
         key = parse_key(KEY)
         assert KEY not in repr(made) + str(made) + repr(key) + repr(vars(key))
@@ -117,7 +117,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "keys"
 
 
-class TestRing:
+class TestKeyRing:
     def test_owners(self) -> None:
         ring = KeyRing(parse_keys(f"alice:{KEY},sk-other"))
         assert ring.owner(KEY.encode()) == "alice"
@@ -126,7 +126,7 @@ class TestRing:
             assert ring.owner(wrong) is None
 
     def test_every_key_is_compared(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """So that the time an answer takes says nothing of which key was right, or whether one was."""
+        """So that the time does not reveal which key matched, or whether one did."""
         compared: list[bytes] = []
 
         def compare(one: bytes, other: bytes) -> bool:
@@ -140,7 +140,7 @@ class TestRing:
             ring.owner(key)
             assert len(compared) == 3
 
-    def test_open_only_without_any_setting(self, file: Path) -> None:
+    def test_no_key_is_required_only_without_any_setting(self, file: Path) -> None:
         assert KeyRing([]).open
         assert not KeyRing(parse_keys("a")).open
         for text in (None, "", "# nobody\n"):
@@ -161,17 +161,19 @@ class TestRing:
         assert "line 4" in caplog.text
         assert "words" not in caplog.text
 
-    def test_it_is_read_again_when_it_changes(self, file: Path, clock: Clock) -> None:
+    def test_the_file_is_read_again_when_it_changes(self, file: Path, clock: Clock) -> None:
         file.write_text("old")
         ring = KeyRing([], file, clock=clock)
         file.write_text("newer")
-        assert ring.owner(b"newer") is None, "it is looked at once a second"
+        assert ring.owner(b"newer") is None, "the file is checked once a second"
         clock.now += CHECK_SECONDS
         assert ring.owner(b"newer") is not None
         assert ring.owner(b"old") is None
 
-    def test_any_sign_of_change_counts(self, file: Path, clock: Clock, tmp_path: Path) -> None:
-        """Same size and time, but another file: as Kubernetes swaps secrets, by a link."""
+    def test_a_replaced_file_of_the_same_size_and_time_is_noticed(
+        self, file: Path, clock: Clock, tmp_path: Path
+    ) -> None:
+        """Kubernetes replaces the files of secrets by changing a link."""
         file.write_text("old")
         ring = KeyRing([], file, clock=clock)
         other = tmp_path / "other"
@@ -182,7 +184,7 @@ class TestRing:
         clock.now += CHECK_SECONDS
         assert ring.owner(b"new") is not None
 
-    def test_it_is_not_read_when_it_does_not_change(self, file: Path, clock: Clock) -> None:
+    def test_the_file_is_not_read_when_it_has_not_changed(self, file: Path, clock: Clock) -> None:
         file.write_text("old")
         ring = KeyRing([], file, clock=clock)
         times = file.stat()
@@ -192,7 +194,7 @@ class TestRing:
         assert ring.owner(b"old") is not None
 
     @pytest.mark.parametrize("how", ["gone", "a folder", "no text"])
-    def test_the_last_good_keys_stay(
+    def test_the_previous_keys_stay_valid_while_the_file_cannot_be_read(
         self, file: Path, clock: Clock, caplog: pytest.LogCaptureFixture, how: str
     ) -> None:
         file.write_text("good")
@@ -206,7 +208,7 @@ class TestRing:
         for _ in range(3):
             clock.now += CHECK_SECONDS
             assert ring.owner(b"good") is not None
-        assert [record.levelname for record in caplog.records] == ["ERROR"], "once, not every second"
+        assert [record.levelname for record in caplog.records] == ["ERROR"], "logged once, not every second"
         if how == "a folder":
             file.rmdir()
         file.write_text("better")
@@ -214,7 +216,7 @@ class TestRing:
         assert ring.owner(b"better") is not None
         assert ring.owner(b"good") is None
 
-    def test_an_emptied_file_lets_nobody_in(self, file: Path, clock: Clock) -> None:
+    def test_an_empty_file_has_no_keys(self, file: Path, clock: Clock) -> None:
         file.write_text("good")
         ring = KeyRing([], file, clock=clock)
         file.write_text("")
@@ -224,7 +226,7 @@ class TestRing:
 
 
 def addresses(app: FastAPI) -> list[str]:
-    """One for every route that the app has, and some that it hasn't."""
+    """A path for every route of the application, and some paths without a route."""
     known = []
     for route in app.routes:
         path = re.sub(r"\{[^}]*\}", "deepseek-ocr", getattr(route, "path", ""))
@@ -245,8 +247,8 @@ class TestEveryRoute:
                 if (method, path) in free:
                     assert response.status_code == 200, (method, path)
                     continue
-                if method in ("GET", "HEAD") and path.startswith("/ui"):  # the web page: see test_ui.py
-                    assert response.status_code in (307, 404), (method, path)
+                if method in ("GET", "HEAD") and path.startswith("/ui"):  # the files of the web page need no key
+                    assert response.status_code == (307 if path == "/ui" else 404), (method, path)
                     continue
                 assert response.status_code == 401, (method, path)
                 assert response.headers["www-authenticate"] == "Bearer"
@@ -255,25 +257,25 @@ class TestEveryRoute:
                     error = error_of(response, 401)
                     assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
 
-    async def test_is_there_with_one(self, locked: FastAPI, outside: httpx.AsyncClient) -> None:
+    async def test_accepts_a_valid_key(self, locked: FastAPI, outside: httpx.AsyncClient) -> None:
         for path in addresses(locked):
             for method in METHODS:
                 assert (await outside.request(method, path, headers=BEARER)).status_code != 401, (method, path)
         assert (await outside.post(CHAT, json=chat(), headers=BEARER)).status_code == 200
 
-    async def test_needs_none_where_there_are_none(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_needs_no_key_if_none_is_configured(self, app: FastAPI, client: httpx.AsyncClient) -> None:
         for path in addresses(app):
             for headers in ({}, {"authorization": "Bearer EMPTY"}):
                 assert (await client.get(path, headers=headers)).status_code != 401
 
-    async def test_metrics_by_their_own_setting(self, settings: Settings, outside: httpx.AsyncClient) -> None:
+    async def test_metrics_have_a_setting_of_their_own(self, settings: Settings, outside: httpx.AsyncClient) -> None:
         assert (await outside.get("/metrics")).status_code == 401
         async with client_of(with_keys(settings, METRICS_KEY_REQUIRED=False)) as client:
             assert (await client.get("/metrics")).status_code == 200
             assert (await client.post("/metrics")).status_code == 401
             assert (await client.get("/docs")).status_code == 401
 
-    async def test_an_app_below_a_path(self, settings: Settings) -> None:
+    async def test_an_application_mounted_below_a_path(self, settings: Settings) -> None:
         outer = FastAPI()
         outer.mount("/ocr", with_keys(settings))
         async with client_of(outer) as client:
@@ -314,15 +316,15 @@ class TestHeader:
         assert KEY not in response.text
         assert KEY not in str(response.headers)
 
-    async def test_two_are_none(self, outside: httpx.AsyncClient) -> None:
+    async def test_two_headers_are_refused(self, outside: httpx.AsyncClient) -> None:
         headers = [("authorization", "Bearer wrong"), ("authorization", f"Bearer {KEY}")]
         assert (await outside.get("/v1/models", headers=headers)).status_code == 401
 
-    async def test_a_wrong_one_does_not_shut_the_probes(self, outside: httpx.AsyncClient) -> None:
+    async def test_probes_ignore_a_wrong_key(self, outside: httpx.AsyncClient) -> None:
         for probe in PROBES:
             assert (await outside.get(probe, headers={"authorization": "Bearer wrong"})).status_code == 200
 
-    async def test_whose_it_is(self, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_the_label_is_logged(self, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "ocr_server.access")
         async with client_of(with_keys(settings)) as client:
             for key in (KEY, "sk-other"):
@@ -334,7 +336,7 @@ class TestHeader:
 
 
 async def refused(app: FastAPI, headers: list[tuple[bytes, bytes]], *bodies: Message) -> list[str]:
-    """What happens, in order, when a request without a key comes; after `bodies`, nothing."""
+    """The events, in order, of a request without a key. After `bodies`, the client sends nothing more."""
     happened: list[str] = []
     coming = iter(bodies)
 
@@ -365,24 +367,28 @@ async def refused(app: FastAPI, headers: list[tuple[bytes, bytes]], *bodies: Mes
 
 
 class TestUploads:
-    """What is sent along without a key."""
+    """Bodies of requests without a key."""
 
     async def test_nothing_is_read_before_the_answer(self, locked: FastAPI) -> None:
         body = {"type": "http.request", "body": b"x" * 10, "more_body": False}
         assert await refused(locked, []) == ["start end", "body end"]
         assert await refused(locked, [(b"content-length", b"10")], body) == ["start end", "body", "receive", "body end"]
 
-    async def test_the_client_may_leave(self, locked: FastAPI) -> None:
+    async def test_the_client_may_disconnect(self, locked: FastAPI) -> None:
         gone = {"type": "http.disconnect"}
         happened = await refused(locked, [(b"transfer-encoding", b"chunked")], gone)
         assert happened == ["start end", "body", "receive", "body end"]
 
-    async def test_it_is_not_waited_for_long(self, locked: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_the_time_for_the_rest_of_a_body_is_limited(
+        self, locked: FastAPI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(auth, "LINGER_SECONDS", 0.01)
         happened = await refused(locked, [(b"content-length", b"10")])
         assert happened == ["start end", "body", "receive", "body end"]
 
-    async def test_nor_is_much_of_it_taken(self, locked: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_the_size_of_the_rest_of_a_body_is_limited(
+        self, locked: FastAPI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(auth, "LINGER_BYTES", 15)
         part = {"type": "http.request", "body": b"x" * 10, "more_body": True}
         happened = await refused(locked, [(b"content-length", b"100")], *[part] * 10)
@@ -409,7 +415,7 @@ def megabytes(count: int) -> Iterator[bytes]:
 
 class TestOverTheWire:
     @pytest.mark.parametrize("size", [0, 5, 30])
-    async def test_clients_that_send_much_see_the_answer(self, address: str, size: int) -> None:
+    async def test_clients_with_large_bodies_receive_the_response(self, address: str, size: int) -> None:
         def upload(content: Any) -> httpx.Response:
             with httpx.Client(base_url=address) as client:
                 return client.post(CHAT, content=content)
@@ -452,7 +458,7 @@ class TestOrigins:
             assert response.headers["access-control-allow-origin"] == "https://page.example"
             assert "authorization" in response.headers["access-control-allow-headers"]
             assert "access-control-allow-credentials" not in response.headers
-            assert (await client.options(CHAT)).status_code == 401, "this is no preflight"
+            assert (await client.options(CHAT)).status_code == 401, "this is not a preflight request"
             response = await client.post(CHAT, json=chat(), headers=ASKS)
             error_of(response, 401)  # and the page can see it:
             assert response.headers["access-control-allow-origin"] == "https://page.example"

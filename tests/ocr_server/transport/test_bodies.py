@@ -1,8 +1,7 @@
-"""Bodies nested deeper than anything needs are refused quickly and by name, wherever the nesting is."""
+"""Bodies that are nested too deeply are refused quickly and with the name of the parameter."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import httpx
@@ -21,7 +20,7 @@ def nested(levels: int, value: Any = 1) -> Any:
 
 
 def with_schema(levels: int) -> dict[str, Any]:
-    """A chat request whose schema makes the body that many levels deep."""
+    """A chat request whose schema makes the body `levels` levels deep."""
     form = {"type": "json_schema", "json_schema": {"name": "deep", "schema": nested(levels - 3)}}
     return chat(response_format=form)
 
@@ -33,24 +32,23 @@ class TestDepth:
         assert (error["code"], error["param"]) == ("json_too_deep", "response_format")
         assert str(MAX_LEVELS) in error["message"]
 
-    async def test_one_as_deep_as_allowed(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    async def test_a_schema_with_the_maximum_depth(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
         assert (await client.post(CHAT, json=with_schema(MAX_LEVELS))).status_code == 200
         assert len(engine.pages) == 1
 
+    @pytest.mark.timeout(60)  # far more than it takes, unless the time is quadratic
     @pytest.mark.parametrize("field", ["metadata", "tools", "messages", "no_such_field"])
     @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
     async def test_a_hundred_thousand_levels_anywhere(
         self, opening: bytes, field: str, client: httpx.AsyncClient
     ) -> None:
         deep = opening * 100_000 + b"1" + {b"[": b"]"}.get(opening, b"}") * 100_000
-        started = time.monotonic()
         for url in (CHAT, OCR):
             for body in (deep, b'{"%s":%s}' % (field.encode(), deep), b'{"%s":%s' % (field.encode(), deep[:100_000])):
                 error = error_of(await client.post(url, content=body), 400)
                 assert error["code"] == "json_too_deep"
-        assert time.monotonic() - started < 5
 
-    async def test_in_what_is_passed_over(self, client: httpx.AsyncClient) -> None:
+    async def test_in_parts_that_have_no_effect(self, client: httpx.AsyncClient) -> None:
         unused = {"type": "thinking", "thought": nested(100)}
         body = chat({"role": "assistant", "content": [unused]}, *chat()["messages"], ocr={"mode": "tiny"})
         assert error_of(await client.post(CHAT, json=body), 400)["param"] == "messages"
@@ -66,7 +64,7 @@ class TestDepth:
         error = error_of(await client.post(OCR, data=form, files={"file": b"\xff\xd8\xff"}), 400)
         assert error["param"] == field
 
-    async def test_brackets_in_a_text_are_no_levels(self, client: httpx.AsyncClient) -> None:
+    async def test_brackets_in_a_string_are_not_counted(self, client: httpx.AsyncClient) -> None:
         body = chat()
         body["messages"][0]["content"][1]["text"] = "[{" * 1000
         assert (await client.post(CHAT, json=body)).status_code == 200

@@ -1,4 +1,4 @@
-"""Server-sent events: how they are framed, how errors leave, and that nobody reads for a client who has gone."""
+"""Server-sent events: framing, errors, keep-alive, shutdown, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SECRET = "/srv/secret.py line 5"
 
 
 async def silent(closed: list[bool]) -> AsyncGenerator[str]:
-    """Events that never come; `closed` tells when they are given up."""
+    """Events that never arrive. `closed` gets an entry when the generator is closed."""
     try:
         await asyncio.Event().wait()
         yield ""
@@ -47,7 +47,7 @@ async def silent(closed: list[bool]) -> AsyncGenerator[str]:
 
 
 class TestFraming:
-    async def test_every_event_is_closed(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    async def test_every_event_ends_with_an_empty_line(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
         engine.script = says("a\n\nb\r\n", "data: [DONE]\n\n", "\u2028\u2029\x85", "é😀")
         response = await client.post(CHAT, json=chat(stream=True))
         assert response.status_code == 200
@@ -62,12 +62,12 @@ class TestFraming:
         ]
         assert "".join(texts) == "a\n\nb\r\ndata: [DONE]\n\n\u2028\u2029\x85é😀"
 
-    async def test_done_is_last_and_once(self, client: httpx.AsyncClient) -> None:
+    async def test_done_is_sent_once_and_last(self, client: httpx.AsyncClient) -> None:
         got = events((await client.post(CHAT, json=chat(stream=True))).text)
         assert [event == "[DONE]" for event in got] == [False] * (len(got) - 1) + [True]
 
-    async def test_pieces_leave_as_they_come(self) -> None:
-        """The first frame can be had while the second has not been made."""
+    async def test_events_are_sent_as_they_arrive(self) -> None:
+        """The first frame is sent before the second event exists."""
         gate = asyncio.Event()
 
         async def slow() -> AsyncGenerator[str]:
@@ -120,7 +120,7 @@ class TestErrors:
         assert error == {"message": "Page 2 is bad.", "code": None}
         assert (chunks[-1]["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
 
-    async def test_what_was_not_foreseen_shows_nothing(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    async def test_unexpected_errors_show_no_details(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
         engine.script = fails(RuntimeError(SECRET), "a")
         response = await client.post(CHAT, json=chat(stream=True))
         *_, failure, done = events(response.text)
@@ -128,7 +128,7 @@ class TestErrors:
         assert (failure["error"]["type"], done) == ("server_error", "[DONE]")
         assert "secret" not in response.text
 
-    async def test_what_was_not_foreseen_before_the_first_event(
+    async def test_unexpected_errors_before_the_first_event(
         self, client: httpx.AsyncClient, engine: FakeEngine
     ) -> None:
         engine.script = fails(RuntimeError(SECRET))
@@ -139,15 +139,15 @@ class TestErrors:
     async def test_cancelled_while_waiting_for_the_first_event(self) -> None:
         closed: list[bool] = []
         waiting = asyncio.create_task(event_stream(silent(closed), shutdown_timeout=1))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # it waits now
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert closed
 
 
-class Played:
-    """A response, run without a server until it has ended."""
+class RunResponse:
+    """Runs a response without a server."""
 
     def __init__(self, response: EventSourceResponse) -> None:
         self.response = response
@@ -166,7 +166,7 @@ class Played:
 
 
 class TestSlowness:
-    async def test_the_answer_begins_before_the_first_event(self) -> None:
+    async def test_the_response_begins_before_the_first_event(self) -> None:
         gate = asyncio.Event()
 
         async def slow() -> AsyncGenerator[str]:
@@ -174,23 +174,23 @@ class TestSlowness:
             yield "1"
 
         async with asyncio.timeout(5):
-            played = Played(await event_stream(slow(), shutdown_timeout=1, patience=0.01))
-        played.response.ping_interval = 0.01
-        running = asyncio.create_task(played.run())
-        await until(lambda: played.sent.count(b": ping") >= 2)
+            response = RunResponse(await event_stream(slow(), shutdown_timeout=1, patience=0.01))
+        response.response.ping_interval = 0.01
+        running = asyncio.create_task(response.run())
+        await until(lambda: response.sent.count(b": ping") >= 2)
         gate.set()
         assert events(await running) == [1, "[DONE]"]
 
-    async def test_an_error_after_that_is_a_frame(self) -> None:
+    async def test_a_late_error_is_a_frame(self) -> None:
         async def failing() -> AsyncGenerator[str]:
             await asyncio.sleep(0.05)
             raise EngineFailure("late")
             yield ""
 
-        played = Played(await event_stream(failing(), shutdown_timeout=1, patience=0.01))
-        assert events(await played.run()) == [EngineFailure("late").body(), "[DONE]"]
+        response = RunResponse(await event_stream(failing(), shutdown_timeout=1, patience=0.01))
+        assert events(await response.run()) == [EngineFailure("late").body(), "[DONE]"]
 
-    async def test_an_error_in_time_is_raised(self) -> None:
+    async def test_an_early_error_is_raised(self) -> None:
         async def failing() -> AsyncGenerator[str]:
             await asyncio.sleep(0.01)
             raise EngineFailure("soon")
@@ -199,36 +199,43 @@ class TestSlowness:
         with pytest.raises(EngineFailure, match="soon"):
             await event_stream(failing(), shutdown_timeout=1, patience=10)
 
-    async def test_a_client_that_goes_away_before_the_first_event(self) -> None:
+    async def test_a_client_that_disconnects_before_the_first_event(self) -> None:
         closed: list[bool] = []
-        played = Played(await event_stream(silent(closed), shutdown_timeout=1, patience=0.01))
+        response = RunResponse(await event_stream(silent(closed), shutdown_timeout=1, patience=0.01))
 
         async def gone() -> Any:
             await asyncio.sleep(0.05)
             return {"type": "http.disconnect"}
 
-        played.receive = gone  # type: ignore[method-assign]
-        await played.run()
+        response.receive = gone  # type: ignore[method-assign]
+        await response.run()
         assert closed
 
 
 class TestShutdown:
     @pytest.fixture(autouse=True)
     def _told_to_stop(self) -> Iterator[None]:
-        """As after SIGTERM; the library keeps this for the whole process."""
+        """As after SIGTERM. The library keeps this flag for the whole process."""
         AppStatus.should_exit = True
         yield
         AppStatus.should_exit = False
 
-    async def test_a_stream_is_finished(self) -> None:
+    async def test_a_stream_may_finish(self) -> None:
         async def slow() -> AsyncGenerator[str]:
             for number in range(5):
                 yield str(number)
                 await asyncio.sleep(0.05)
 
-        assert events(await Played(await event_stream(slow(), shutdown_timeout=10)).run()) == [0, 1, 2, 3, 4, "[DONE]"]
+        assert events(await RunResponse(await event_stream(slow(), shutdown_timeout=10)).run()) == [
+            0,
+            1,
+            2,
+            3,
+            4,
+            "[DONE]",
+        ]
 
-    async def test_but_not_for_ever(self) -> None:
+    async def test_the_time_to_finish_is_limited(self) -> None:
         closed = []
 
         async def on_and_on() -> AsyncGenerator[str]:
@@ -239,12 +246,12 @@ class TestShutdown:
             finally:
                 closed.append(True)
 
-        await Played(await event_stream(on_and_on(), shutdown_timeout=0.2)).run()
+        await RunResponse(await event_stream(on_and_on(), shutdown_timeout=0.2)).run()
         assert closed
 
 
 class Served:
-    """The app in a real server: disconnects are its business, which the in-process transport doesn't play."""
+    """The application in a real server, since the in-process transport does not support disconnects."""
 
     def __init__(self, app: FastAPI) -> None:
         self.server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
