@@ -1,4 +1,4 @@
-"""One request of a batch, answered as its endpoint would, with the patience that a batch has."""
+"""Answers one request of a batch as its endpoint would, and tries again when the engine is not available."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import uuid
 from typing import Any
 
 from ocr_server.batches.endpoint import Endpoint
-from ocr_server.batches.leases import Answer
+from ocr_server.batches.leases import BatchAnswer
 from ocr_server.batches.requests import Item
 from ocr_server.errors import ApiError, TooMany, Unavailable, internal_error
 from ocr_server.observability import logs, metrics
@@ -18,19 +18,20 @@ from ocr_server.session import Caller
 
 logger = logging.getLogger(__name__)
 
-MOST_TRIES = 5
-"""Of a request under which the engine dies, or for which nothing can be started."""
-LEAST_WAIT_S, MOST_WAIT_S = 0.5, 30.0
+MAX_TRIES = 5
+"""Maximum number of attempts at a request that ends with `Unavailable`, for example because the engine crashed."""
+MIN_WAIT_S, MAX_WAIT_S = 0.5, 30.0
+"""Minimum and maximum time between two attempts."""
 ENGINE_POLL_S = 0.5
 
 
-async def answered(runtime: Runtime, endpoint: Endpoint, item: Item, client: str) -> Answer:
-    """The request's answer, or the error that it ends with. Waits for as long as there is no engine."""
+async def answered(runtime: Runtime, endpoint: Endpoint, item: Item, client: str) -> BatchAnswer:
+    """Return the answer to a request, or its error. Waits for as long as the engine is not available."""
     request_id = f"req_{uuid.uuid4().hex}"
     logs.request_id.set(request_id)
     caller = Caller(client=client, in_background=True)
     status, body = await _tried(runtime, endpoint, item, caller)
-    return Answer(
+    return BatchAnswer(
         item.line,
         status == 200,
         _line(item.custom_id, f'{{"status_code": {status}, "request_id": "{request_id}", "body": {body}}}', "null"),
@@ -39,13 +40,13 @@ async def answered(runtime: Runtime, endpoint: Endpoint, item: Item, client: str
     )
 
 
-def unanswered(item: Item, code: str, message: str) -> Answer:
-    """A request that was never answered, and why."""
-    return Answer(item.line, False, _line(item.custom_id, "null", json.dumps({"code": code, "message": message})))
+def unanswered(item: Item, code: str, message: str) -> BatchAnswer:
+    """Return the entry for a request that was not processed, with the reason."""
+    return BatchAnswer(item.line, False, _line(item.custom_id, "null", json.dumps({"code": code, "message": message})))
 
 
 async def _tried(runtime: Runtime, endpoint: Endpoint, item: Item, caller: Caller) -> tuple[int, str]:
-    """Status and JSON of the answer."""
+    """Return the HTTP status and the JSON of the answer or error."""
     tries = 0
     while True:
         while runtime.engine.unavailable():  # noqa: ASYNC110  # the engine has no event to wait for
@@ -55,12 +56,12 @@ async def _tried(runtime: Runtime, endpoint: Endpoint, item: Item, caller: Calle
             return 200, await endpoint.answer(runtime, item.body, caller, content)
         except (Unavailable, TooMany) as error:
             tries += isinstance(error, Unavailable)
-            if tries >= MOST_TRIES:
+            if tries >= MAX_TRIES:
                 return _refused(error.status, error.body())
-            wait = max(error.retry_after or LEAST_WAIT_S * 2**tries, LEAST_WAIT_S)
+            wait = max(error.retry_after or MIN_WAIT_S * 2**tries, MIN_WAIT_S)
             metrics.BATCH_RETRIES.inc()
             caller.account.clear()
-            await asyncio.sleep(min(wait, MOST_WAIT_S))
+            await asyncio.sleep(min(wait, MAX_WAIT_S))
         except ApiError as error:
             return _refused(error.status, error.body())
         except Exception:

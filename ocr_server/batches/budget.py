@@ -1,4 +1,4 @@
-"""How much of all batches is under way at a time."""
+"""Limits how many requests of all batches are processed at a time."""
 
 from __future__ import annotations
 
@@ -6,26 +6,32 @@ import asyncio
 
 
 class RequestBudget:
-    """Requests, and the bytes of their bodies. Who comes first, enters first, so that batches take turns."""
+    """Limits the number of current requests and the total size of their bodies.
+
+    Requests are admitted in the order in which they arrive, so that batches take turns.
+    """
 
     def __init__(self, *, requests: int, size: int) -> None:
         """Args:
-        size: bytes; a request that is larger enters alone.
+        requests: Maximum number of requests.
+        size: Maximum total size in bytes. A larger request is admitted when there is no other.
         """
-        self._most_requests, self._most_bytes = requests, size
+        self._max_requests, self._max_bytes = requests, size
         self._requests = self._bytes = 0
-        self._door = asyncio.Lock()
-        self._left = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._freed = asyncio.Event()
 
     async def enter(self, size: int) -> None:
-        async with self._door:
-            while self._requests >= self._most_requests or (self._requests and self._bytes + size > self._most_bytes):
-                self._left.clear()
-                await self._left.wait()
+        """Wait until a request with a body of `size` bytes may start."""
+        async with self._turn:
+            while self._requests >= self._max_requests or (self._requests and self._bytes + size > self._max_bytes):
+                self._freed.clear()
+                await self._freed.wait()
             self._requests += 1
             self._bytes += size
 
     def leave(self, size: int) -> None:
+        """End a request with a body of `size` bytes."""
         self._requests -= 1
         self._bytes -= size
-        self._left.set()
+        self._freed.set()

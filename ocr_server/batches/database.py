@@ -1,6 +1,7 @@
-"""The tables of files, batches and answers, and the one thread that talks to the database.
+"""The database tables of files, batches and answers, and the thread that uses the database.
 
-SQLAlchemy's core, without its asyncio: statements take milliseconds, and a thread of its own needs no second driver.
+This uses SQLAlchemy Core without its asyncio extension. Statements take milliseconds, and a thread works with every
+driver.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BUSY_SECONDS = 30
-"""How long SQLite waits for another process."""
+"""How long SQLite waits for a lock that another process holds."""
 RETRY_SECONDS = 5.0
+"""`Retry-After` while the database is unavailable."""
 
 _Serial = BigInteger().with_variant(Integer, "sqlite")
 _metadata = MetaData()
@@ -72,8 +74,8 @@ batches = Table(
     Column("input_file_id", String(64), nullable=False),
     Column("output_file_id", String(64)),
     Column("error_file_id", String(64)),
-    Column("kind", String(16), nullable=False),  # the input file's
-    Column("body", Text),  # of each request of a PDF or zip
+    Column("kind", String(16), nullable=False),  # of the input file
+    Column("body", Text),  # of each request, if the input is a PDF or zip
     Column("metadata", JSON),
     Column("errors", JSON),
     Column("output_seconds", BigInteger),
@@ -104,12 +106,12 @@ answers = Table(
     Column("batch_id", String(64), primary_key=True),
     Column("line", Integer, primary_key=True, autoincrement=False),
     Column("succeeded", Boolean, nullable=False),
-    Column("text", Text, nullable=False),  # the line of the output or error file
+    Column("text", Text, nullable=False),  # the line in the output or error file
 )
 
 
 class Database:
-    """Runs functions of a connection, each in a transaction, one after another."""
+    """Runs functions in a thread, one after another, each with a connection and in a transaction."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -118,10 +120,10 @@ class Database:
         self._trouble = ""
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """What `work` returns, committed.
+        """Run `work` in a transaction, commit, and return its result.
 
         Raises:
-            Unavailable: the database can't be reached or opened; the log says why.
+            Unavailable: The database cannot be reached or opened. The log has the reason.
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
 
@@ -133,11 +135,11 @@ class Database:
                 result = work(connection)
         except (DBAPIError, ArgumentError, NoSuchModuleError, ModuleNotFoundError, OSError) as error:
             trouble = str(error.orig) if isinstance(error, DBAPIError) else str(error)
-            if trouble != self._trouble:  # once, not at every try
-                logger.error("the database of files and batches can't be used: %s", trouble)
+            if trouble != self._trouble:  # log it once, not at every attempt
+                logger.error("the database of files and batches is unavailable: %s", trouble)
             self._trouble = trouble
             raise Unavailable(
-                "The database of files and batches can't be used now.",
+                "The database of files and batches is unavailable. Try again later.",
                 code="database_unavailable",
                 retry_after=RETRY_SECONDS,
             ) from error
@@ -145,7 +147,7 @@ class Database:
         return result
 
     async def close(self) -> None:
-        """After what has been begun."""
+        """Close the database when the current functions have finished."""
 
         def close() -> None:
             if self._engine is not None:
@@ -156,7 +158,7 @@ class Database:
 
 
 def _opened(address: str) -> Engine:
-    """An engine whose database has the tables."""
+    """Connect to the database, and create the tables if they do not exist."""
     url = make_url(address)
     if url.get_backend_name() == "sqlite":
         if url.database:
@@ -171,12 +173,12 @@ def _opened(address: str) -> Engine:
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
-    """Write-ahead log; a commit is on the disk when it returns."""
-    connection.isolation_level = None  # the driver would begin transactions at a time of its own
+    """Use a write-ahead log, and make every commit durable when it returns."""
+    connection.isolation_level = None  # otherwise the driver begins transactions implicitly
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """As a writer from the start: one that becomes it later can't wait for another."""
+    """Begin as a writer: a transaction that becomes a writer later fails at once if there is another writer."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,4 +1,4 @@
-"""A PDF, each page of which is a request, and a zip of pictures, each of which is one."""
+"""Batches whose input is a PDF, where each page is a request, or a zip of pictures, where each picture is a request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Collection
 from functools import partial
 
 from ocr_server.batches.archive import Archive, BadArchive, BadMember
-from ocr_server.batches.requests import Checked, Item, count_errors
+from ocr_server.batches.requests import CheckResult, Item, count_errors
 from ocr_server.batches.storage import Storage
 from ocr_server.errors import InputError, InvalidRequest, NotFound, TooLarge
 from ocr_server.intake.document import Document
@@ -18,7 +18,7 @@ from ocr_server.plan import ReadPlan
 
 
 class PdfRequests:
-    """The PDF stays open for as long as its pages are read."""
+    """The pages of a PDF. The PDF is opened once, and stays open while its pages are read."""
 
     def __init__(
         self,
@@ -28,30 +28,33 @@ class PdfRequests:
         body: bytes,
         plan: Callable[[bytes], ReadPlan],
         *,
-        most: int,
-        largest: int,
+        max_requests: int,
+        max_bytes: int,
     ) -> None:
         """Args:
-        body: Of each request.
-        plan: File → plan of a request that reads all of it.
-        most: Most requests.
-        largest: Most bytes of the file.
+        storage: Where the file is stored.
+        file_id: Id of the file.
+        intake: Opens the PDF.
+        body: Body of each request.
+        plan: Returns the plan of a request that reads the whole file.
+        max_requests: Maximum number of requests.
+        max_bytes: Maximum size of the file in bytes.
         """
         self._storage = storage
         self._file_id = file_id
         self._intake = intake
         self._body = body
         self._plan = plan
-        self._most = most
-        self._largest = largest
+        self._max_requests = max_requests
+        self._max_bytes = max_bytes
         self._document: Document | None = None
 
-    async def check(self) -> Checked:
+    async def check(self) -> CheckResult:
         try:
             document = await self._opened()
         except (InvalidRequest, NotFound, TooLarge) as error:
-            return Checked().refused(error)
-        return count_errors(Checked(total=len(set(document.indices))), self._most)
+            return CheckResult().with_error(error)
+        return count_errors(CheckResult(total=len(set(document.indices))), self._max_requests)
 
     async def items(self, done: Collection[int]) -> AsyncGenerator[Item]:
         document = await self._opened()
@@ -75,7 +78,7 @@ class PdfRequests:
 
     def _read(self) -> bytes:
         with self._storage.open(self._file_id) as file:
-            return file.read(self._largest + 1)  # over it, the intake refuses it
+            return file.read(self._max_bytes + 1)  # the intake refuses a larger file
 
 
 async def _page(document: Document, position: int) -> Content:
@@ -83,36 +86,39 @@ async def _page(document: Document, position: int) -> Content:
 
 
 class ZipRequests:
-    """Read member by member, never unpacked."""
+    """The pictures in a zip. Each is read when it is needed; nothing is unpacked to the disk."""
 
     def __init__(
-        self, storage: Storage, file_id: str, body: bytes, *, most: int, largest: int, most_bytes: int
+        self, storage: Storage, file_id: str, body: bytes, *, max_requests: int, max_member_bytes: int, max_bytes: int
     ) -> None:
         """Args:
-        most: requests.
-        largest: bytes of a member.
-        most_bytes: of all members, unpacked.
+        storage: Where the file is stored.
+        file_id: Id of the file.
+        body: Body of each request.
+        max_requests: Maximum number of requests.
+        max_member_bytes: Maximum size of a picture in bytes.
+        max_bytes: Maximum size of all pictures together in bytes, uncompressed.
         """
         self._storage = storage
         self._file_id = file_id
         self._body = body
-        self._most = most
-        self._largest = largest
-        self._most_bytes = most_bytes
+        self._max_requests = max_requests
+        self._max_member_bytes = max_member_bytes
+        self._max_bytes = max_bytes
         self._archive: Archive | None = None
 
-    async def check(self) -> Checked:
-        checked = Checked()
+    async def check(self) -> CheckResult:
+        checked = CheckResult()
         try:
             archive = await self._opened()
         except BadArchive as error:
-            checked.wrong("invalid_zip", str(error))
+            checked.add_error("invalid_zip", str(error))
             return checked
         checked.total = len(archive.members)
         for problem in archive.problems:
-            if checked.wrong("invalid_zip", problem):
+            if checked.add_error("invalid_zip", problem):
                 break
-        return count_errors(checked, self._most)
+        return count_errors(checked, self._max_requests)
 
     async def items(self, done: Collection[int]) -> AsyncGenerator[Item]:
         archive = await self._opened()
@@ -130,10 +136,10 @@ class ZipRequests:
         return self._archive
 
     def _open(self) -> Archive:
-        return Archive(self._storage.open(self._file_id), most_bytes=self._most_bytes)
+        return Archive(self._storage.open(self._file_id), max_bytes=self._max_bytes)
 
     async def _content(self, archive: Archive, member: zipfile.ZipInfo) -> Content:
         try:
-            return await asyncio.to_thread(archive.read, member, self._largest)
+            return await asyncio.to_thread(archive.read, member, self._max_member_bytes)
         except BadMember as error:
             raise InvalidRequest(str(error), param="input_file_id", code="invalid_zip") from error

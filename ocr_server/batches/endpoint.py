@@ -1,4 +1,4 @@
-"""What a batch needs of an endpoint: the dialects have it, see `dialects.dialect`."""
+"""The interface that batches need of an endpoint. `dialects.dialect.Dialect` implements it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,29 @@ if TYPE_CHECKING:
 
 
 class Endpoint(Protocol):
-    """An endpoint whose requests a batch may have."""
+    """An endpoint that can be used in batches."""
 
     async def answer(self, runtime: Runtime, body: bytes, caller: Caller, content: Content | None = None) -> str:
-        """A request's body → the answer as JSON. With `content`, the body names no picture or document of its own.
+        """Answer a request, and return the answer as JSON.
+
+        Args:
+            runtime: Reads the pages.
+            body: Body of the request.
+            caller: The client that the pages are read for.
+            content: The picture or document, if the body does not have one of its own.
 
         Raises:
             ApiError: The request cannot be answered.
         """
 
     def understand(self, body: bytes, settings: Settings, content: Content | None) -> tuple[Any, ReadPlan]:
-        """The request and its plan. Raises InvalidRequest, NotFound."""
+        """Return the parsed request and its plan. Arguments as for `answer`.
+
+        Raises:
+            InvalidRequest: The request is not valid.
+            NotFound: The model does not exist.
+        """
 
 
 Endpoints = Mapping[str, Endpoint]
-"""By path."""
+"""Path → endpoint."""

@@ -1,6 +1,6 @@
-"""Files that clients upload, and those that batches leave: rows that say whose they are, and bytes in the storage.
+"""Files that clients upload, and files that batches write: rows in the database, and bytes in the storage.
 
-A row comes before its bytes and goes after them, so that whatever ends the server leaves no bytes that nobody knows of.
+A row is created before the bytes and deleted after them. If the server crashes, no bytes are left without a row.
 """
 
 from __future__ import annotations
@@ -22,33 +22,40 @@ from ocr_server.errors import InvalidRequest, NotFound, TooLarge
 
 DAY = 86_400
 ROW_BYTES = 4096
-"""What a file counts for beside its bytes: a million empty ones are no small thing either."""
+"""Size that is added to each file in the quota, so that many empty files count as well."""
 UPLOAD_SECONDS = DAY
-"""After which a file whose upload never ended is deleted."""
-SWEPT = 500
+"""Seconds after which a file whose upload was never finished is deleted."""
+MAX_SWEPT = 500
+"""Maximum number of files that are deleted in one sweep."""
 ENDED = ("completed", "failed", "expired", "cancelled")
-"""States of a batch that is over."""
+"""Final states of a batch."""
 
 
 @dataclass(frozen=True)
 class Quota:
-    """Bytes that may be stored."""
+    """Limits of the stored bytes."""
 
     of_all: int
+    """Of all clients together."""
     of_client: int
-    """0 for no such bound."""
+    """Of each client. 0 means no limit."""
 
     def exceeded(self, connection: Connection, client: str, more: int = 0) -> bool:
-        """Whether `more` bytes of `client` are too many."""
+        """Return whether the limits would be exceeded if the client stored `more` bytes."""
         if stored_bytes(connection) + more > self.of_all:
             return True
         return bool(self.of_client) and stored_bytes(connection, client) + more > self.of_client
 
 
 class Files:
+    """The files of all clients."""
+
     def __init__(self, database: Database, storage: Storage, quota: Quota, *, days: int) -> None:
         """Args:
-        days: for which files are kept that don't say it themselves.
+        database: Has the rows of the files.
+        storage: Has the bytes of the files.
+        quota: Limits of the stored bytes.
+        days: Days after which a file expires if its upload does not say otherwise.
         """
         self._database = database
         self.storage = storage
@@ -65,16 +72,19 @@ class Files:
         size: int,
         seconds: int | None,
     ) -> RowMapping:
-        """Keep what a client sends.
+        """Store a file of a client, and return its row.
 
         Args:
-            kind: what it is: jsonl, pdf or zip.
-            size: bytes that `chunks` have.
-            seconds: until it expires.
+            client: Label of the client.
+            chunks: The content.
+            filename: Name of the file, for display.
+            kind: jsonl, pdf or zip.
+            size: Size of the content in bytes.
+            seconds: Seconds after which the file expires. None for the default.
 
         Raises:
-            TooLarge: more is stored than may be.
-            Unavailable: the database or the storage can't be used.
+            TooLarge: The quota would be exceeded.
+            Unavailable: The database or the storage is unavailable.
         """
         now = int(time.time())
         file_id = f"file-{uuid.uuid4().hex}"
@@ -83,7 +93,7 @@ class Files:
         def reserve(connection: Connection) -> None:
             if self._quota.exceeded(connection, client, size + ROW_BYTES):
                 raise TooLarge(
-                    "The server stores as many bytes of files as it may; delete some.",
+                    "The storage quota is exceeded. Delete some files.",
                     param="file",
                     code="storage_full",
                 )
@@ -102,10 +112,10 @@ class Files:
 
         return await self._database.run(finish)
 
-    def left_by_batch(
+    def insert_output(
         self, connection: Connection, batch: RowMapping, file_id: str, kind: str, size: int, now: int
     ) -> None:
-        """The row of a file that a batch has written; with its end, in one transaction."""
+        """Insert the row of a file that a batch has written, in the transaction that ends the batch."""
         name = f"{batch['id']}_{kind}.jsonl"
         row = self._row(file_id, batch["client"], "batch_output", name, "jsonl", now, batch["output_seconds"])
         connection.execute(insert(files).values(row | {"state": "processed", "bytes": size}))
@@ -124,13 +134,17 @@ class Files:
         }
 
     async def get(self, client: str, file_id: str) -> RowMapping:
-        """Raises NotFound."""
+        """Return the row of a file. Raises NotFound."""
         return await self._database.run(lambda connection: file_of(connection, client, file_id))
 
     async def list(
         self, client: str, *, after: str | None, limit: int, newest_first: bool, purpose: str | None
     ) -> Listing:
-        """Raises InvalidRequest: `after` is none of the client's files."""
+        """Return the files of a client. Arguments as for `list_rows`.
+
+        Raises:
+            InvalidRequest: The client has no file `after`.
+        """
         known = [files.c.client == client]
         shown = [files.c.state == "processed", files.c.expires_at > time.time()]
         if purpose is not None:
@@ -142,7 +156,12 @@ class Files:
         )
 
     async def delete(self, client: str, file_id: str) -> None:
-        """Raises NotFound; InvalidRequest: a batch that has not ended needs it."""
+        """Delete a file.
+
+        Raises:
+            NotFound: The client has no such file.
+            InvalidRequest: The file is the input of a batch that has not ended.
+        """
 
         def mark(connection: Connection) -> None:
             file_of(connection, client, file_id)
@@ -150,7 +169,9 @@ class Files:
                 select(batches.c.id).where(batches.c.input_file_id == file_id, batches.c.status.not_in(ENDED)).limit(1)
             ).scalar():
                 raise InvalidRequest(
-                    f"{batch} has not ended and needs this file; cancel it first.", param="file_id", code="file_in_use"
+                    f"The file is the input of {batch}, which has not ended. Cancel that batch first.",
+                    param="file_id",
+                    code="file_in_use",
                 )
             connection.execute(update(files).where(files.c.id == file_id).values(state="deleting"))
 
@@ -158,7 +179,7 @@ class Files:
         await self._remove([file_id])
 
     async def sweep(self) -> None:
-        """Delete what has expired, and what a server that died has left half done."""
+        """Delete expired files, unfinished uploads, and files whose deletion a crash interrupted."""
         now = time.time()
         needed = select(batches.c.input_file_id).where(batches.c.status.not_in(ENDED))
 
@@ -167,7 +188,9 @@ class Files:
             over = (files.c.state == "processed") & (files.c.expires_at <= now) & files.c.id.not_in(needed)
             connection.execute(update(files).where(stale | over).values(state="deleting"))
             return (
-                connection.execute(select(files.c.id).where(files.c.state == "deleting").limit(SWEPT)).scalars().all()
+                connection.execute(select(files.c.id).where(files.c.state == "deleting").limit(MAX_SWEPT))
+                .scalars()
+                .all()
             )
 
         await self._remove(await self._database.run(mark))
@@ -180,17 +203,17 @@ class Files:
 
 
 def file_of(connection: Connection, client: str, file_id: str) -> RowMapping:
-    """The client's file. Raises NotFound."""
+    """Return the row of a client's file. Raises NotFound."""
     visible = (files.c.state == "processed") & (files.c.expires_at > time.time())
     own = select(files).where(files.c.id == file_id, files.c.client == client, visible)
     row = connection.execute(own).mappings().first() if is_id(file_id) else None
     if row is None:
-        raise NotFound(f"There is no file {file_id[:64]!r}.", param="file_id", code="file_not_found")
+        raise NotFound(f"The file {file_id[:64]!r} does not exist.", param="file_id", code="file_not_found")
     return row
 
 
 def stored_bytes(connection: Connection, client: str | None = None) -> int:
-    """Of all files, or the client's, and of the answers of batches that have not ended."""
+    """Return the stored bytes of a client, or of all: of files, and of the answers of batches that have not ended."""
     of_files = select(func.coalesce(func.sum(files.c.bytes + ROW_BYTES), 0))
     of_answers = select(func.coalesce(func.sum(batches.c.answer_bytes), 0))
     if client is not None:

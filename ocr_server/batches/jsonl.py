@@ -1,4 +1,4 @@
-"""A JSONL file of requests, as OpenAI's batches have it."""
+"""Batches whose input is a JSONL file in OpenAI's format, where each line is a request."""
 
 from __future__ import annotations
 
@@ -9,34 +9,44 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from ocr_server.batches.requests import Checked, Item, count_errors, unfit_id
+from ocr_server.batches.requests import CheckResult, Item, count_errors, custom_id_problem
 from ocr_server.batches.storage import Storage
 
 KEYS = {"custom_id", "method", "url", "body"}
+"""Keys of each line."""
 
 
 class LineTooLong(Exception):
+    """A line exceeds the maximum length."""
+
     def __init__(self, line: int) -> None:
         self.line = line
 
 
 class BadLine(Exception):
-    """args: code, message, param."""
+    """A line is not a valid request. `args` are the code, the message and the parameter of the error."""
 
 
 class JsonlRequests:
-    def __init__(self, storage: Storage, file_id: str, endpoint: str, *, most: int, longest: int) -> None:
+    """The lines of a JSONL file."""
+
+    def __init__(
+        self, storage: Storage, file_id: str, endpoint: str, *, max_requests: int, max_line_bytes: int
+    ) -> None:
         """Args:
-        most: requests.
-        longest: bytes of a line.
+        storage: Where the file is stored.
+        file_id: Id of the file.
+        endpoint: Path of the endpoint that all requests must have.
+        max_requests: Maximum number of requests.
+        max_line_bytes: Maximum length of a line in bytes.
         """
         self._storage = storage
         self._file_id = file_id
         self._endpoint = endpoint
-        self._most = most
-        self._longest = longest
+        self._max_requests = max_requests
+        self._max_line_bytes = max_line_bytes
 
-    async def check(self) -> Checked:
+    async def check(self) -> CheckResult:
         return await asyncio.to_thread(self._check)
 
     async def items(self, done: Collection[int]) -> AsyncGenerator[Item]:
@@ -50,33 +60,33 @@ class JsonlRequests:
     async def close(self) -> None:
         pass
 
-    def _check(self) -> Checked:
-        checked, seen = Checked(), set[bytes]()
+    def _check(self) -> CheckResult:
+        checked, seen = CheckResult(), set[bytes]()
         try:
             for line, data in self._lines():
                 checked.total += 1
-                if checked.total > self._most:
+                if checked.total > self._max_requests:
                     break
                 try:
                     name, _ = parse_line(data, self._endpoint)
                 except BadLine as error:
                     code, message, param = error.args
-                    if checked.wrong(code, message, line=line, param=param):
+                    if checked.add_error(code, message, line=line, param=param):
                         break
                     continue
                 digest = hashlib.sha256(name.encode()).digest()
-                if digest in seen and checked.wrong(
+                if digest in seen and checked.add_error(
                     "duplicate_custom_id",
-                    "This custom_id stands on an earlier line, too.",
+                    "This custom_id is already used on an earlier line.",
                     line=line,
                     param="custom_id",
                 ):
                     break
                 seen.add(digest)
         except LineTooLong as error:
-            limit = f"{self._longest:,} bytes"
-            checked.wrong("line_too_long", f"The line is longer than {limit}.", line=error.line)
-        return count_errors(checked, self._most)
+            message = f"The line exceeds the limit of {self._max_line_bytes:,} bytes."
+            checked.add_error("line_too_long", message, line=error.line)
+        return count_errors(checked, self._max_requests)
 
     def _next(self, lines: Iterator[tuple[int, bytes]], done: Collection[int]) -> Item | None:
         for line, data in lines:
@@ -86,13 +96,18 @@ class JsonlRequests:
         return None
 
     def _lines(self) -> Generator[tuple[int, bytes]]:
-        """The number and the bytes of each line that is not blank. Raises LineTooLong; as `Storage.open`."""
+        """Yield the number and the bytes of each line that is not blank.
+
+        Raises:
+            LineTooLong: A line exceeds the maximum length.
+            NotFound, Unavailable: As `Storage.open`.
+        """
         number, kept = 0, bytearray()
         for chunk in self._storage.chunks(self._file_id):
             *whole, rest = chunk.split(b"\n")
             for end in whole:
                 number += 1
-                if len(kept) + len(end) > self._longest:
+                if len(kept) + len(end) > self._max_line_bytes:
                     raise LineTooLong(number)
                 kept += end
                 line, kept = bytes(kept), bytearray()
@@ -101,17 +116,17 @@ class JsonlRequests:
                 if line.strip():
                     yield number, line
             kept += rest
-            if len(kept) > self._longest:
+            if len(kept) > self._max_line_bytes:
                 raise LineTooLong(number + 1)
         if kept.strip():
             yield number + 1, bytes(kept).removeprefix(b"\xef\xbb\xbf" if number == 0 else b"")
 
 
 def parse_line(data: bytes, endpoint: str) -> tuple[str, dict[str, Any]]:
-    """The custom_id and the body of a request.
+    """Return the custom_id and the body of a request.
 
     Raises:
-        BadLine: it is none, or not for `endpoint`.
+        BadLine: The line is not a valid request for `endpoint`.
     """
     try:
         line = from_json(data, allow_inf_nan=False)
@@ -120,15 +135,17 @@ def parse_line(data: bytes, endpoint: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(line, dict):
         raise BadLine("invalid_json_line", "This line is not a JSON object.", None)
     if missing := sorted(KEYS - line.keys()):
-        raise BadLine("missing_required_parameter", f"There is no {missing[0]}.", missing[0])
+        raise BadLine("missing_required_parameter", f"{missing[0]} is missing.", missing[0])
     if unknown := sorted(line.keys() - KEYS):
-        raise BadLine("unknown_parameter", "A line has custom_id, method, url and body only.", unknown[0][:100])
-    if wrong := unfit_id(line["custom_id"]):
+        raise BadLine(
+            "unknown_parameter", "Unknown key. A line consists of custom_id, method, url and body.", unknown[0][:100]
+        )
+    if wrong := custom_id_problem(line["custom_id"]):
         raise BadLine("invalid_custom_id", wrong, "custom_id")
     if line["method"] != "POST":
-        raise BadLine("invalid_method", "The method is POST.", "method")
+        raise BadLine("invalid_method", "method must be POST.", "method")
     if line["url"] != endpoint:
-        raise BadLine("invalid_url", f"The url is that of the batch's endpoint, {endpoint}.", "url")
+        raise BadLine("invalid_url", f"url must be the endpoint of the batch, {endpoint}.", "url")
     if not isinstance(line["body"], dict):
-        raise BadLine("invalid_body", "The body is a JSON object.", "body")
+        raise BadLine("invalid_body", "body must be a JSON object.", "body")
     return line["custom_id"], line["body"]

@@ -1,4 +1,4 @@
-"""Lists in OpenAI's manner: some rows, from the one after the last that was seen."""
+"""Paginated lists as in OpenAI's API: a number of rows that follow the row `after`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ _ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
 class Listing(NamedTuple):
+    """A page of a list."""
+
     rows: Sequence[RowMapping]
     has_more: bool
 
@@ -28,27 +30,31 @@ def list_rows(
     limit: int,
     newest_first: bool = True,
 ) -> Listing:
-    """Rows of `table`, in the order in which they were made.
+    """Return rows of `table`, in the order of their creation.
 
     Args:
-        known: what may be named by `after`.
-        shown: what of it is listed.
-        after: the id of a row; those behind it are given.
+        connection: Connection to the database.
+        table: A table with the columns `seq` and `id`.
+        known: Conditions on rows that `after` may refer to.
+        shown: Further conditions on rows that are listed.
+        after: Id of a row. The rows that follow it are listed.
+        limit: Maximum number of rows.
+        newest_first: Whether the order is reversed.
 
     Raises:
-        InvalidRequest: there is no such row.
+        InvalidRequest: There is no row `after`.
     """
     order = table.c.seq.desc() if newest_first else table.c.seq.asc()
     rows = select(table).where(*known, *shown).order_by(order).limit(limit + 1)
     if after is not None:
         place = is_id(after) and connection.execute(select(table.c.seq).where(*known, table.c.id == after)).scalar()
         if not place:
-            raise InvalidRequest(f"There is nothing with the id {after!r}.", param="after")
+            raise InvalidRequest(f"No object with the id {after[:64]!r} exists.", param="after")
         rows = rows.where(table.c.seq < place if newest_first else table.c.seq > place)
     found = connection.execute(rows).mappings().all()
     return Listing(found[:limit], len(found) > limit)
 
 
 def is_id(text: str) -> bool:
-    """Whether it could be one; not every database takes every text."""
+    """Return whether a text has the form of an id. Databases do not accept every text."""
     return _ID.fullmatch(text) is not None

@@ -1,4 +1,4 @@
-"""The files that a batch leaves: answers, and errors, each in the order of the requests."""
+"""Writes the output file and the error file of a batch, each in the order of the requests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import aclosing, suppress
 
 from sqlalchemy import RowMapping
 
-from ocr_server.batches.leases import Leases, Left
+from ocr_server.batches.leases import Leases, WrittenFile
 from ocr_server.batches.requests import Item, Requests
 from ocr_server.batches.storage import Storage
 from ocr_server.errors import InvalidRequest, NotFound
@@ -20,29 +20,36 @@ async def write_files(
     batch: RowMapping,
     requests: Requests,
     unanswered: Callable[[Item], str],
-    rest: int,
-) -> dict[str, Left]:
-    """Write those that have a line; by what they are: output, error.
+    remaining: int,
+) -> dict[str, WrittenFile]:
+    """Write the files of a batch.
 
-    They are named by the batch: written again, after a server has died over it, they replace themselves.
+    The ids of the files are derived from the id of the batch. If a server crashes here, the next one overwrites them.
 
     Args:
-        unanswered: the error line of a request without an answer.
-        rest: how many of those there are.
+        storage: Where the files are written.
+        leases: Has the answers.
+        batch: The batch.
+        requests: Its requests.
+        unanswered: Returns the error line of a request without an answer.
+        remaining: Number of requests without an answer.
+
+    Returns:
+        The files: `output` and `error`. A file without any lines is not written.
 
     Raises:
-        Unavailable: the database or the storage can't be used.
+        Unavailable: The database or the storage is unavailable.
     """
-    left = {}
+    written = {}
     lines = {
         "output": (batch["completed"], _answers(leases, batch["id"], succeeded=True)),
-        "error": (batch["failed"] + rest, _errors(leases, batch["id"], requests, unanswered, rest)),
+        "error": (batch["failed"] + remaining, _errors(leases, batch["id"], requests, unanswered, remaining)),
     }
     for kind, (count, texts) in lines.items():
         file_id = f"file-{kind}-{batch['id'].removeprefix('batch_')}"
         if count:
-            left[kind] = Left(file_id, await _written(storage, file_id, texts))
-    return left
+            written[kind] = WrittenFile(file_id, await _written(storage, file_id, texts))
+    return written
 
 
 async def _answers(leases: Leases, batch_id: str, *, succeeded: bool) -> AsyncGenerator[list[str]]:
@@ -53,28 +60,28 @@ async def _answers(leases: Leases, batch_id: str, *, succeeded: bool) -> AsyncGe
 
 
 async def _errors(
-    leases: Leases, batch_id: str, requests: Requests, unanswered: Callable[[Item], str], rest: int
+    leases: Leases, batch_id: str, requests: Requests, unanswered: Callable[[Item], str], remaining: int
 ) -> AsyncGenerator[list[str]]:
     async for some in _answers(leases, batch_id, succeeded=False):
         yield some
-    if rest:
-        with suppress(NotFound, InvalidRequest):  # somebody has taken the input away: nobody knows what was in it
+    if remaining:
+        with suppress(NotFound, InvalidRequest):  # the input file is gone, so its requests are unknown
             async with aclosing(requests.items(await leases.answered(batch_id))) as items:
                 async for item in items:
                     yield [unanswered(item)]
 
 
 async def _written(storage: Storage, file_id: str, texts: AsyncGenerator[list[str]]) -> int:
-    """Bytes written."""
-    written = 0
+    """Write a file, and return its size in bytes."""
+    size = 0
     file = await asyncio.to_thread(storage.create, file_id)
     try:
         async with aclosing(texts):
             async for some in texts:
                 data = "".join(f"{text}\n" for text in some).encode()
                 await asyncio.to_thread(file.write, data)
-                written += len(data)
+                size += len(data)
         await asyncio.to_thread(storage.sync, file)
     finally:
         await asyncio.to_thread(file.close)
-    return written
+    return size

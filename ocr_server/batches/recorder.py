@@ -1,25 +1,26 @@
-"""Answers are committed as they come, those that come at one time together: each commit waits for the disk."""
+"""Commits answers as they arrive. Those that arrive at the same time share a commit, since each waits for the disk."""
 
 from __future__ import annotations
 
 import asyncio
 
-from ocr_server.batches.leases import Answer, Leases
+from ocr_server.batches.leases import BatchAnswer, Leases
 
-MOST_AT_ONCE = 64
+MAX_AT_ONCE = 64
+"""Maximum number of answers in a commit."""
 
 
 class Recorder:
-    """One for a batch."""
+    """Records the answers of one batch."""
 
     def __init__(self, leases: Leases, batch_id: str) -> None:
         self._leases = leases
         self._batch_id = batch_id
-        self._waiting: list[tuple[Answer, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[BatchAnswer, asyncio.Future[None]]] = []
         self._turn = asyncio.Lock()
 
-    async def keep(self, answer: Answer) -> None:
-        """Returns when the answer is on the disk. Raises as `Leases.record`."""
+    async def keep(self, answer: BatchAnswer) -> None:
+        """Record an answer. It is on the disk when this returns. Raises as `Leases.record`."""
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((answer, kept))
         async with self._turn:
@@ -28,7 +29,7 @@ class Recorder:
         await kept
 
     async def _commit(self) -> None:
-        group, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
+        group, self._waiting = self._waiting[:MAX_AT_ONCE], self._waiting[MAX_AT_ONCE:]
         try:
             await self._leases.record(self._batch_id, [answer for answer, _ in group])
         except BaseException as error:

@@ -1,4 +1,4 @@
-"""One batch, from where it stands to its end. It may have been begun by a server that is no more."""
+"""Processes one batch from its current state to its end. Another server may have started it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ocr_server.batches.endpoint import Endpoint
 from ocr_server.batches.leases import Leases
 from ocr_server.batches.output import write_files
 from ocr_server.batches.recorder import Recorder
-from ocr_server.batches.requests import Checked, Item, Requests
+from ocr_server.batches.requests import CheckResult, Item, Requests
 from ocr_server.batches.storage import Storage
 from ocr_server.errors import NotFound
 from ocr_server.observability import metrics
@@ -26,11 +26,12 @@ from ocr_server.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
-REASONS = {
-    "expired": ("batch_expired", "The batch's completion window ended before this request was answered."),
-    "cancelled": ("batch_cancelled", "The batch was cancelled before this request was answered."),
+UNANSWERED = {
+    "expired": ("batch_expired", "The completion window of the batch ended before this request was processed."),
+    "cancelled": ("batch_cancelled", "The batch was cancelled before this request was processed."),
 }
-STORAGE_FULL = ("storage_full", "The server stores as many bytes as it may; this request was not begun.")
+"""Final status → code and message for the requests that were not processed."""
+STORAGE_FULL = ("storage_full", "The storage quota is exceeded. This request was not processed.")
 
 
 @dataclass
@@ -45,23 +46,23 @@ class Run:
     budget: RequestBudget
     batch: RowMapping
     storage_full: bool = False
-    """What is not begun fails."""
+    """Whether requests that have not been started fail, since the storage quota is exceeded."""
     _halted: str | None = None
     _working: asyncio.Task[None] | None = None
 
     def halt(self, reason: str) -> None:
-        """Begin and finish no more requests: the batch is cancelled, or has expired."""
+        """Stop processing requests, since the batch has been cancelled or has expired."""
         if self._halted is None:
             self._halted = reason
             if self._working is not None:
                 self._working.cancel()
 
     async def go(self) -> None:
-        """To the end.
+        """Process the batch to its end.
 
         Raises:
-            LostLease: another server has the batch.
-            Unavailable: the database or the storage can't be used; what is recorded stays.
+            LostLease: Another server has taken over the batch.
+            Unavailable: The database or the storage is unavailable. The recorded answers are kept.
         """
         try:
             if self.batch["status"] == "validating" and not self._over() and not await self._begin():
@@ -77,20 +78,20 @@ class Run:
         return self._halted is not None or self.batch["expires_at"] <= time.time()
 
     async def _begin(self) -> bool:
-        """Look through the input; whether it is sound."""
+        """Check the input, and return whether it is valid."""
         try:
             checked = await self.requests.check()
         except NotFound as error:
-            checked = Checked().refused(error)
+            checked = CheckResult().with_error(error)
         if checked.errors:
             await self.leases.fail(self.batch["id"], checked.errors)
-            await self._look_again()
+            await self._reload()
             return bool(self.batch["status"] != "failed")
         await self.leases.begin(self.batch["id"], checked.total)
-        await self._look_again()
+        await self._reload()
         return True
 
-    async def _look_again(self) -> None:
+    async def _reload(self) -> None:
         self.batch = await self.leases.get(self.batch["id"])
 
     async def _work(self) -> None:
@@ -113,10 +114,10 @@ class Run:
                 async for item in items:
                     size = len(item.body)
                     await self.budget.enter(size)
-                    # Not in a `finally` of the request's own: cancelled before its first step, it would not get there.
+                    # Not in a `finally` of the task: it would not run if the task is cancelled before its first step.
                     group.create_task(self._one(item, recorder)).add_done_callback(partial(self._leave, size))
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # they have one cause, or the first was enough
+            raise errors.exceptions[0] from None  # all have the same cause, or the first one is enough
 
     def _leave(self, size: int, _: object) -> None:
         self.budget.leave(size)
@@ -131,20 +132,25 @@ class Run:
 
     async def _finish(self) -> None:
         await self.leases.close(self.batch["id"])
-        await self._look_again()
+        await self._reload()
         batch = self.batch
-        rest = batch["total"] - batch["completed"] - batch["failed"]
+        remaining = batch["total"] - batch["completed"] - batch["failed"]
         status = "cancelled" if batch["status"] == "cancelling" else "expired"
-        if batch["status"] == "finalizing" and rest == 0 and batch["in_progress_at"] is not None:
+        if batch["status"] == "finalizing" and remaining == 0 and batch["in_progress_at"] is not None:
             status = "completed"
-        code, message = REASONS.get(status, ("", ""))
-        left = await write_files(
-            self.storage, self.leases, batch, self.requests, lambda item: unanswered(item, code, message).text, rest
+        code, message = UNANSWERED.get(status, ("", ""))
+        written = await write_files(
+            self.storage,
+            self.leases,
+            batch,
+            self.requests,
+            lambda item: unanswered(item, code, message).text,
+            remaining,
         )
-        await self.leases.end(batch, status, left, unanswered=rest)
-        self._ended(status, rest)
+        await self.leases.end(batch, status, written, unanswered=remaining)
+        self._ended(status, remaining)
 
-    def _ended(self, status: str, rest: int = 0) -> None:
+    def _ended(self, status: str, remaining: int = 0) -> None:
         batch = self.batch
         metrics.BATCHES.labels(status=status).inc()
         logger.info(
@@ -153,7 +159,7 @@ class Run:
             status,
             batch["total"],
             batch["completed"],
-            batch["failed"] + rest,
+            batch["failed"] + remaining,
             time.time() - batch["created_at"],
             batch["client"],
         )

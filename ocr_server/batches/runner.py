@@ -1,4 +1,4 @@
-"""Takes up batches, as many as there is room for, keeps their leases, and clears away what is old."""
+"""Takes batches from the database, processes them, renews their leases, and deletes old files and batches."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ from ocr_server.runtime import MEGA, Runtime
 
 logger = logging.getLogger(__name__)
 
-MOST_RUNS = 8
-"""Batches that are worked on at a time: their requests take turns."""
+MAX_RUNS = 8
+"""Maximum number of batches that are processed at a time. Their requests take turns."""
 POLL_SECONDS = 1.0
+"""Time between two looks at the database."""
 SWEEP_SECONDS = 60.0
-REST_SECONDS = 5.0
-"""After a failure that is no request's, before anything is taken up again."""
+"""Time between two deletions of old files and batches."""
+BACKOFF_SECONDS = 5.0
+"""Time for which no batch is taken after a failure that is not the failure of a request."""
 
 
 @dataclass
-class Going:
-    """A batch that is worked on."""
+class ActiveRun:
+    """A batch that is being processed."""
 
     run: Run
     task: asyncio.Task[None]
 
 
 class Runner:
-    """One for the server."""
+    """Processes batches in the background. Create one object for each server."""
 
     def __init__(self, runtime: Runtime, endpoints: Endpoints, leases: Leases, store: Store, files: Files) -> None:
         settings = runtime.settings
@@ -48,21 +50,22 @@ class Runner:
         self._files = files
         self._budget = RequestBudget(requests=settings.batch_concurrency, size=settings.MAX_BODIES_MB * MEGA)
         self._poll = min(POLL_SECONDS, settings.BATCH_LEASE / 3)
-        self._going: dict[str, Going] = {}
-        self._swept = self._rests_until = 0.0
+        self._active: dict[str, ActiveRun] = {}
+        self._swept = self._paused_until = 0.0
         self._woken = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
     def start(self) -> None:
+        """Start processing batches."""
         self._loop = asyncio.create_task(self._work())
 
     def wake(self) -> None:
-        """There is something new to look at."""
+        """Look at the database now, since something has changed."""
         self._woken.set()
 
     async def stop(self) -> None:
-        """Give up what is under way; another server, or this one started again, goes on."""
-        tasks = [going.task for going in self._going.values()]
+        """Stop processing. Another server, or this one after a restart, continues the batches."""
+        tasks = [active.task for active in self._active.values()]
         if self._loop is not None:
             tasks.append(self._loop)
         for task in tasks:
@@ -72,36 +75,38 @@ class Runner:
     async def _work(self) -> None:
         while True:
             try:
-                await self._keep()
-                while time.monotonic() >= self._rests_until and await self._take_up():
+                await self._renew()
+                while time.monotonic() >= self._paused_until and await self._start_next():
                     pass
                 await self._sweep()
             except ApiError:
-                pass  # the log has it
+                pass  # it has been logged
             except Exception:
-                logger.exception("batches can't be taken up")
+                logger.exception("batches cannot be processed")
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll):
                     await self._woken.wait()
             self._woken.clear()
 
-    async def _keep(self) -> None:
-        """Renew the leases, and see what was asked for meanwhile."""
-        held = await self._leases.renew(list(self._going))
-        for batch_id, going in list(self._going.items()):
+    async def _renew(self) -> None:
+        """Renew the leases, and stop batches that were cancelled, have expired or were lost."""
+        held = await self._leases.renew(list(self._active))
+        for batch_id, active in list(self._active.items()):
             if batch_id not in held:
-                going.task.cancel()
+                active.task.cancel()
                 continue
-            going.run.storage_full = held[batch_id].storage_full
+            active.run.storage_full = held[batch_id].storage_full
             if held[batch_id].status == "cancelling":
-                going.run.halt("cancelled")
-            elif going.run.batch["expires_at"] <= time.time():
-                going.run.halt("expired")
+                active.run.halt("cancelled")
+            elif active.run.batch["expires_at"] <= time.time():
+                active.run.halt("expired")
 
-    async def _take_up(self) -> bool:
-        """Begin one batch, or go on with it; whether there was one."""
-        own = {batch_id: going.run.batch["client"] for batch_id, going in self._going.items()}
-        batch = await self._leases.claim(own, room=len(self._going) < MOST_RUNS)
+    async def _start_next(self) -> bool:
+        """Start or continue a batch, and return whether there was one."""
+        clients = {batch_id: active.run.batch["client"] for batch_id, active in self._active.items()}
+        batch = await self._leases.claim(
+            clients, endpoints=self._endpoints.keys(), accept_open=len(self._active) < MAX_RUNS
+        )
         if batch is None:
             return False
         requests = requests_of(batch, self._files.storage, self._runtime, self._endpoints)
@@ -114,7 +119,7 @@ class Runner:
             self._budget,
             batch,
         )
-        self._going[batch["id"]] = Going(run, asyncio.create_task(self._run(run)))
+        self._active[batch["id"]] = ActiveRun(run, asyncio.create_task(self._run(run)))
         return True
 
     async def _run(self, run: Run) -> None:
@@ -124,21 +129,21 @@ class Runner:
         except LostLease:
             logger.warning("%s was taken over by another server", batch_id)
         except ApiError as error:
-            self._rest(batch_id, error)
+            self._back_off(batch_id, error)
         except Exception as error:
-            logger.exception("%s broke off; it is taken up again", batch_id)
-            self._rest(batch_id, error)
+            logger.exception("%s failed unexpectedly and will be continued", batch_id)
+            self._back_off(batch_id, error)
         finally:
             try:
                 with suppress(ApiError):
                     await self._leases.release(batch_id)
             finally:
-                del self._going[batch_id]
+                del self._active[batch_id]
                 self.wake()
 
-    def _rest(self, batch_id: str, error: Exception) -> None:
-        self._rests_until = time.monotonic() + REST_SECONDS
-        logger.warning("%s waits: %s", batch_id, type(error).__name__)
+    def _back_off(self, batch_id: str, error: Exception) -> None:
+        self._paused_until = time.monotonic() + BACKOFF_SECONDS
+        logger.warning("%s is interrupted and will be continued: %s", batch_id, type(error).__name__)
 
     async def _sweep(self) -> None:
         if time.monotonic() - self._swept >= SWEEP_SECONDS:

@@ -1,4 +1,4 @@
-"""Files and batches, put together for an app."""
+"""The components of files and batches, as an application uses them."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from ocr_server.runtime import MEGA, Runtime
 
 @dataclass(frozen=True)
 class Batches:
+    """Files and batches of an application."""
+
     endpoints: Endpoints
-    """Those whose requests a batch may have."""
+    """The endpoints that can be used in batches."""
     database: Database
     files: Files
     store: Store
     runner: Runner
 
     def start(self) -> None:
+        """Start processing batches."""
         self.runner.start()
 
     async def close(self) -> None:
+        """Stop processing batches, and close the database."""
         await self.runner.stop()
         await self.database.close()
 
 
 def batches_for(runtime: Runtime, endpoints: Endpoints) -> Batches:
-    """As the settings have it. Nothing is opened before it is used."""
+    """Build the components according to the settings. The database and the storage are opened at their first use."""
     settings = runtime.settings
     quota = Quota(of_all=settings.MAX_STORED_MB * MEGA, of_client=settings.MAX_STORED_MB_OF_CLIENT * MEGA)
     database = Database(settings.database_url)
     files = Files(database, Storage(settings.storage_url), quota, days=settings.FILE_DAYS)
-    store = Store(database, most_of_client=settings.MAX_BATCHES_OF_CLIENT, days=settings.FILE_DAYS)
+    store = Store(database, max_of_client=settings.MAX_BATCHES_OF_CLIENT, days=settings.FILE_DAYS)
     leases = Leases(database, files, quota, seconds=settings.BATCH_LEASE)
     return Batches(endpoints, database, files, store, Runner(runtime, endpoints, leases, store, files))

@@ -1,4 +1,4 @@
-"""Which requests a batch's input file has, by its kind."""
+"""Chooses how the requests of a batch are read, by the kind of its input file."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from ocr_server.batches.storage import Storage
 from ocr_server.runtime import MEGA, Runtime
 
 ZIP_RATIO = 10
-"""What the files in a zip may have, unpacked, in multiples of the largest upload: pictures hardly shrink."""
+"""Maximum size of the uncompressed files in a zip, as a multiple of MAX_FILE_MB. Pictures hardly compress."""
 
 
 def requests_of(batch: RowMapping, storage: Storage, runtime: Runtime, endpoints: Endpoints) -> Requests:
-    """Requests of a batch, by the kind of its input file."""
+    """Return the requests of a batch."""
     settings, file_id = runtime.settings, batch["input_file_id"]
-    endpoint, most = batch["endpoint"], settings.MAX_BATCH_REQUESTS
+    endpoint, max_requests = batch["endpoint"], settings.MAX_BATCH_REQUESTS
     if batch["kind"] == "jsonl":
-        return JsonlRequests(storage, file_id, endpoint, most=most, longest=settings.MAX_BODY_MB * MEGA)
-    body, largest = batch["body"].encode(), settings.MAX_IMAGE_MB * MEGA
+        return JsonlRequests(
+            storage, file_id, endpoint, max_requests=max_requests, max_line_bytes=settings.MAX_BODY_MB * MEGA
+        )
+    body, max_source_bytes = batch["body"].encode(), settings.MAX_IMAGE_MB * MEGA
     if batch["kind"] == "pdf":
         return PdfRequests(
             storage,
@@ -29,14 +31,14 @@ def requests_of(batch: RowMapping, storage: Storage, runtime: Runtime, endpoints
             runtime.intake,
             body,
             lambda file: endpoints[endpoint].understand(body, settings, file)[1],
-            most=most,
-            largest=largest,
+            max_requests=max_requests,
+            max_bytes=max_source_bytes,
         )
     return ZipRequests(
         storage,
         file_id,
         body,
-        most=most,
-        largest=largest,
-        most_bytes=ZIP_RATIO * settings.MAX_FILE_MB * MEGA,
+        max_requests=max_requests,
+        max_member_bytes=max_source_bytes,
+        max_bytes=ZIP_RATIO * settings.MAX_FILE_MB * MEGA,
     )

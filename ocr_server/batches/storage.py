@@ -1,6 +1,7 @@
-"""Where the bytes of files lie: a folder or a bucket, by fsspec's URLs. All of it blocks: call it in a thread.
+"""Stores the bytes of files in a folder or a bucket, which is named by a URL of fsspec.
 
-Each of fsspec's systems has exceptions of its own, so that any of them means that the storage can't be used.
+All functions block and must be called in a thread. The file systems of fsspec raise different exceptions, so every
+exception is taken to mean that the storage is unavailable.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ from ocr_server.errors import ApiError, NotFound, Unavailable
 logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
+"""Number of bytes that are read at once."""
 
 
 class Storage:
+    """A flat folder of files. It is opened at its first use."""
+
     def __init__(self, url: str) -> None:
         self._url = url
         self._opened: tuple[fsspec.AbstractFileSystem, str] | None = None
 
     def write(self, name: str, chunks: Iterable[bytes]) -> None:
-        """Keep a file, in place of what it had; it is on the disk when this returns.
+        """Write or overwrite a file. It is on the disk when this returns.
 
         Raises:
-            Unavailable: it can't be written.
+            Unavailable: The file cannot be written.
         """
         try:
             with self.create(name) as file:
@@ -42,10 +46,10 @@ class Storage:
             raise self._unusable(error) from error
 
     def create(self, name: str) -> BinaryIO:
-        """A file to write, in place of what it had; `sync` and close it.
+        """Open a new or existing file for writing, and truncate it. Call `sync` before closing it.
 
         Raises:
-            Unavailable: it can't be written.
+            Unavailable: The file cannot be written.
         """
         try:
             system, path = self._place(name)
@@ -56,17 +60,17 @@ class Storage:
             raise self._unusable(error) from error
 
     def sync(self, file: BinaryIO) -> None:
-        """What was written is on the disk; in a bucket it is when the file is closed."""
+        """Make sure that the data is on the disk. In a bucket, it is stored when the file is closed."""
         if self._opened is not None and isinstance(self._opened[0], LocalFileSystem):
             file.flush()
             os.fsync(file.fileno())
 
     def open(self, name: str) -> BinaryIO:
-        """A file to read and to seek in.
+        """Open a file for reading. The file is seekable.
 
         Raises:
-            NotFound: it has been deleted.
-            Unavailable: the storage can't be read.
+            NotFound: The file has been deleted.
+            Unavailable: The file cannot be read.
         """
         try:
             system, path = self._place(name)
@@ -74,18 +78,18 @@ class Storage:
         except ApiError:
             raise
         except FileNotFoundError as error:
-            raise NotFound("The content of this file is gone.", code="file_gone") from error
+            raise NotFound("The content of this file has been deleted.", code="file_gone") from error
         except Exception as error:
             raise self._unusable(error) from error
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """Raises as `open`."""
+        """Yield the content of a file. Raises as `open`."""
         with self.open(name) as file:
             while chunk := file.read(CHUNK):
                 yield chunk
 
     def remove(self, name: str) -> None:
-        """There may be none. Raises Unavailable."""
+        """Delete a file if it exists. Raises Unavailable."""
         try:
             system, path = self._place(name)
             system.rm_file(path)
@@ -109,5 +113,7 @@ class Storage:
         return system, f"{root}/{name}"
 
     def _unusable(self, error: Exception) -> Unavailable:
-        logger.error("the storage of files can't be used: %s", error)
-        return Unavailable("The storage of files can't be used now.", code="storage_unavailable", retry_after=5.0)
+        logger.error("the storage of files is unavailable: %s", error)
+        return Unavailable(
+            "The storage of files is unavailable. Try again later.", code="storage_unavailable", retry_after=5.0
+        )

@@ -1,4 +1,4 @@
-"""Batches as clients see them: made, listed, cancelled."""
+"""Batches from the view of clients, who create, list and cancel them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from ocr_server.batches.listing import Listing, is_id, list_rows
 from ocr_server.errors import InvalidRequest, NotFound, TooMany
 
 CANCELLABLE = ("validating", "in_progress")
+"""States in which a batch can be cancelled."""
 
 
 class Store:
-    def __init__(self, database: Database, *, most_of_client: int, days: int) -> None:
+    """The batches of all clients."""
+
+    def __init__(self, database: Database, *, max_of_client: int, days: int) -> None:
         """Args:
-        most_of_client: batches of one client that have not ended.
-        days: after which a batch that has ended is forgotten.
+        database: Has the batches.
+        max_of_client: Maximum number of batches of a client that have not ended.
+        days: Days after which a batch that has ended is deleted.
         """
         self._database = database
-        self._most_of_client = most_of_client
+        self._max_of_client = max_of_client
         self._seconds = days * DAY
 
     async def create(
@@ -40,17 +44,22 @@ class Store:
         metadata: Mapping[str, str] | None,
         output_seconds: int | None,
     ) -> RowMapping:
-        """A batch that waits to be taken up.
+        """Create a batch, and return its row.
 
         Args:
-            window: as the client wrote it; `seconds` of it.
-            kind: the input's.
-            body: for a PDF or zip, that of each request.
-            output_seconds: for which the files it leaves are kept.
+            client: Label of the client.
+            endpoint: Path of the endpoint of all requests.
+            input_file_id: Id of the input file.
+            window: Completion window as the client wrote it.
+            seconds: Completion window in seconds.
+            kind: Kind of the input file: jsonl, pdf or zip.
+            body: Body of each request, if the input is a PDF or zip.
+            metadata: Metadata of the client.
+            output_seconds: Seconds after which the output files expire. None for the default.
 
         Raises:
-            NotFound: the client has no such file.
-            TooMany: it has too many batches.
+            NotFound: The client has no such file.
+            TooMany: The client has too many batches.
         """
         now = int(time.time())
         batch_id = f"batch_{uuid.uuid4().hex}"
@@ -72,35 +81,41 @@ class Store:
         def create(connection: Connection) -> RowMapping:
             file_of(connection, client, input_file_id)
             mine = select(func.count()).where(batches.c.client == client, batches.c.status.not_in(ENDED))
-            if connection.execute(mine).scalar_one() >= self._most_of_client:
-                raise TooMany(f"At most {self._most_of_client} batches of yours may be under way.")
+            if connection.execute(mine).scalar_one() >= self._max_of_client:
+                raise TooMany(f"You have {self._max_of_client} batches that have not ended, which is the limit.")
             connection.execute(insert(batches).values(row))
             return batch_of(connection, client, batch_id)
 
         return await self._database.run(create)
 
     async def get(self, client: str, batch_id: str) -> RowMapping:
-        """Raises NotFound."""
+        """Return the row of a batch. Raises NotFound."""
         return await self._database.run(lambda connection: batch_of(connection, client, batch_id))
 
     async def list(self, client: str, *, after: str | None, limit: int) -> Listing:
-        """The newest first. Raises InvalidRequest: `after` is none of the client's batches."""
+        """Return the batches of a client, newest first. Arguments as for `list_rows`.
+
+        Raises:
+            InvalidRequest: The client has no batch `after`.
+        """
         known = [batches.c.client == client]
         return await self._database.run(partial(list_rows, table=batches, known=known, after=after, limit=limit))
 
     async def cancel(self, client: str, batch_id: str) -> RowMapping:
-        """Have its requests stopped; its answers so far stay.
+        """Cancel a batch, and return its row. Answers that it already has are kept.
 
         Raises:
-            NotFound: the client has no such batch.
-            InvalidRequest: it has ended.
+            NotFound: The client has no such batch.
+            InvalidRequest: The batch has ended.
         """
 
         def cancel(connection: Connection) -> RowMapping:
             row = batch_of(connection, client, batch_id)
             if row["status"] in ENDED:
                 raise InvalidRequest(
-                    f"The batch has ended: it is {row['status']}.", param="batch_id", code="batch_ended"
+                    f"The batch has already ended with the status {row['status']}.",
+                    param="batch_id",
+                    code="batch_ended",
                 )
             connection.execute(
                 update(batches)
@@ -112,16 +127,16 @@ class Store:
         return await self._database.run(cancel)
 
     async def sweep(self) -> None:
-        """Forget the batches that ended long ago."""
+        """Delete batches that ended long ago."""
         ended = func.coalesce(batches.c.completed_at, batches.c.failed_at, batches.c.expired_at, batches.c.cancelled_at)
         old = batches.c.status.in_(ENDED) & (ended < int(time.time()) - self._seconds)
         await self._database.run(lambda connection: connection.execute(delete(batches).where(old)))
 
 
 def batch_of(connection: Connection, client: str, batch_id: str) -> RowMapping:
-    """The client's batch. Raises NotFound."""
+    """Return the row of a client's batch. Raises NotFound."""
     own = select(batches).where(batches.c.id == batch_id, batches.c.client == client)
     row = connection.execute(own).mappings().first() if is_id(batch_id) else None
     if row is None:
-        raise NotFound(f"There is no batch {batch_id[:64]!r}.", param="batch_id", code="batch_not_found")
+        raise NotFound(f"The batch {batch_id[:64]!r} does not exist.", param="batch_id", code="batch_not_found")
     return row

@@ -1,4 +1,4 @@
-"""The body of each request of a PDF or a zip: the batch's own options, without a picture or document."""
+"""Template of the requests of a PDF or zip: the options of the batch, without a picture or document."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ if TYPE_CHECKING:
 
 
 def body_of(endpoint: Endpoint, request: Mapping[str, Any], settings: Settings) -> bytes:
-    """The body of each request, checked.
+    """Check the template, and return the body of each request.
 
     Args:
-        request: As the client gave it: everything except the picture or document.
+        endpoint: The endpoint of the batch.
+        request: The options that the client gave. Null values are ignored.
+        settings: The settings of the server.
 
     Raises:
-        InvalidRequest: It is not a request of `endpoint`, or has a picture or document of its own.
-        NotFound: There is no such model.
+        InvalidRequest: The options are not valid for the endpoint, or contain a picture or document.
+        NotFound: The model does not exist.
     """
-    for name in ("document", "stream"):
-        if name in request:
-            raise InvalidRequest(f"A batch of a PDF or zip has no {name} of its own.", param=f"request.{name}")
     given = {name: value for name, value in request.items() if value is not None}
+    for name in ("document", "stream"):
+        if name in given:
+            raise InvalidRequest(
+                f"The requests of a batch of a PDF or zip cannot have the parameter {name}.", param=f"request.{name}"
+            )
     body = to_json({"model": settings.MODEL_NAME} | given)
     try:
-        endpoint.understand(body, settings, b"")  # the plan is only checked: no file is read for it
+        endpoint.understand(body, settings, b"")  # only checks the plan: the file is not read
     except ApiError as error:
         error.param = f"request.{error.param}" if error.param else "request"
         raise

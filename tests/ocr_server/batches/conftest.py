@@ -1,4 +1,4 @@
-"""An app with batches in a folder of their own, and the official SDK to talk to it."""
+"""An application with batches in a temporary folder, and the official SDK as its client."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENDED = {"completed", "failed", "expired", "cancelled"}
 
 
 class Served:
-    """A running app. `api` is the SDK, `http` what it would not send."""
+    """A running application. `api` is the official SDK; `http` sends requests that the SDK cannot."""
 
     def __init__(self, app: FastAPI, engine: FakeEngine) -> None:
         self.app = app
@@ -34,7 +34,7 @@ class Served:
         self.api = self.sdk()
 
     def sdk(self, key: str = "EMPTY") -> AsyncOpenAI:
-        """With the client's key; checks every answer against the SDK's types."""
+        """Return a client with an API key. It validates every response against the types of the SDK."""
         return AsyncOpenAI(
             base_url="http://server/v1",
             api_key=key,
@@ -44,14 +44,15 @@ class Served:
         )
 
     async def batch(self, content: bytes | Sequence[Any], api: AsyncOpenAI | None = None, **more: Any) -> Any:
-        """Upload `content`, bytes or the lines of a JSONL file, and have it answered."""
+        """Upload a file, given as bytes or as the lines of a JSONL file, and create a batch of it."""
         api = api or self.api
         data = content if isinstance(content, bytes) else jsonl(content)
         file = await api.files.create(file=("requests.jsonl", data), purpose="batch")
         options = {"endpoint": "/v1/chat/completions", "completion_window": "24h", **more}
         return await api.batches.create(input_file_id=file.id, **options)
 
-    async def ended(self, batch: Any, seconds: float = 20.0, api: AsyncOpenAI | None = None) -> Any:
+    async def ended(self, batch: Any, seconds: float = 60.0, api: AsyncOpenAI | None = None) -> Any:
+        """Wait for the end of a batch, and return it."""
         async with asyncio.timeout(seconds):
             while batch.status not in ENDED:
                 await asyncio.sleep(0.02)
@@ -59,7 +60,7 @@ class Served:
         return batch
 
     async def lines(self, file_id: str | None) -> dict[str, Any]:
-        """The lines of an output or error file, by their custom_id; each is there once."""
+        """Return the lines of an output or error file, by custom_id, and check that each occurs once."""
         if file_id is None:
             return {}
         content = await self.api.files.content(file_id)
@@ -70,16 +71,17 @@ class Served:
 
 
 def request(name: str, body: dict[str, Any] | None = None, url: str = "/v1/chat/completions") -> dict[str, Any]:
-    """A line of a JSONL file; without a body, one white picture."""
+    """A line of a JSONL file. By default, the request is to read one white picture."""
     return {"custom_id": name, "method": "POST", "url": url, "body": chat() if body is None else body}
 
 
 def jsonl(lines: Sequence[Any]) -> bytes:
+    """A JSONL file. Strings are lines as they are."""
     return "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines).encode()
 
 
 def refusal(error: openai.APIStatusError) -> tuple[int, str | None, str | None]:
-    """Status, param and code."""
+    """Status, param and code of an error."""
     return error.status_code, error.param, error.code
 
 
@@ -88,7 +90,7 @@ Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 @pytest.fixture
 def serve(settings: Settings, tmp_path: Path) -> Serve:
-    """Runs an app as `async with serve(engine, SETTING=…)`; all of a test share one folder."""
+    """Runs an application as `async with serve(engine, SETTING=…)`. All applications of a test share one folder."""
 
     @asynccontextmanager
     async def running(engine: FakeEngine | None = None, **more: Any) -> AsyncIterator[Served]:

@@ -1,4 +1,4 @@
-"""Batches by the official SDK: made, answered, listed, cancelled, expired."""
+"""Batches with the official SDK: created, answered, listed, cancelled, expired."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.ocr_server.batches.conftest import Serve, Served, jsonl, refusal, req
 from tests.ocr_server.conftest import CHAT, WHITE, FakeEngine, chat, delta, fails, never, says, until
 
 
-async def test_every_request_is_answered_as_its_endpoint_answers(served: Served) -> None:
+async def test_requests_are_answered_as_by_their_endpoint(served: Served) -> None:
     batch = await served.batch([request(f"r{number}") for number in range(20)], metadata={"for": "a test"})
     assert batch.object == "batch"
     done = await served.ended(batch)
@@ -47,7 +47,7 @@ async def test_ocr_requests(served: Served) -> None:
     assert (refused["status_code"], refused["body"]["error"]["param"]) == (400, "output")
 
 
-async def test_a_wrong_request_is_its_own_error(served: Served) -> None:
+async def test_an_invalid_request_is_an_error_of_its_own(served: Served) -> None:
     wrong: dict[str, dict[str, Any]] = {
         "no picture": {"model": "deepseek-ocr", "messages": [{"role": "user", "content": "Hi"}]},
         "no model": {**chat(), "model": "gpt-4o"},
@@ -94,7 +94,7 @@ async def test_a_wrong_request_is_its_own_error(served: Served) -> None:
         ([request("a", {"pad": "x" * 1_000_000})], [("line_too_long", 1, None)]),
     ],
 )
-async def test_an_unsound_file_fails_with_its_lines(
+async def test_an_invalid_file_fails_with_the_numbers_of_its_lines(
     serve: Serve, lines: list[Any], found: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -105,11 +105,11 @@ async def test_an_unsound_file_fails_with_its_lines(
         assert done.errors.object == "list"
         assert [(error.code, error.line, error.param) for error in done.errors.data] == found
         assert (done.output_file_id, done.error_file_id) == (None, None)
-        assert served.engine.pages == [], "nothing is read of a file that is not sound"
+        assert served.engine.pages == [], "no page of an invalid file is read"
         await until(lambda: f"{done.id} failed: 0 requests" in caplog.text)
 
 
-async def test_line_ends_and_byte_order_marks_of_windows(served: Served) -> None:
+async def test_windows_line_ends_and_byte_order_marks(served: Served) -> None:
     data = b"\xef\xbb\xbf" + jsonl([request("a"), request("b")]).replace(b"\n", b"\r\n") + b"\r\n"
     done = await served.ended(await served.batch(data))
     assert list(await served.lines(done.output_file_id)) == ["a", "b"]
@@ -128,7 +128,7 @@ async def test_line_ends_and_byte_order_marks_of_windows(served: Served) -> None
         ({"extra_body": {"priority": 1}}, "priority"),
     ],
 )
-async def test_a_wrong_parameter_is_named(served: Served, change: dict[str, Any], param: str) -> None:
+async def test_errors_name_the_parameter(served: Served, change: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         await served.batch([request("a")], **change)
     assert str(caught.value.param).split(".a")[0] == param
@@ -139,7 +139,7 @@ async def test_a_wrong_parameter_is_named(served: Served, change: dict[str, Any]
     assert refusal(unknown.value) == (404, "file_id", "file_not_found")
 
 
-async def test_lists_go_on_after_the_last_one(served: Served) -> None:
+async def test_lists_are_paginated(served: Served) -> None:
     made = [(await served.batch([request("a")])).id for _ in range(5)]
     first = await served.api.batches.list(limit=2)
     assert [batch.id for batch in first.data] == made[:2:-1]
@@ -153,7 +153,7 @@ async def test_lists_go_on_after_the_last_one(served: Served) -> None:
         assert str(caught.value.param).endswith(param)
 
 
-async def test_cancelled_it_gives_what_it_has(serve: Serve) -> None:
+async def test_a_cancelled_batch_keeps_its_answers(serve: Serve) -> None:
     async def some(number: int, page: Page) -> AsyncGenerator[PageDelta]:
         if number >= 3:
             await asyncio.Event().wait()
@@ -171,13 +171,15 @@ async def test_cancelled_it_gives_what_it_has(serve: Serve) -> None:
         errors = await served.lines(done.error_file_id)
         assert {line["error"]["code"] for line in errors.values()} == {"batch_cancelled"}
         assert {line["response"] for line in errors.values()} == {None}
-        assert served.engine.running == 0, "what was being read is given up"
+        assert served.engine.running == 0, "the pages that were being read are aborted"
         with pytest.raises(openai.BadRequestError) as caught:
             await served.api.batches.cancel(batch.id)
         assert refusal(caught.value) == (400, "batch_id", "batch_ended")
 
 
-async def test_expired_it_gives_what_it_has(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_expired_batch_has_an_error_for_each_unanswered_request(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with serve(FakeEngine(never), BATCH_CONCURRENCY=2) as served:
         batch = await served.batch([request("a"), request("b"), request("c")], completion_window="1h")
         await until(lambda: len(served.engine.pages) == 2)
@@ -190,8 +192,8 @@ async def test_expired_it_gives_what_it_has(serve: Serve, monkeypatch: pytest.Mo
         assert done.request_counts.failed == 3
 
 
-async def test_the_engines_death_is_waited_out(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ocr_server.batches.answer.MOST_WAIT_S", 0.01)
+async def test_a_request_waits_for_the_engine_and_is_tried_again(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ocr_server.batches.answer.MAX_WAIT_S", 0.01)
 
     async def dies_twice(number: int, page: Page) -> AsyncGenerator[PageDelta]:
         if number < 2:
@@ -202,16 +204,19 @@ async def test_the_engines_death_is_waited_out(serve: Serve, monkeypatch: pytest
     engine.reason = "The model is being loaded."
     async with serve(engine) as served:
         batch = await served.batch([request("a")])
+        async with asyncio.timeout(20):
+            while (await served.api.batches.retrieve(batch.id)).status != "in_progress":  # noqa: ASYNC110  # clients poll
+                await asyncio.sleep(0.02)
         await asyncio.sleep(0.3)
-        assert engine.pages == [], "no engine, no try"
+        assert engine.pages == [], "without an engine, there is no attempt"
         engine.reason = None
         done = await served.ended(batch)
         assert done.request_counts.completed == 1
         assert len(engine.pages) == 3
 
 
-async def test_an_engine_that_never_recovers_ends_the_request(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ocr_server.batches.answer.MOST_WAIT_S", 0.01)
+async def test_the_number_of_attempts_is_limited(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ocr_server.batches.answer.MAX_WAIT_S", 0.01)
     async with serve(FakeEngine(fails(Unavailable("It died.")))) as served:
         done = await served.ended(await served.batch([request("a")]))
         line = (await served.lines(done.error_file_id))["a"]
@@ -219,15 +224,15 @@ async def test_an_engine_that_never_recovers_ends_the_request(serve: Serve, monk
         assert len(served.engine.pages) == 5
 
 
-async def test_an_engines_failure_is_the_requests_own(serve: Serve) -> None:
+async def test_a_failure_of_the_engine_is_an_error_of_the_request(serve: Serve) -> None:
     async with serve(FakeEngine(fails(EngineFailure("It broke on this page.")))) as served:
         done = await served.ended(await served.batch([request("a")]))
         assert (await served.lines(done.error_file_id))["a"]["response"]["status_code"] == 500
         assert len(served.engine.pages) == 1
 
 
-async def test_batches_yield_to_other_requests(serve: Serve) -> None:
-    """With every slot taken by a batch's pages, the next one goes to whoever asks by himself."""
+async def test_other_requests_have_priority(serve: Serve) -> None:
+    """When the pages of a batch occupy all slots, the next free slot goes to another request."""
     gate = asyncio.Semaphore(0)
 
     async def waits(_: int, page: Page) -> AsyncGenerator[PageDelta]:
@@ -251,7 +256,7 @@ async def test_batches_yield_to_other_requests(serve: Serve) -> None:
 
 
 async def test_batches_take_turns(serve: Serve) -> None:
-    """A short batch does not wait for the end of a long one."""
+    """A short batch does not have to wait for the end of a long one."""
     async with serve(FakeEngine(says("Hello")), BATCH_CONCURRENCY=1) as served:
         long = await served.batch([request(str(number)) for number in range(150)])
         short = await served.ended(await served.batch([request("a")]))
@@ -260,7 +265,7 @@ async def test_batches_take_turns(serve: Serve) -> None:
         await served.ended(long)
 
 
-async def test_no_more_at_a_time_than_set(serve: Serve) -> None:
+async def test_the_number_of_concurrent_requests_is_limited(serve: Serve) -> None:
     running = 0
     most = 0
 
@@ -279,7 +284,7 @@ async def test_no_more_at_a_time_than_set(serve: Serve) -> None:
         assert most == 3
 
 
-async def test_a_clients_batches_are_bounded(serve: Serve) -> None:
+async def test_the_number_of_batches_of_a_client_is_limited(serve: Serve) -> None:
     async with serve(FakeEngine(never), MAX_BATCHES_OF_CLIENT=2) as served:
         for _ in range(2):
             await served.batch([request("a")])
@@ -287,7 +292,7 @@ async def test_a_clients_batches_are_bounded(serve: Serve) -> None:
             await served.batch([request("a")])
 
 
-async def test_with_keys_everybody_has_batches_of_his_own(serve: Serve) -> None:
+async def test_clients_see_only_their_own_batches(serve: Serve) -> None:
     async with serve(API_KEYS="alice:sk-a,bob:sk-b") as served:
         alice, bob = served.sdk("sk-a"), served.sdk("sk-b")
         batch = await served.ended(await served.batch([request("a")], api=alice), api=alice)
@@ -322,13 +327,13 @@ async def test_the_end_is_logged_and_counted(served: Served, caplog: pytest.LogC
     assert value("ocr_batch_requests_total", outcome="failed") == before[1] + 1
 
 
-async def test_without_batches_there_are_no_routes(serve: Serve) -> None:
+async def test_batches_can_be_turned_off(serve: Serve) -> None:
     async with serve(BATCHES=False) as served:
         assert (await served.http.get("/v1/batches")).status_code == 404
         assert (await served.http.get("/v1/files")).status_code == 404
 
 
-async def test_a_database_that_is_not_there_is_an_answer(serve: Serve) -> None:
+async def test_an_unavailable_database_is_reported(serve: Serve) -> None:
     async with serve(DATABASE_URL="sqlite:////proc/none/batches.db") as served:
         with pytest.raises(openai.InternalServerError) as caught:
             await served.api.batches.list()

@@ -1,4 +1,4 @@
-"""How much of all batches is under way at a time."""
+"""The limit of the requests of all batches that are processed at a time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ocr_server.batches.budget import RequestBudget
 
 
 async def settle() -> None:
+    """Let all tasks run until they wait."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -18,7 +19,7 @@ async def settle() -> None:
     ("sizes", "within"),
     [([1, 1, 1, 1], 3), ([6, 4, 1], 2), ([6, 5, 1], 1), ([50, 1], 1), ([1, 50, 1], 1)],
 )
-async def test_bounds_hold_and_nobody_is_passed(sizes: list[int], within: int) -> None:
+async def test_limits_hold_and_requests_stay_in_order(sizes: list[int], within: int) -> None:
     budget, entered = RequestBudget(requests=3, size=10), list[int]()
 
     async def enter(number: int) -> None:
@@ -36,7 +37,7 @@ async def test_bounds_hold_and_nobody_is_passed(sizes: list[int], within: int) -
     await asyncio.gather(*tasks)
 
 
-async def test_who_gives_up_waiting_holds_up_nobody() -> None:
+async def test_a_request_that_stops_waiting_does_not_block_the_next() -> None:
     budget = RequestBudget(requests=1, size=10)
     await budget.enter(1)
     first, second = asyncio.create_task(budget.enter(1)), asyncio.create_task(budget.enter(1))

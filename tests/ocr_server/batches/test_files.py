@@ -1,4 +1,4 @@
-"""Files by the official SDK, and what is refused of those that strangers send."""
+"""Files with the official SDK, and invalid or malicious uploads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from config import ROOT, Settings
+from ocr_server.errors import Unavailable
 from tests.ocr_server.batches.conftest import Serve, Served, jsonl, refusal, request
 from tests.ocr_server.conftest import FakeEngine, error_of, never, says
 
@@ -22,7 +23,7 @@ async def upload(served: Served, data: bytes = DATA, name: str = "a.jsonl", **mo
     return await served.api.files.create(file=(name, data), purpose="batch", **more)
 
 
-async def test_a_file_comes_back_as_it_was_sent(served: Served) -> None:
+async def test_the_content_of_a_file_is_unchanged(served: Served) -> None:
     data = bytes(range(256)) * 10_000
     file = await upload(served, b"{" + data, "some.jsonl")
     assert (file.object, file.bytes, file.filename, file.purpose) == ("file", len(data) + 1, "some.jsonl", "batch")
@@ -32,7 +33,7 @@ async def test_a_file_comes_back_as_it_was_sent(served: Served) -> None:
     assert (await served.api.files.content(file.id)).content == b"{" + data
 
 
-async def test_files_are_listed_by_purpose_order_and_place(served: Served) -> None:
+async def test_lists_have_a_purpose_an_order_and_a_start(served: Served) -> None:
     made = [(await upload(served)).id for _ in range(3)]
     done = await served.ended(await served.batch([request("a")]))
     assert done.status == "completed"
@@ -61,7 +62,7 @@ async def test_a_deleted_file_is_gone(served: Served, tmp_path: Path) -> None:
         assert refusal(caught.value) == (404, "file_id", "file_not_found")
 
 
-async def test_a_batchs_input_stays_until_it_has_ended(serve: Serve) -> None:
+async def test_the_input_of_a_batch_cannot_be_deleted_before_its_end(serve: Serve) -> None:
     async with serve(FakeEngine(never)) as served:
         batch = await served.batch([request("a")])
         with pytest.raises(openai.BadRequestError) as caught:
@@ -101,12 +102,12 @@ async def test_files_expire(served: Served, tmp_path: Path, monkeypatch: pytest.
         ({"purpose": "batch", "expires_after[seconds]": "3600"}, "expires_after[anchor]"),
     ],
 )
-async def test_a_wrong_field_is_named(served: Served, fields: dict[str, str], param: str) -> None:
+async def test_errors_name_the_field(served: Served, fields: dict[str, str], param: str) -> None:
     response = await served.http.post("/v1/files", data=fields, files={"file": DATA})
     assert error_of(response, 400)["param"] == param
 
 
-async def test_what_is_no_file_is_refused(served: Served) -> None:
+async def test_requests_without_a_file_are_refused(served: Served) -> None:
     assert error_of(await served.http.post("/v1/files", json={}), 400)["param"] == "file"
     assert error_of(await served.http.post("/v1/files", files={"data": DATA}), 400)["param"] == "file"
     assert error_of(await served.http.post("/v1/files", data={"purpose": "batch"}, files={"file": b""}), 400)
@@ -114,7 +115,7 @@ async def test_what_is_no_file_is_refused(served: Served) -> None:
     assert error_of(await served.http.post("/v1/files", content=b"x", headers=boundless), 400)
 
 
-async def test_a_files_name_is_only_shown(served: Served, tmp_path: Path) -> None:
+async def test_the_filename_is_used_for_display_only(served: Served, tmp_path: Path) -> None:
     file = await upload(served, name="../../etc/passwd\u202e" + "x" * 500)
     assert file.filename == ("passwd" + "x" * 500)[:255]
     assert not (tmp_path.parent / "passwd").exists()
@@ -126,13 +127,13 @@ async def test_a_files_name_is_only_shown(served: Served, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("file_id", ["..", "%2e%2e%2fbatches.db", "file-1", "a" * 5000, "a%00b"])
-async def test_a_made_up_id_leads_nowhere(served: Served, file_id: str) -> None:
+async def test_invalid_ids_are_not_found(served: Served, file_id: str) -> None:
     await upload(served)
     for path in (f"/v1/files/{file_id}", f"/v1/files/{file_id}/content", f"/v1/batches/{file_id}"):
         assert error_of(await served.http.get(path), 404)
 
 
-async def test_what_is_stored_is_bounded(serve: Serve) -> None:
+async def test_the_stored_bytes_are_limited(serve: Serve) -> None:
     async with serve(MAX_FILE_MB=1, MAX_STORED_MB=2, MAX_BODY_MB=1) as served:
         with pytest.raises(openai.APIStatusError) as caught:
             await upload(served, b"{" * 1_000_001)
@@ -148,7 +149,7 @@ async def test_what_is_stored_is_bounded(serve: Serve) -> None:
         await upload(served, b"{" * 1_000_000)
 
 
-async def test_many_small_files_count_too(serve: Serve) -> None:
+async def test_small_files_count_with_a_minimum(serve: Serve) -> None:
     async with serve(MAX_STORED_MB=1) as served:
         for _ in range(200):
             await upload(served)
@@ -157,7 +158,7 @@ async def test_many_small_files_count_too(serve: Serve) -> None:
         assert refusal(full.value) == (413, "file", "storage_full")
 
 
-async def test_a_clients_share_is_its_own(serve: Serve) -> None:
+async def test_the_quota_of_a_client_does_not_affect_others(serve: Serve) -> None:
     async with serve(API_KEYS="alice:sk-a,bob:sk-b", MAX_STORED_MB_OF_CLIENT=1) as served:
         served.api = served.sdk("sk-a")
         await upload(served, b"{" * 900_000)
@@ -168,8 +169,8 @@ async def test_a_clients_share_is_its_own(serve: Serve) -> None:
         await upload(served, b"{" * 900_000)
 
 
-async def test_answers_count_as_stored(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch whose answers fill the storage ends, and says why."""
+async def test_answers_count_as_stored_bytes(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch whose answers exceed the quota ends with errors that say so."""
     monkeypatch.setattr("ocr_server.batches.runner.POLL_SECONDS", 0.02)
     async with serve(FakeEngine(says("x" * 400_000)), MAX_STORED_MB=1, BATCH_CONCURRENCY=1) as served:
         done = await served.ended(await served.batch([request(str(number)) for number in range(60)]))
@@ -179,15 +180,13 @@ async def test_answers_count_as_stored(serve: Serve, monkeypatch: pytest.MonkeyP
         assert done.request_counts.completed + done.request_counts.failed == 60
 
 
-async def test_an_upload_that_breaks_off_leaves_nothing(
-    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_upload_leaves_no_file(served: Served, tmp_path: Path) -> None:
     class Broken(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             raise OSError("the disk is full")
 
     files = served.app.state.batches.files
-    with pytest.raises(Exception, match="storage"):
+    with pytest.raises(Unavailable, match="storage"):
         await files.upload(
             "anonymous",
             iter(lambda: Broken().read(), b""),
@@ -200,13 +199,13 @@ async def test_an_upload_that_breaks_off_leaves_nothing(
     assert [file async for file in served.api.files.list()] == []
 
 
-def test_the_defaults_are_in_the_projects_folder(settings: Settings) -> None:
+def test_the_defaults_are_in_the_folder_of_the_project(settings: Settings) -> None:
     plain = Settings(MODEL_PATH=settings.MODEL_PATH)
     assert plain.BATCHES
     assert plain.database_url == f"sqlite:///{ROOT}/data/batches.db"
     assert plain.storage_url == f"{ROOT}/data/files"
 
 
-async def test_uploads_at_the_same_time(served: Served) -> None:
+async def test_concurrent_uploads(served: Served) -> None:
     made = await asyncio.gather(*(upload(served, DATA + b" " * number) for number in range(10)))
     assert sorted(file.bytes for file in made) == [len(DATA) + number for number in range(10)]

@@ -1,4 +1,4 @@
-"""What a database and a storage must do: SQLite and a folder, or those that the environment names.
+"""The database and the storage: SQLite and a folder, or those that the environment names.
 
 BATCHES_DATABASE_URL=postgresql+psycopg://… BATCHES_STORAGE_URL=s3://… python -m pytest …
 """
@@ -7,23 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import uuid
 
 import openai
 import pytest
+from sqlalchemy import select
 
-from ocr_server.batches.leases import Answer, LostLease
-from tests.ocr_server.batches.conftest import Serve, request
+from ocr_server.batches.database import batches
+from ocr_server.batches.files import Quota
+from ocr_server.batches.leases import BatchAnswer, Leases, LostLease
+from ocr_server.dialects.registry import DIALECTS
+from tests.ocr_server.batches.conftest import Serve, Served, request
 from tests.ocr_server.conftest import FakeEngine, never, until
 
 GIVEN = {
     name: url for name in ("DATABASE_URL", "STORAGE_URL") if (url := os.environ.get(f"BATCHES_{name}")) is not None
 }
 
+ENDPOINTS = list(DIALECTS)
+
 
 @pytest.fixture
 def key() -> str:
-    """A client that has nothing yet."""
+    """The key of a client that has no files and batches yet."""
     return f"sk-{uuid.uuid4().hex}"
 
 
@@ -46,17 +53,91 @@ async def test_a_batch_from_its_upload_to_its_files(serve: Serve, key: str) -> N
         assert failed.errors.data[0].line == 1
 
 
-async def test_a_lease_is_one_servers(serve: Serve, key: str) -> None:
-    async with serve(FakeEngine(never), **GIVEN, API_KEYS=key, BATCH_LEASE=1) as first:
+def leases_of(served: Served, seconds: float) -> Leases:
+    """The leases of another server that shares the database of `served`."""
+    state = served.app.state.batches
+    return Leases(state.database, state.files, Quota(of_all=1 << 30, of_client=0), seconds=seconds)
+
+
+async def lease_end(served: Served, batch_id: str) -> float:
+    """Unix time at which the lease of a batch ends."""
+    select_end = select(batches.c.lease_until).where(batches.c.id == batch_id)
+    end: float = await served.app.state.batches.database.run(lambda connection: connection.execute(select_end).scalar())
+    return end
+
+
+async def test_only_one_server_holds_the_lease_of_a_batch(serve: Serve, key: str) -> None:
+    """And renews it. When it stops, another server continues the batch."""
+    async with serve(FakeEngine(never), **GIVEN, API_KEYS=key, BATCH_LEASE=60) as first:
         first.api = first.sdk(key)
         batch = await first.batch([request("a")])
         await until(lambda: len(first.engine.pages) == 1)
-        async with serve(**GIVEN, API_KEYS=key, BATCH_LEASE=1) as second:
-            await asyncio.sleep(3)
-            assert second.engine.pages == [], "it is held, and stays so"
-            theirs = second.app.state.batches.runner._leases
+        async with serve(**GIVEN, API_KEYS=key, BATCH_LEASE=60) as second:
+            before = await lease_end(first, batch.id)
+            assert before > time.time()
+            async with asyncio.timeout(20):
+                while await lease_end(first, batch.id) == before:  # noqa: ASYNC110  # the database has no event
+                    await asyncio.sleep(0.05)
+            theirs = leases_of(second, 60)
+            assert await theirs.claim({}, endpoints=ENDPOINTS, accept_open=True) is None
             with pytest.raises(LostLease):
-                await theirs.record(batch.id, [Answer(1, True, "{}")])
+                await theirs.record(batch.id, [BatchAnswer(1, True, "{}")])
+            assert second.engine.pages == []
             await first.app.state.batches.runner.stop()
             second.api = second.sdk(key)
             assert (await second.ended(batch)).request_counts.completed == 1
+
+
+async def test_an_expired_lease_can_be_taken_over(serve: Serve, key: str) -> None:
+    async with serve(**GIVEN, API_KEYS=key) as served:
+        await served.app.state.batches.runner.stop()
+        served.api = served.sdk(key)
+        batch = await served.batch([request("a")])
+        expired, lasting = leases_of(served, 0), leases_of(served, 60)
+        for leases in (expired, lasting):
+            claimed = await leases.claim({}, endpoints=ENDPOINTS, accept_open=True)
+            assert claimed is not None
+            assert claimed["id"] == batch.id
+        for change in (
+            expired.begin(batch.id, 1),
+            expired.close(batch.id),
+            expired.get(batch.id),
+            expired.record(batch.id, [BatchAnswer(1, True, "{}")]),
+        ):
+            with pytest.raises(LostLease):
+                await change
+        assert await expired.renew([batch.id]) == {}
+        assert (await lasting.renew([batch.id]))[batch.id].status == "validating"
+        await lasting.record(batch.id, [BatchAnswer(1, True, "{}")])
+        assert await lasting.answered(batch.id) == {1}
+
+
+async def test_a_server_leaves_batches_of_endpoints_that_it_does_not_have(serve: Serve, key: str) -> None:
+    """They may be for a newer server that shares the database."""
+    async with serve(**GIVEN, API_KEYS=key) as served:
+        await served.app.state.batches.runner.stop()
+        served.api = served.sdk(key)
+        batch = await served.batch([request("a")])
+        leases = leases_of(served, 60)
+        assert await leases.claim({}, endpoints=["/v1/ocr"], accept_open=True) is None
+        claimed = await leases.claim({}, endpoints=ENDPOINTS, accept_open=True)
+        assert claimed is not None
+        assert claimed["id"] == batch.id
+
+
+async def test_without_accept_open_only_batches_that_are_to_be_closed_are_taken(serve: Serve, key: str) -> None:
+    async with serve(**GIVEN, API_KEYS=key) as served:
+        await served.app.state.batches.runner.stop()
+        served.api = served.sdk(key)
+        batch = await served.batch([request("a")])
+        leases = leases_of(served, 60)
+        assert await leases.claim({}, endpoints=ENDPOINTS, accept_open=False) is None
+        await served.api.batches.cancel(batch.id)
+        claimed = await leases.claim({}, endpoints=ENDPOINTS, accept_open=False)
+        assert claimed is not None
+        assert claimed["id"] == batch.id
+
+
+async def test_the_endpoints_of_batches_are_the_dialects(serve: Serve) -> None:
+    async with serve() as served:
+        assert served.app.state.batches.endpoints == DIALECTS

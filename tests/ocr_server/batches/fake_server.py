@@ -1,6 +1,6 @@
-"""A server process with batches and an engine that plays: `python played_server.py PORT FOLDER SECONDS_A_PAGE`.
+"""A server process with batches and a fake engine: `python fake_server.py PORT FOLDER SECONDS_PER_PAGE`.
 
-It writes the seed of every page that its engine reads to FOLDER/read, one a line.
+The engine appends the seed of every page that it reads to FOLDER/read, one on each line.
 """
 
 from __future__ import annotations
