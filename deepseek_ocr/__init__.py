@@ -1,6 +1,6 @@
 """DeepSeek-OCR as a vLLM plugin.
 
-`register` is what vLLM calls in each of its processes (entry point group `vllm.general_plugins`).
+vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`).
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from deepseek_ocr.families import FAMILIES
 
 
 def register() -> None:
-    """Replace vLLM's own model classes for our architectures by ours.
+    """Replace vLLM's model classes for our architectures with ours.
 
-    Classes are registered by name, so that vLLM imports them only where they are needed.
+    Classes are registered by name, so that vLLM imports them only in the processes that need them.
     """
     from vllm import ModelRegistry
 

@@ -1,8 +1,8 @@
-"""One picture → the uint8 views that the encoder reads.
+"""Turns a picture into the uint8 views that the encoder reads.
 
-This runs before the engine, in the caller's threads: the resize of torch releases the GIL and is
-several times faster than Pillow's at practically equal pixels. Values stay uint8 until they are on
-the encoder's device (see `normalize`), which halves the bytes that travel to the engine.
+This runs before the engine, in the caller's threads: torch's resize releases the GIL and is several times faster than
+Pillow's, with practically equal pixels. Values stay uint8 until they are on the encoder's device (see `normalize`),
+which halves the number of bytes that are sent to the engine.
 """
 
 from __future__ import annotations
@@ -21,36 +21,37 @@ from deepseek_ocr.modes import CropGrid, ResolutionMode
 warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
 
 PADDING_GREY = 127
-"""The grey around a picture in a global view that it does not fill."""
+"""Grey value of the border in a global view that the picture does not fill."""
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """A picture as the engine takes it."""
+    """A picture as it is given to the engine."""
 
     global_view: torch.Tensor
     """uint8 [base_size, base_size, 3]"""
     tiles: torch.Tensor
-    """uint8 [grid.tiles, image_size, image_size, 3], row by row; [0, 0, 0, 3] without tiles"""
+    """uint8 [grid.tiles, image_size, image_size, 3], row by row; [0, 0, 0, 3] if there are no tiles"""
     grid: CropGrid
+    """How the tiles are arranged."""
     num_tokens: int
-    """Embeddings that the encoder will make of it, which is its placeholders in the prompt."""
+    """Number of embeddings that the encoder makes of the picture, and of its placeholders in the prompt."""
 
 
 def prepare_image(picture: Image.Image | npt.NDArray[np.uint8], mode: ResolutionMode) -> PreparedImage:
-    """Resize and cut one picture.
+    """Resize a picture and cut it into views.
 
     Args:
-        picture: upright; RGB values, [height, width, 3], or a picture of Pillow, which converts other modes to RGB.
-        mode: sizes and cropping.
+        picture: An upright picture: RGB values, [height, width, 3], or a Pillow image, which is converted to RGB.
+        mode: View sizes and cropping.
 
     Returns:
-        The global view and, where `mode` cuts this picture, its tiles: the whole picture resized to
-        the grid without keeping its aspect ratio, then cut row by row.
+        The global view and, if `mode` crops this picture, its tiles: the whole picture is resized to the grid without
+        keeping its aspect ratio, and cut row by row.
     """
     if isinstance(picture, Image.Image) and picture.mode != "RGB":
         picture = picture.convert("RGB")
-    # Not np.array: its second copy takes longer than the resize. Nothing here writes to the picture.
+    # Not np.array, whose additional copy takes longer than the resize. Nothing here writes to the picture.
     pixels = torch.from_numpy(np.asarray(picture))
     height, width = pixels.shape[:2]
     grid = mode.crop_grid(width, height)
@@ -65,7 +66,7 @@ def prepare_image(picture: Image.Image | npt.NDArray[np.uint8], mode: Resolution
 
 
 def normalize(views: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Pixels as the encoder takes them: uint8 [B, H, W, 3] → `dtype` [B, 3, H, W] in [-1, 1].
+    """Convert uint8 views [B, H, W, 3] to pixels of `dtype`, [B, 3, H, W], in [-1, 1].
 
     Runs on the device of `views`.
     """
@@ -73,7 +74,7 @@ def normalize(views: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _fit(picture: torch.Tensor, side: int) -> torch.Tensor:
-    """Fit [H, W, 3] into a square of `side` pixels, aspect kept, centred on grey."""
+    """Fit a picture [H, W, 3] into a grey square of `side` pixels, centred, keeping its aspect ratio."""
     height, width = picture.shape[:2]
     if width > height:
         new_width, new_height = side, max(1, round(height / width * side))
@@ -89,6 +90,7 @@ def _fit(picture: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _cut(picture: torch.Tensor, grid: CropGrid, size: int) -> torch.Tensor:
+    """Resize a picture [H, W, 3] to the grid and return its tiles, [grid.tiles, size, size, 3]."""
     if not grid.tiles:
         return torch.empty((0, 0, 0, 3), dtype=torch.uint8)
     resized = _resize(picture, width=size * grid.wide, height=size * grid.tall)
@@ -97,11 +99,11 @@ def _cut(picture: torch.Tensor, grid: CropGrid, size: int) -> torch.Tensor:
 
 
 def _resize(picture: torch.Tensor, *, width: int, height: int) -> torch.Tensor:
-    """Bicubic with antialias, uint8 [H, W, 3] → contiguous uint8 [height, width, 3]."""
+    """Resize uint8 [H, W, 3] to contiguous uint8 [height, width, 3], bicubic with antialiasing."""
     if picture.shape[:2] == (height, width):
         return picture
-    # Batched before it is permuted: torch tells channels-last pictures by the strides of the batch, and goes through
-    # planes for others, which takes two to three times as long for the same pixels.
+    # The batch dimension is added before the permutation: torch recognises channels-last images by the strides of the
+    # batch, and converts others to planes, which takes two to three times as long for the same pixels.
     planes = picture[None].permute(0, 3, 1, 2)
     resized = interpolate(planes, size=(height, width), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).contiguous()

@@ -1,7 +1,7 @@
 """The names and shapes of the tensors in a published checkpoint, derived from its config.
 
-For `deepseek-ai/DeepSeek-OCR` these are 2,710 tensors with 3,336,106,240 parameters. Loading is held
-against this list, so that a damaged or foreign checkpoint is named as such instead of reading badly.
+`deepseek-ai/DeepSeek-OCR` has 2,710 tensors with 3,336,106,240 parameters. Weights are checked against this list when
+they are loaded, so that a damaged or wrong checkpoint causes an error instead of bad answers.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from deepseek_ocr.encoder import EncoderConfig
 Shape = tuple[int, ...]
 
 UNUSED = frozenset({"model.vision_model.embeddings.patch_embedding.weight"})
-"""Published, but never read: SAM's output takes the place of CLIP's own patch embedding."""
+"""Tensors that are published but never used: SAM's output replaces CLIP's own patch embedding."""
 
 
 def published_layout(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Tensor name → shape for a checkpoint with this `config.json`.
+    """Return tensor name → shape for a checkpoint with this `config.json`.
 
     Raises:
-        ValueError: the config does not describe a DeepSeek-OCR model.
+        ValueError: The config does not describe a DeepSeek-OCR model.
     """
     try:
         encoder = EncoderConfig.from_checkpoint(config["vision_config"], config["projector_config"])
@@ -35,19 +35,19 @@ def published_layout(config: Mapping[str, Any]) -> dict[str, Shape]:
 def checked(
     weights: Iterable[tuple[str, torch.Tensor]], layout: Mapping[str, Shape]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Pass on the tensors that the model uses, and hold all of them against `layout`.
+    """Yield the tensors that the model uses, and check all tensors against `layout`.
 
     Raises:
-        ValueError: a tensor is unexpected or has the wrong shape (as it comes by), or some are
-            missing (after the last).
+        ValueError: A tensor is unexpected or has the wrong shape (raised when it is reached), or tensors are missing
+            (raised after the last one).
     """
     missing = dict(layout)
     for name, tensor in weights:
         if name not in layout:
-            raise ValueError(f"the checkpoint has a tensor that this model does not know: {name}")
+            raise ValueError(f"the checkpoint has an unexpected tensor: {name}")
         if tuple(tensor.shape) != layout[name]:
             raise ValueError(
-                f"tensor {name} has shape {list(tensor.shape)}, but by the checkpoint's config it must be "
+                f"tensor {name} has shape {list(tensor.shape)}, but according to the checkpoint's config it must be "
                 f"{list(layout[name])}"
             )
         missing.pop(name, None)
@@ -57,7 +57,7 @@ def checked(
         names = sorted(missing)
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         plural = "s" if len(names) > 1 else ""
-        raise ValueError(f"the checkpoint lacks {len(names)} tensor{plural}: {', '.join(names[:5])}{more}")
+        raise ValueError(f"the checkpoint is missing {len(names)} tensor{plural}: {', '.join(names[:5])}{more}")
 
 
 def _decoder(config: Mapping[str, Any]) -> dict[str, Shape]:

@@ -1,4 +1,4 @@
-"""How a process that computes on a CPU treats memory that it has freed."""
+"""Configures the memory allocator of processes that compute on a CPU."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Of glibc's <malloc.h>."""
+"""Parameters of `mallopt`, from glibc's <malloc.h>."""
 
 
 def keep_memory() -> None:
-    """Have memory that is freed stay with the process.
+    """Keep freed memory in the process instead of returning it to the operating system.
 
-    glibc gives large tensors back to the system and takes the next ones anew, page by page. In virtual machines, where
-    a page fault is slow, that was up to three quarters of the time in training and a tenth in an engine. Without glibc
-    it does nothing.
+    By default, glibc returns the memory of large tensors and requests it again for the next ones, page by page. In
+    virtual machines, where page faults are slow, this took up to three quarters of the time of training and a tenth of
+    an engine's. Does nothing if the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""The model as vLLM runs it: our DeepEncoder in front of vLLM's DeepSeek-V2 decoder."""
+"""The model that vLLM runs: our DeepEncoder and vLLM's DeepSeek-V2 decoder."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from deepseek_ocr.encoder import DeepEncoder, EncoderConfig
 from deepseek_ocr.encoder.deep_encoder import Views
+from deepseek_ocr.families import DEEPSEEK_OCR
 from deepseek_ocr.layout import checked, published_layout
 from deepseek_ocr.modes import CropGrid
-from deepseek_ocr.processor import IMAGE_TOKEN, DummyInputsBuilder, ProcessingInfo, Processor
+from deepseek_ocr.processor import DummyInputsBuilder, ProcessingInfo, Processor
 
 
 def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What the encoder computes in: `dtype`, but fp32 on an x86 CPU that would only emulate bf16.
+    """Return the type in which the encoder computes: `dtype`, but fp32 on x86 CPUs that only emulate bf16.
 
-    There fp32 took 33 to 41% of the time (2 cores, views of 640 and 1024 pixels).
+    On these, fp32 took 33 to 41% of the time of bf16 (2 cores, views of 640 and 1024 pixels).
     """
     if dtype == torch.bfloat16 and current_platform.is_cpu():
         abilities = torch.cpu.get_capabilities()
@@ -42,7 +43,7 @@ def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputsBuilder)
 class DeepseekOCRForCausalLM(nn.Module, SupportsMultiModal, SupportsPP):
-    """`DeepseekOCRForCausalLM` of a checkpoint's `architectures`, in the place of vLLM's own."""
+    """The architecture `DeepseekOCRForCausalLM`. Replaces vLLM's own class of that name."""
 
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={
@@ -58,7 +59,7 @@ class DeepseekOCRForCausalLM(nn.Module, SupportsMultiModal, SupportsPP):
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
         if modality != "image":
             raise ValueError(f"DeepSeek-OCR reads images only, not {modality}")
-        return IMAGE_TOKEN
+        return DEEPSEEK_OCR.image_token
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -80,9 +81,9 @@ class DeepseekOCRForCausalLM(nn.Module, SupportsMultiModal, SupportsPP):
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
     def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings | None:
-        """The embeddings of every picture of the step, in order, [tokens, hidden] each.
+        """Return the embeddings of every picture of the step in order, each [tokens, hidden].
 
-        vLLM hands over a field as one tensor where all pictures agree in size, else as a list.
+        vLLM passes a field as a single tensor if it has the same shape for all pictures, otherwise as a list.
         """
         if "global_view" not in kwargs:
             return None
@@ -102,7 +103,7 @@ class DeepseekOCRForCausalLM(nn.Module, SupportsMultiModal, SupportsPP):
         inputs_embeds: torch.Tensor | None = None,
         **_: object,
     ) -> torch.Tensor | IntermediateTensors:
-        if intermediate_tensors is not None:  # a later stage of a pipeline gets hidden states instead
+        if intermediate_tensors is not None:  # later pipeline stages get hidden states instead
             inputs_embeds = None
         hidden: torch.Tensor | IntermediateTensors = self.language_model(
             input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds
@@ -114,12 +115,12 @@ class DeepseekOCRForCausalLM(nn.Module, SupportsMultiModal, SupportsPP):
         return logits
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load by the published names.
+        """Load tensors with the published names, and return the names of the parameters that were loaded.
 
         Raises:
-            ValueError: a tensor is missing, unexpected or misshapen (unquantised checkpoints).
+            ValueError: A tensor of an unquantised checkpoint is missing or unexpected, or has the wrong shape.
         """
-        if not self.quantized:  # quantised ones have scales and packed shapes of their own
+        if not self.quantized:  # quantised checkpoints have scales and other shapes
             config = self.config
             layout = published_layout(
                 {

@@ -1,7 +1,7 @@
-"""Resolution modes, tile grids and token counts: arithmetic only, no torch, no vLLM.
+"""Resolution modes, tile grids and token counts. Arithmetic only, without torch and vLLM.
 
-A picture reaches the decoder as one *global view* (the whole picture, `base_size` square) and, in
-cropping modes, a grid of *tiles* (`image_size` square each). Sources: the DeepSeek-OCR paper
+The decoder gets a picture as a *global view* (the whole picture in a square of `base_size` pixels) and, in cropping
+modes, a grid of *tiles* (squares of `image_size` pixels). Sources: the DeepSeek-OCR paper
 (arXiv 2510.18234) and the configuration of `deepseek-ai/DeepSeek-OCR`.
 """
 
@@ -13,26 +13,26 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 PATCH_SIZE: Final = 16
-"""Pixels a side of one SAM patch."""
+"""Side of a SAM patch, in pixels."""
 DOWNSAMPLE: Final = 4
-"""SAM's two stride-2 convolutions: patches a side for one vision token."""
+"""Patches along one side of a vision token, from SAM's two convolutions with stride 2."""
 
 MIN_VIEW_SIZE: Final = 64
 MAX_VIEW_SIZE: Final = 1280
-"""Legal `base_size` and `image_size`, pixels; 1280 is the largest the model was trained on."""
+"""Bounds of `base_size` and `image_size`, in pixels. 1280 is the largest size the model was trained with."""
 MAX_TILES: Final = 9
-"""The most tiles a picture may be cut into; upstream advises against more."""
+"""Maximum number of tiles of a picture. The model's authors advise against more."""
 
 
 class CropGrid(NamedTuple):
-    """How many tiles wide and tall a picture is cut; (1, 1) means that there are no tiles."""
+    """Number of tiles across and down; (1, 1) means that there are no tiles."""
 
     wide: int
     tall: int
 
     @property
     def tiles(self) -> int:
-        """The number of tiles; 0 for (1, 1), where the global view stands alone."""
+        """Number of tiles; 0 for (1, 1), where there is only the global view."""
         return 0 if self == NO_TILES else self.wide * self.tall
 
 
@@ -41,26 +41,26 @@ NO_TILES: Final = CropGrid(1, 1)
 
 @dataclass(frozen=True)
 class ResolutionMode:
-    """How one picture is turned into views.
+    """How a picture is turned into views.
 
     Raises:
-        ValueError: a value is not legal; its text starts with the name of the field.
+        ValueError: A value is not allowed. The message starts with the name of the field.
     """
 
     base_size: int = 1024
-    """Side of the global view, pixels; a multiple of 16."""
+    """Side of the global view, in pixels; a multiple of 16."""
     image_size: int = 640
-    """Side of a tile, pixels; a multiple of 16. Pictures no larger than this are not cut."""
+    """Side of a tile, in pixels; a multiple of 16. Pictures that are no larger than this are not cropped."""
     crop_mode: bool = True
-    """Whether large pictures are cut into tiles beside the global view."""
+    """Whether large pictures are cut into tiles, in addition to the global view."""
     min_crops: int = 2
-    """The fewest tiles a picture is cut into, when it is cut."""
+    """Minimum number of tiles of a picture that is cropped."""
     max_crops: int = 6
-    """The most tiles a picture is cut into."""
+    """Maximum number of tiles of a picture."""
 
     def __post_init__(self) -> None:
         for name in ("base_size", "image_size"):
-            size = _whole_number(name, getattr(self, name))
+            size = _integer(name, getattr(self, name))
             if not MIN_VIEW_SIZE <= size <= MAX_VIEW_SIZE or size % PATCH_SIZE:
                 raise ValueError(
                     f"{name} must be a multiple of {PATCH_SIZE} from {MIN_VIEW_SIZE} to {MAX_VIEW_SIZE}, not {size}"
@@ -68,25 +68,25 @@ class ResolutionMode:
         if not isinstance(self.crop_mode, bool):
             raise ValueError(f"crop_mode must be true or false, not {self.crop_mode!r}")
         for name in ("min_crops", "max_crops"):
-            count = _whole_number(name, getattr(self, name))
+            count = _integer(name, getattr(self, name))
             if not 1 <= count <= MAX_TILES:
                 raise ValueError(f"{name} must be from 1 to {MAX_TILES}, not {count}")
         if self.min_crops > self.max_crops:
-            raise ValueError(f"min_crops must not be above max_crops ({self.max_crops}), not {self.min_crops}")
+            raise ValueError(f"min_crops must not exceed max_crops ({self.max_crops}), not {self.min_crops}")
 
     @property
     def squashes(self) -> bool:
-        """Whether the picture is squashed to a square instead of padded.
+        """Whether the picture is resized to a square without keeping its aspect ratio, instead of being padded.
 
-        The reference does so without cropping at sizes up to 640 (tiny and small).
+        The original implementation does so in modes without cropping with sizes up to 640 (tiny and small).
         """
         return not self.crop_mode and self.image_size <= 640
 
     def crop_grid(self, width: int, height: int) -> CropGrid:
-        """The grid for a picture of `width` × `height` pixels.
+        """Return the grid for a picture of `width` × `height` pixels.
 
-        The grid whose aspect ratio is nearest to the picture's wins; of equally near ones the later
-        in order of area replaces the earlier if the picture has more than half of its pixels.
+        This is the grid whose aspect ratio is nearest to the picture's. Of grids that are equally near, in order of the
+        number of tiles, a later one replaces an earlier one if the picture has more than half as many pixels as it.
         """
         if not self.crop_mode or (width <= self.image_size and height <= self.image_size):
             return NO_TILES
@@ -101,21 +101,25 @@ class ResolutionMode:
         return best
 
     def vision_tokens(self, grid: CropGrid) -> int:
-        """The number of embeddings (= placeholders in the prompt) of a picture cut by `grid`."""
+        """Return the number of embeddings (and of placeholders in the prompt) of a picture with this grid."""
         return view_tokens(self.base_size, self.image_size, grid)
 
     def max_vision_tokens(self) -> int:
-        """The most embeddings any picture can have in this mode."""
+        """Return the largest number of embeddings that a picture can have in this mode."""
         return self.vision_tokens(self.largest_grid())
 
     def largest_grid(self) -> CropGrid:
-        """The grid that costs the most tokens in this mode."""
+        """Return the grid with the most tokens in this mode."""
         if not self.crop_mode:
             return NO_TILES
         return max(_grids(self.min_crops, self.max_crops), key=self.vision_tokens)
 
     def with_changes(self, changes: Mapping[str, Any]) -> ResolutionMode:
-        """This mode with some fields replaced; a ValueError names the field that is wrong."""
+        """Return this mode with some fields replaced.
+
+        Raises:
+            ValueError: A field does not exist, or its value is not allowed. The message starts with its name.
+        """
         names = {field.name for field in fields(self)}
         for name in changes:
             if name not in names:
@@ -124,9 +128,10 @@ class ResolutionMode:
 
 
 def view_tokens(base_size: int, image_size: int, grid: CropGrid) -> int:
-    """Embeddings of one picture: both grids with a newline after each row, and the separator.
+    """Return the number of embeddings of a picture: both grids with a newline after each row, and the separator.
 
-    `N = qb (qb + 1) + 1 + [tall q (wide q + 1) if there are tiles]`, q being vision tokens a side.
+    `N = qb (qb + 1) + 1 + [tall q (wide q + 1) if there are tiles]`, where qb and q are the numbers of vision tokens
+    along one side of the global view and of a tile.
     """
     qb, q = view_side(base_size), view_side(image_size)
     tiles = grid.tall * q * (grid.wide * q + 1) if grid.tiles else 0
@@ -134,21 +139,22 @@ def view_tokens(base_size: int, image_size: int, grid: CropGrid) -> int:
 
 
 def view_side(size: int) -> int:
-    """Vision tokens along one side of a square view of `size` pixels: ceil((size // 16) / 4)."""
+    """Return the number of vision tokens along one side of a view of `size` pixels: ceil((size // 16) / 4)."""
     return -(-(size // PATCH_SIZE) // DOWNSAMPLE)
 
 
 @lru_cache(maxsize=8)
 def most_expensive_mode(max_tokens: int) -> ResolutionMode:
-    """The legal mode with the most vision tokens that still fits `max_tokens`.
+    """Return the mode with the most vision tokens that fit in `max_tokens`.
 
-    What a request may ask for is bounded by legality and by the context alone, so this is what the
-    engine has to be profiled with.
+    A request may ask for every allowed mode that fits in the context, so the engine has to be profiled with this one.
 
     Raises:
-        ValueError: not even the smallest mode fits.
+        ValueError: Not even the smallest mode fits.
     """
-    sizes = range(MIN_VIEW_SIZE, MAX_VIEW_SIZE + 1, PATCH_SIZE * DOWNSAMPLE)  # one for each number of tokens a side
+    sizes = range(
+        MIN_VIEW_SIZE, MAX_VIEW_SIZE + 1, PATCH_SIZE * DOWNSAMPLE
+    )  # one size for each number of tokens along a side
     candidates = [ResolutionMode(base_size=base, crop_mode=False) for base in sizes] + [
         ResolutionMode(base_size=base, image_size=size, max_crops=crops)
         for base in sizes
@@ -163,7 +169,7 @@ def most_expensive_mode(max_tokens: int) -> ResolutionMode:
 
 @lru_cache(maxsize=64)
 def _grids(fewest: int, most: int) -> tuple[CropGrid, ...]:
-    """All grids of `fewest` to `most` tiles, in order of area, wide ones last within an area."""
+    """Return all grids of `fewest` to `most` tiles, sorted by number of tiles, and then from tall to wide."""
     grids = [
         CropGrid(wide, tall)
         for wide in range(1, most + 1)
@@ -173,9 +179,9 @@ def _grids(fewest: int, most: int) -> tuple[CropGrid, ...]:
     return tuple(sorted(grids, key=lambda grid: grid.wide * grid.tall))
 
 
-def _whole_number(name: str, value: object) -> int:
+def _integer(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be a whole number, not {value!r}")
+        raise ValueError(f"{name} must be an integer, not {value!r}")
     return value
 
 
@@ -187,5 +193,4 @@ MODES: Final[Mapping[str, ResolutionMode]] = {
     "gundam": ResolutionMode(base_size=1024, image_size=640, crop_mode=True),
     "gundam-m": ResolutionMode(base_size=1280, image_size=1024, crop_mode=True),
 }
-"""The published modes of DeepSeek-OCR; gundam is its default."""
-
+"""The published modes of DeepSeek-OCR. The default is gundam."""

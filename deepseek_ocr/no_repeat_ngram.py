@@ -1,10 +1,10 @@
 """The no-repeat n-gram guard, for both of vLLM's model runners.
 
-DeepSeek-OCR is decoded greedily with a guard against loops: a token is banned when it would complete
-an n-gram that already stands in the last `window_size` output tokens. Table cells repeat by nature,
-so `<td>` and `</td>` are exempt. The published settings are n = 30, window = 90 for single pictures.
+DeepSeek-OCR is decoded greedily, with a guard against loops: a token is banned if it would complete an n-gram that
+already occurs in the last `window_size` output tokens. Table cells repeat naturally, so `<td>` and `</td>` are exempt.
+The published settings for single pictures are n = 30 and window = 90.
 
-`guard.py` has the settings that a request can choose.
+The settings that a request can choose are in `guard.py`.
 """
 
 from __future__ import annotations
@@ -36,33 +36,36 @@ EXEMPT_TOKENS = ("<td>", "</td>")
 
 
 def guard_for(vllm_config: VllmConfig) -> str:
-    """The class that the model runner of this configuration takes, as `module:class`."""
+    """Return the guard's class for the model runner of this configuration, as `module:class`."""
     runner_class = NoRepeatNGramV2 if vllm_config.use_v2_model_runner else NoRepeatNGramV1
     return f"{__name__}:{runner_class.__name__}"
 
 
 class Window:
-    """The n-grams among the last tokens of one output, kept as it grows: a step costs the same whatever the window.
+    """The n-grams in the window of an output, updated as the output grows. A step costs the same for any window size.
 
-    With the last n − 1 tokens as the prefix: for each i in [max(0, L − window), L − n], if output[i : i + n − 1]
-    equals the prefix, output[i + n − 1] must not come next.
+    Let the prefix be the last n − 1 tokens. For each i in [max(0, L − window), L − n], if output[i : i + n − 1]
+    equals the prefix, then output[i + n − 1] is banned.
     """
 
     def __init__(self, guard: Guard, exempt: frozenset[int]) -> None:
-        """`guard` has an n; `exempt` are never banned."""
+        """Args:
+        guard: Settings with `ngram_size` > 0.
+        exempt: Tokens that are never banned.
+        """
         self._n = guard.ngram_size
         self._most = guard.window_size - self._n + 1
-        """n-grams that fit into the window."""
+        """Number of n-grams that fit in the window."""
         self._exempt = exempt
         self._length = 0
-        """Of the output, when it was last seen."""
+        """Length of the output at the last call."""
         self._prefixes: deque[tuple[int, ...]] = deque()
-        """Of each n-gram in the window, all tokens but the last; the oldest first."""
+        """All but the last token of each n-gram in the window, oldest first."""
         self._last: dict[tuple[int, ...], deque[int]] = {}
-        """Prefix → the tokens that came after it, the oldest first."""
+        """Prefix → the tokens that followed it, oldest first."""
 
     def banned(self, output: Sequence[int]) -> set[int]:
-        """Tokens that must not follow `output`, which is what it was at the last call, or longer."""
+        """Return the tokens that must not follow `output`, which must continue the output of the last call."""
         n, length = self._n, len(output)
         for last in range(max(self._length, length - self._most, n - 1), length):
             prefix = tuple(output[last - n + 1 : last])
@@ -82,12 +85,12 @@ class Window:
 
 
 class NoRepeatNGramV1(LogitsProcessor):
-    """For runner V1 (the CPU build, and where Triton is missing)."""
+    """The guard for model runner V1 (used by the CPU build, and if Triton is missing)."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self.default_exempt = _default_exempt(vllm_config)
         self.rows: dict[int, tuple[Window, list[int]]] = {}
-        """The requests that have a guard, each with its output, to which vLLM adds."""
+        """Row of the batch → window and output of each request with a guard. vLLM appends to the output."""
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
@@ -117,7 +120,7 @@ class NoRepeatNGramV1(LogitsProcessor):
 
 
 class NoRepeatNGramV2(LogitsProcessorV2):
-    """For runner V2: all rows at once on the device, without waiting for it."""
+    """The guard for model runner V2. It processes all rows together on the device, without synchronising with it."""
 
     def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
         if vllm_config.speculative_config is not None:
@@ -125,7 +128,7 @@ class NoRepeatNGramV2(LogitsProcessorV2):
         self.req_states = req_states
         self.default_exempt = _default_exempt(vllm_config)
         slots, device = req_states.max_num_reqs, req_states.device
-        # Settings for each request slot: on the host for shapes, on the device for the arithmetic.
+        # The settings of each request slot: on the host for shapes, on the device for the arithmetic.
         self.sizes = np.zeros((slots, 2), dtype=np.int64)
         self.device_sizes = torch.zeros((slots, 2), dtype=torch.int64, device=device)
         self.exempt = torch.full((slots, MAX_WHITELIST), -1, dtype=torch.int64, device=device)
@@ -155,12 +158,12 @@ class NoRepeatNGramV2(LogitsProcessorV2):
         end = (ctx.pos.long() + 1).unsqueeze(-1)
         start = torch.maximum(self.req_states.prompt_len.gpu[slots].long().unsqueeze(-1), end - window)
 
-        # The last tokens of every row, with room before the window for the n-grams that end in it.
+        # The last tokens of every row. They begin before the window, since the n-grams that end in it do.
         columns = torch.arange(most_window + most_n - 1, device=logits.device)
         places = end - len(columns) + columns
         tokens = self.req_states.all_token_ids.gpu[slots.unsqueeze(-1), places.clamp(min=0)].long()
 
-        # ngrams[r, j] ends with last[r, j]; the first n − 1 of it are held against the row's end.
+        # ngrams[r, j] ends with last[r, j]; its first n − 1 tokens are compared with the end of the row.
         ngrams = tokens.unfold(1, most_n, 1)
         last, last_places = ngrams[..., -1], places[:, most_n - 1 :]
         prefix = tokens[:, None, len(columns) - most_n + 1 :]
@@ -168,16 +171,17 @@ class NoRepeatNGramV2(LogitsProcessorV2):
         equal = ((ngrams[..., :-1] == prefix) | ~counts[:, None]).all(-1)
         exempt = (last.unsqueeze(-1) == self.exempt[slots].unsqueeze(1)).any(-1)
         banned = equal & ~exempt & (n > 0) & (last_places >= start + n - 1)
-        # Adding −inf or 0 is the same whichever order equal tokens come in, unlike assigning.
+        # Adding −inf or 0 gives the same result for equal tokens in any order, unlike assigning.
         return logits.scatter_add_(1, last, torch.where(banned, -torch.inf, 0.0).to(logits.dtype))
 
 
 def _guard(params: SamplingParams) -> Guard:
-    """The guard that a request asks for. Raises ValueError: its settings are not allowed."""
+    """Return the guard that a request asks for. Raises ValueError if its settings are not allowed."""
     return Guard.from_args(params.extra_args or {})
 
 
 def _default_exempt(vllm_config: VllmConfig) -> tuple[int, ...]:
+    """Return the token ids of `EXEMPT_TOKENS`."""
     tokenizer: Any = cached_tokenizer_from_config(vllm_config.model_config)
     vocabulary = tokenizer.get_vocab()
     return tuple(vocabulary[token] for token in EXEMPT_TOKENS if token in vocabulary)

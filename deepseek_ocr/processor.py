@@ -1,8 +1,8 @@
-"""vLLM's multimodal processor for DeepSeek-OCR: pictures → tensors and placeholders.
+"""vLLM's multimodal processor for DeepSeek-OCR: turns pictures into tensors and placeholders.
 
-It takes a `PreparedImage`, made in the caller's own threads, or any picture that vLLM takes, which
-it then prepares itself (so that plain `vllm serve` works). The placeholders are counted from the very
-tensors that go to the encoder, so that the two can't disagree.
+It accepts a `PreparedImage`, made in the caller's threads, or any picture that vLLM accepts, which it then prepares
+itself (so that plain `vllm serve` works). The placeholders are counted from the tensors that the encoder gets, so that
+the two always agree.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ from vllm.multimodal.processing import (
     PromptUpdate,
 )
 
+from deepseek_ocr.families import DEEPSEEK_OCR
 from deepseek_ocr.images import PreparedImage, prepare_image
 from deepseek_ocr.modes import MODES, CropGrid, ResolutionMode, most_expensive_mode, view_tokens
 
-IMAGE_TOKEN = "<image>"
+IMAGE_TOKEN = DEEPSEEK_OCR.image_token
 DEFAULT_MODE = "gundam"
 
 
 class ProcessingInfo(BaseProcessingInfo):
+    """Limits, options and special tokens."""
+
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {"image": None}
 
@@ -44,16 +47,18 @@ class ProcessingInfo(BaseProcessingInfo):
         return {"image": self.largest_mode().max_vision_tokens()}
 
     def largest_mode(self) -> ResolutionMode:
-        """What the engine is profiled with: the most expensive thing that a request may ask for."""
+        """Return the mode that the engine is profiled with: the most expensive one that a request may ask for."""
         return most_expensive_mode(self.ctx.model_config.max_model_len - 1)
 
     def mode(self, options: Mapping[str, object]) -> ResolutionMode:
-        """The mode of a request, from its `mm_processor_kwargs` over the engine's.
+        """Return the mode of a request.
 
-        Keys: `mode` (a name) and the fields of `ResolutionMode`.
+        Args:
+            options: The request's `mm_processor_kwargs`, which override the engine's: `mode` (a name) and the fields
+                of `ResolutionMode`.
 
         Raises:
-            ValueError: an option is unknown or not legal.
+            ValueError: An option is unknown, or its value is not allowed.
         """
         merged: dict[str, Any] = dict(self.ctx.get_merged_mm_kwargs(options))
         name = merged.pop("mode", DEFAULT_MODE)
@@ -65,11 +70,13 @@ class ProcessingInfo(BaseProcessingInfo):
     def image_token_id(self) -> int:
         token_id = self.get_tokenizer().get_vocab().get(IMAGE_TOKEN)
         if token_id is None:
-            raise ValueError(f"the tokenizer has no {IMAGE_TOKEN} token, so this is not a DeepSeek-OCR checkpoint")
+            raise ValueError(f"this is not a DeepSeek-OCR checkpoint: its tokenizer has no {IMAGE_TOKEN} token")
         return int(token_id)
 
 
 class DummyInputsBuilder(BaseDummyInputsBuilder[ProcessingInfo]):
+    """Makes the largest input, for profiling."""
+
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         return IMAGE_TOKEN * mm_counts.get("image", 0)
 
@@ -88,16 +95,18 @@ class DummyInputsBuilder(BaseDummyInputsBuilder[ProcessingInfo]):
 
 
 class Processor(BaseMultiModalProcessor[ProcessingInfo]):
+    """Prepares pictures and inserts their placeholders into the prompt."""
+
     def get_dummy_inputs(
         self, seq_len: int, mm_counts: Mapping[str, int], mm_options: MultiModalDummyOptions
     ) -> ProcessorInputs:
-        """The dummy picture, and the mode that makes the most of it."""
+        """Return the dummy pictures with the mode that needs the most tokens for them."""
         inputs = super().get_dummy_inputs(seq_len, mm_counts, mm_options)
         inputs.hf_processor_mm_kwargs = asdict(self.info.largest_mode())
         return inputs
 
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> BatchFeature:
-        """There is no Hugging Face processor: this is the whole of it."""
+        """Prepare the pictures. There is no Hugging Face processor."""
         images: Any = hf_data["images"]
         mode = self.info.mode(hf_kwargs)
         prepared = [
@@ -137,7 +146,7 @@ class Processor(BaseMultiModalProcessor[ProcessingInfo]):
 
 
 def _pixels(image: object) -> Image.Image | npt.NDArray[np.uint8]:
-    """vLLM also takes pictures as arrays, [H, W, 3] or [3, H, W]."""
+    """Return an image as pixels. vLLM also accepts arrays, [H, W, 3] or [3, H, W]."""
     if isinstance(image, Image.Image):
         return image
     array = np.asarray(image)

@@ -1,6 +1,6 @@
-"""CLIP's vision transformer, reading SAM's output in the place of its own patch embedding.
+"""CLIP's vision transformer, which reads SAM's output instead of its own patch embedding.
 
-Module names are the checkpoint's (`pre_layrnorm` is spelt so there).
+Module names are those of the checkpoint, including its spelling `pre_layrnorm`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Clip(nn.Module):
         self.transformer = Transformer(config)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """SAM's [B, width, n, n] → [B, 1 + n·n, width], the class token first."""
+        """Encode SAM's output [B, width, n, n] as [B, 1 + n·n, width], with the class token first."""
         x: torch.Tensor = self.transformer(self.pre_layrnorm(self.embeddings(features)))
         return x
 
@@ -42,7 +42,7 @@ class Embeddings(nn.Module):
         return x + self._positions.get(features.shape[-1], self.position_embedding.weight, self._positions_at)
 
     def _positions_at(self, table: torch.Tensor, side: int) -> torch.Tensor:
-        """[1 + table_side², C] → [1 + side², C]; the class token's row stays as it is."""
+        """Resize the table [1 + table_side², C] to [1 + side², C]. The class token's row is not changed."""
         grid = table[1:].view(1, self.table_side, self.table_side, -1)
         return torch.cat([table[:1], resize_grid(grid, side).reshape(side * side, -1)])
 

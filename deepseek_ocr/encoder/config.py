@@ -11,63 +11,70 @@ PATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class SamConfig:
-    """SAM ViT-B in the published model; every size can be smaller."""
+    """Sizes of SAM. The defaults are those of the published model (ViT-B)."""
 
     width: int = 768
     layers: int = 12
     heads: int = 12
     global_layers: tuple[int, ...] = (2, 5, 8, 11)
-    """Layers that attend over the whole picture; the others attend within windows."""
+    """Layers with attention over the whole picture. The others have attention within windows."""
     window_size: int = 14
-    """Patches along one side of a window."""
+    """Side of a window, in patches."""
     neck: int = 256
-    """Channels after the neck."""
+    """Number of channels after the neck."""
     downsample: tuple[int, int] = (512, 1024)
-    """Channels after each of the two stride-2 convolutions."""
+    """Number of channels after each of the two convolutions with stride 2."""
     table_side: int = 64
-    """Patches along one side of the learned position table (1024 pixels)."""
+    """Side of the learned position table, in patches (64 for 1024 pixels)."""
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """CLIP ViT-L in the published model."""
+    """Sizes of CLIP. The defaults are those of the published model (ViT-L)."""
 
     width: int = 1024
     layers: int = 24
     heads: int = 16
     table_side: int = 16
-    """Tokens along one side of the learned position table."""
+    """Side of the learned position table, in tokens."""
     patch_size: int = 14
-    """Side of the published patch embedding, which SAM's output replaces."""
+    """Side of the published patch embedding, in pixels. SAM's output replaces it."""
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
+    """Sizes of the whole encoder.
+
+    Raises:
+        ValueError: The sizes of SAM and CLIP do not fit together.
+    """
+
     sam: SamConfig
     clip: ClipConfig
     hidden_size: int = 1280
-    """Width of the decoder, which the projector maps to."""
+    """Width of the decoder and of the projector's output."""
 
     def __post_init__(self) -> None:
         if self.sam.downsample[1] != self.clip.width:
             raise ValueError(
                 f"SAM's last downsample channels ({self.sam.downsample[1]}) must equal CLIP's width "
-                f"({self.clip.width}): its output is CLIP's input"
+                f"({self.clip.width}), because its output is CLIP's input"
             )
 
     @property
     def projector_input(self) -> int:
+        """Width of the projector's input: CLIP's and SAM's outputs together."""
         return self.clip.width + self.sam.downsample[1]
 
     @classmethod
     def from_checkpoint(cls, vision: Mapping[str, Any], projector: Mapping[str, Any]) -> EncoderConfig:
-        """From `vision_config` and `projector_config` of a checkpoint.
+        """Read the sizes from `vision_config` and `projector_config` of a checkpoint.
 
-        `neck` and `window_size` of `sam_vit_b` are not in the published config; absent, they are
-        those of the published weights.
+        `neck` and `window_size` of `sam_vit_b` are not in the published config. If they are absent, they are those of
+        the published weights.
 
         Raises:
-            ValueError: a size is missing or the sizes contradict each other.
+            ValueError: A size is missing, or the sizes contradict each other.
         """
         try:
             width = vision["width"]

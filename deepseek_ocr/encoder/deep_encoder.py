@@ -1,4 +1,4 @@
-"""Views of pictures → the embeddings that stand in the decoder's prompt for them."""
+"""Turns the views of pictures into the embeddings that replace their placeholders in the decoder's prompt."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from deepseek_ocr.images import normalize
 from deepseek_ocr.modes import CropGrid
 
 PIXELS_PER_PASS = 4 * 1024 * 1024
-"""Most pixels encoded at once: bounds the memory of SAM's attention bias (about 0.4 GB for each
-view of 1024 × 1024 in bf16) while it keeps an accelerator busy."""
+"""Maximum number of pixels that are encoded together.
+
+This limits the memory of SAM's attention bias (about 0.4 GB for each view of 1024 × 1024 pixels in bf16), and is enough
+to keep an accelerator busy.
+"""
 
 
 class Views(NamedTuple):
-    """The views of one picture, uint8, on the encoder's device."""
+    """The views of a picture, uint8, on the encoder's device."""
 
     global_view: torch.Tensor
     """[base_size, base_size, 3]"""
@@ -31,6 +34,8 @@ class Views(NamedTuple):
 
 
 class DeepEncoder(nn.Module):
+    """SAM, CLIP and the projector."""
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.sam_model = Sam(config.sam)
@@ -38,23 +43,27 @@ class DeepEncoder(nn.Module):
         self.projector = Projector(config.projector_input, config.hidden_size)
         self.image_newline = nn.Parameter(torch.zeros(config.hidden_size))
         self.view_seperator = nn.Parameter(torch.zeros(config.hidden_size))
+        self.pixels_per_pass = PIXELS_PER_PASS
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalised pixels [B, 3, size, size] → [B, n·n, hidden], n = size / 64, row by row."""
+        """Encode normalised pixels [B, 3, size, size] as [B, n·n, hidden], n = size / 64, row by row."""
         return self.project(self.sam_model(pixels))
 
     def project(self, sam: torch.Tensor) -> torch.Tensor:
-        """SAM's [B, channels, n, n] → [B, n·n, hidden]: CLIP reads it, and both go through the projector."""
+        """Return the embeddings [B, n·n, hidden] for SAM's output [B, channels, n, n].
+
+        CLIP reads the output; the projector gets CLIP's and SAM's outputs together.
+        """
         clip = self.vision_model(sam)
         features = torch.cat([clip[:, 1:], sam.flatten(2).transpose(1, 2)], dim=-1)
         out: torch.Tensor = self.projector(features)
         return out
 
     def embed(self, pictures: Sequence[Views]) -> list[torch.Tensor]:
-        """The embeddings of each picture, [tokens, hidden].
+        """Return the embeddings of each picture, [tokens, hidden].
 
-        Every view of every picture that has the same size is encoded together, whichever picture
-        it belongs to and whether it is a tile or a global view.
+        All views with the same size are encoded together, whichever picture they belong to and whether they are tiles
+        or global views.
         """
         return self.assemble_all(
             pictures, {size: self._encode(views) for size, views in views_by_size(pictures).items()}
@@ -63,10 +72,11 @@ class DeepEncoder(nn.Module):
     def assemble_all(
         self, pictures: Sequence[Views], encoded: Mapping[int, Iterator[torch.Tensor]]
     ) -> list[torch.Tensor]:
-        """The embeddings of each picture, from its views as they were encoded, [n·n, hidden] each.
+        """Return the embeddings of each picture, [tokens, hidden], from its encoded views.
 
         Args:
-            encoded: for each size, one view after the other, in the order of `views_by_size`.
+            pictures: The views; only their sizes are used.
+            encoded: Size → the encoded views of that size, [n·n, hidden] each, in the order of `views_by_size`.
         """
         embeddings = []
         for picture in pictures:
@@ -76,12 +86,12 @@ class DeepEncoder(nn.Module):
         return embeddings
 
     def assemble(self, global_view: torch.Tensor, tiles: Sequence[torch.Tensor] | None, grid: CropGrid) -> torch.Tensor:
-        """Put the encoded views of one picture in the decoder's order.
+        """Put the encoded views of a picture in the decoder's order.
 
         Args:
             global_view: [qb·qb, hidden]
             tiles: grid.tiles × [q·q, hidden], row by row, or None.
-            grid: how the tiles lie.
+            grid: How the tiles are arranged.
 
         Returns:
             `[tiles, global view, view_seperator]`, each grid with a newline after every row; the
@@ -98,18 +108,20 @@ class DeepEncoder(nn.Module):
         return torch.cat(parts)
 
     def _encode(self, views: torch.Tensor) -> Iterator[torch.Tensor]:
-        """uint8 [B, size, size, 3] → one [n·n, hidden] after the other."""
+        """Encode uint8 views [B, size, size, 3], and yield [n·n, hidden] for each."""
         size = views.shape[1]
-        for chunk in views.split(max(1, PIXELS_PER_PASS // (size * size))):
+        for chunk in views.split(max(1, self.pixels_per_pass // (size * size))):
             yield from self(normalize(chunk, self.image_newline.dtype))
 
     def _with_newlines(self, rows: torch.Tensor) -> torch.Tensor:
-        """[rows, columns, hidden] → [rows · (columns + 1), hidden]."""
+        """Add a newline to the end of each row: [rows, columns, hidden] → [rows · (columns + 1), hidden]."""
         newline = self.image_newline.expand(rows.shape[0], 1, -1)
         return torch.cat([rows, newline], dim=1).flatten(0, 1)
 
 
 class Projector(nn.Module):
+    """Maps the encoder's features to the decoder's width."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.layers = nn.Linear(inputs, outputs)
@@ -120,7 +132,7 @@ class Projector(nn.Module):
 
 
 def views_by_size(pictures: Sequence[Views]) -> dict[int, torch.Tensor]:
-    """All views of all pictures, uint8 [B, size, size, 3] for each size: of each picture first the global view."""
+    """Return size → all views of that size, uint8 [B, size, size, 3]. A picture's global view precedes its tiles."""
     by_size: dict[int, list[torch.Tensor]] = defaultdict(list)
     for picture in pictures:
         by_size[picture.global_view.shape[0]].append(picture.global_view[None])
@@ -130,6 +142,7 @@ def views_by_size(pictures: Sequence[Views]) -> dict[int, torch.Tensor]:
 
 
 def next_views(views: Iterator[torch.Tensor], count: int) -> list[torch.Tensor]:
+    """Return the next `count` views."""
     return [next(views) for _ in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""Learned position tables at the size of the input, interpolated once for each size."""
+"""Interpolates learned position tables to the size of the input, once for each size."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from torch.nn.functional import interpolate
 
 
 class TableCache:
-    """Keeps what is derived from a parameter, for each size asked for.
+    """Caches the tables that are derived from a parameter, by size.
 
-    While gradients flow (training) nothing is kept, and what was kept is dropped, since the parameter
-    changes under it.
+    If gradients are needed (training), nothing is cached and the cache is cleared, because the parameter changes.
     """
 
     def __init__(self) -> None:
@@ -21,6 +20,7 @@ class TableCache:
     def get(
         self, side: int, parameter: torch.Tensor, derive: Callable[[torch.Tensor, int], torch.Tensor]
     ) -> torch.Tensor:
+        """Return `derive(parameter, side)`, from the cache if possible."""
         if torch.is_grad_enabled() and parameter.requires_grad:
             self.clear()
             return derive(parameter, side)
@@ -34,7 +34,7 @@ class TableCache:
 
 
 def resize_grid(table: torch.Tensor, side: int) -> torch.Tensor:
-    """[1, n, n, C] → [1, side, side, C]; bicubic with antialias in fp32, as the reference does."""
+    """Resize [1, n, n, C] to [1, side, side, C]: bicubic with antialiasing in fp32, as the original code does."""
     if table.shape[1] == side:
         return table
     planes = table.permute(0, 3, 1, 2).float()
@@ -43,9 +43,9 @@ def resize_grid(table: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def relative_positions(table: torch.Tensor, side: int) -> torch.Tensor:
-    """[L, C] → [side, side, C]: the row for (query, key) holds the embedding of their distance.
+    """Return [side, side, C], the embedding of the distance of each (query, key), from a table [L, C].
 
-    Tables of another length than 2·side − 1 are interpolated linearly in fp32.
+    A table whose length L is not 2·side − 1 is interpolated linearly in fp32.
     """
     length = 2 * side - 1
     if table.shape[0] != length:

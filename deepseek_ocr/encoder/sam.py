@@ -1,6 +1,6 @@
-"""SAM's image encoder with DeepSeek-OCR's 16× compressor behind it.
+"""SAM's image encoder, followed by DeepSeek-OCR's 16× compressor.
 
-Module names are the checkpoint's. Shapes: B views, H × W patches, C channels.
+Module names are those of the checkpoint. Shapes: B views, H × W patches, C channels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Sam(nn.Module):
         self._positions = TableCache()
 
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[B, 3, h, w] normalised pixels → [B, H, W, C]: the last block's patches, before the neck."""
+        """Return the last block's patches [B, H, W, C], before the neck, for normalised pixels [B, 3, h, w]."""
         x: torch.Tensor = self.patch_embed(pixels)
         x = x + self._positions.get(x.shape[1], self.pos_embed, resize_grid)
         for block in self.blocks:
@@ -44,12 +44,12 @@ class Sam(nn.Module):
         return x
 
     def compress(self, patches: torch.Tensor) -> torch.Tensor:
-        """[B, H, W, C] → [B, downsample[1], H / 4, W / 4]."""
+        """Compress patches [B, H, W, C] to [B, downsample[1], H / 4, W / 4]."""
         x: torch.Tensor = self.net_3(self.net_2(self.neck(patches.permute(0, 3, 1, 2))))
         return x
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[B, 3, h, w] normalised square pixels → [B, downsample[1], h / 64, w / 64]."""
+        """Encode normalised pixels of square views [B, 3, h, w] as [B, downsample[1], h / 64, w / 64]."""
         return self.compress(self.patches(pixels))
 
 
@@ -64,7 +64,7 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer layer; `window` patches a side, or None to attend over the whole picture."""
+    """A transformer layer with attention in windows of `window` patches a side, or over the whole picture if None."""
 
     def __init__(self, config: SamConfig, window: int | None) -> None:
         super().__init__()
@@ -87,9 +87,9 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with SAM's decomposed relative positions added to the logits.
+    """Multi-head attention with SAM's decomposed relative position embeddings.
 
-    The bias is q · R_h[row distance] + q · R_w[column distance], from the unscaled q.
+    The bias q · R_h[row distance] + q · R_w[column distance] is added to the logits. Here q is not scaled.
     """
 
     def __init__(self, width: int, heads: int, table_side: int) -> None:
@@ -137,7 +137,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 def split_windows(x: torch.Tensor, size: int) -> torch.Tensor:
-    """[B, H, W, C] → [B · windows, size, size, C]; the right and lower edges are padded with zeros."""
+    """Cut [B, H, W, C] into [B · windows, size, size, C]. The right and lower edges are padded with zeros."""
     batch, height, width, channels = x.shape
     x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
     down, across = x.shape[1] // size, x.shape[2] // size
@@ -146,7 +146,7 @@ def split_windows(x: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def join_windows(windows: torch.Tensor, size: int, height: int, width: int) -> torch.Tensor:
-    """Undo `split_windows`: → [B, height, width, C] without the padding."""
+    """Undo `split_windows`: return [B, height, width, C] without the padding."""
     down, across = -(-height // size), -(-width // size)
     x = windows.view(-1, down, across, size, size, windows.shape[-1]).transpose(2, 3)
     return x.reshape(x.shape[0], down * size, across * size, -1)[:, :height, :width]

@@ -1,4 +1,4 @@
-"""What the tests of the engine side share.
+"""Fixtures for the tests of the vLLM plugin.
 
 `ocr_builders` (inputs) and `ocr_oracles` (independent implementations) are plain modules beside this
 file; they are put on the path here, since tests are imported without a package around them.
@@ -21,13 +21,13 @@ from hypothesis import HealthCheck, settings
 HERE = Path(__file__).parent
 sys.path.append(str(HERE))
 
-# Machines that share their cores are slow now and then; a slow example is not a wrong one.
+# On a machine with other work, a slow example is not a failure.
 settings.register_profile(
     "deepseek_ocr", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, database=None
 )
 settings.load_profile("deepseek_ocr")
 
-torch.set_num_threads(1)  # the tensors here are small: threads would cost more than they bring
+torch.set_num_threads(1)  # the tensors are small: more threads would be slower
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def vllm_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, dic
         folder = tmp_path_factory.mktemp(task)
         job_file, result_file = folder / "job.json", folder / "result.json"
         job_file.write_text(json.dumps({**job, "result": str(result_file)}))
-        # vLLM looks at a model's class in one more process, which has to find our package too.
+        # vLLM inspects a model's class in a further process, which has to find our package too.
         environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, str(HERE / "vllm_process.py"), task, str(job_file)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)

@@ -1,4 +1,4 @@
-"""Inputs of the tests: small encoders, random weights, pictures and checkpoints."""
+"""Inputs for the tests: small encoders, random weights, pictures and checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deepseek_ocr.encoder import ClipConfig, DeepEncoder, EncoderConfig, SamConf
 
 M = TypeVar("M", bound=nn.Module)
 
-# Windowed layers only: attention over the whole of a large picture is what takes time.
+# Windowed layers only: attention over a whole large picture takes most of the time.
 FAST = EncoderConfig(
     sam=SamConfig(
         width=16, layers=1, heads=2, global_layers=(), window_size=7, neck=8, downsample=(8, 16), table_side=8
@@ -36,7 +36,7 @@ def random_encoder(config: EncoderConfig, seed: int = 0) -> DeepEncoder:
 
 
 def randomised(module: M, seed: int = 0) -> M:
-    """Give every parameter, position tables, norms and biases included, values that matter."""
+    """Give every parameter, including position tables, norms and biases, values that affect the result."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -45,7 +45,7 @@ def randomised(module: M, seed: int = 0) -> M:
 
 
 def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Random values for the parameter `name`, at which signals keep about unit size through a layer."""
+    """Return random values for the parameter `name`, of a size that keeps signals near 1 through the layers."""
     values = torch.randn(shape, generator=generator)
     if "norm" in name or name.endswith(("neck.1.weight", "neck.3.weight")):
         return 0.3 * values + (1.0 if name.endswith("weight") else 0.0)
@@ -58,7 +58,7 @@ def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator)
 
 
 def smooth_picture(width: int, height: int) -> Image.Image:
-    """Slow waves of colour, different in each channel and along both axes, never symmetric."""
+    """Return smooth waves of colour that differ between channels and axes and are not symmetric."""
     x = np.linspace(0.0, 1.0, width)[None, :]
     y = np.linspace(0.0, 1.0, height)[:, None]
     waves = [
@@ -71,13 +71,13 @@ def smooth_picture(width: int, height: int) -> Image.Image:
 
 
 def noisy_picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Every pixel another colour, for where the content matters and its smoothness does not."""
+    """Return a picture in which every pixel has a random colour."""
     pixels = np.random.default_rng(seed).integers(0, 256, size=(height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 def random_checkpoint(config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
-    """A state dict of random fp32 weights for `config`, by the published names.
+    """Return a state dict of random fp32 weights for `config`, with the published names.
 
     The names are written out here from the published list, not taken from the code under test.
     """
@@ -86,7 +86,7 @@ def random_checkpoint(config: Mapping[str, Any], seed: int = 0) -> dict[str, tor
 
 
 def checkpoint_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Tensor name → shape of a published checkpoint, row by row as the model's weights are listed."""
+    """Return tensor name → shape of a published checkpoint, in the order of the published list."""
     decoder, vision = config["language_config"], config["vision_config"]
     sam, clip = vision["width"]["sam_vit_b"], vision["width"]["clip-l-14-224"]
     d, v = decoder["hidden_size"], decoder["vocab_size"]

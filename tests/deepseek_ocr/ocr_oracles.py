@@ -1,7 +1,7 @@
-"""Independent implementations to hold ours against: transformers' modules and plain loops.
+"""Independent implementations to compare ours with: transformers' modules and plain loops.
 
-Weights come in as state dicts with the published names and are renamed for transformers. Nothing here
-uses the encoder under test.
+Weights are state dicts with the published names, and are renamed for transformers. Nothing here uses the encoder under
+test.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ SAM_NAMES = {
 
 
 def under(state: State, prefix: str) -> dict[str, torch.Tensor]:
-    """The part of a state dict below `prefix`, without it."""
+    """Return the part of a state dict below `prefix`, with the prefix removed."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 class SamOracle(nn.Module):
-    """transformers' SAM of DeepSeek-OCR-2, which is DeepSeek-OCR's with other channels at the end."""
+    """transformers' SAM for DeepSeek-OCR-2, which differs from DeepSeek-OCR's only in the last channels."""
 
     def __init__(self, state: State, *, heads: int, global_layers: Sequence[int], window_size: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class SamOracle(nn.Module):
 
 
 class ClipOracle(nn.Module):
-    """transformers' CLIP layers behind embeddings that are put together here, by loops."""
+    """transformers' CLIP layers, with embeddings that are assembled here in loops."""
 
     def __init__(self, state: State, *, heads: int) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class ClipOracle(nn.Module):
         return out
 
     def positions(self, side: int) -> torch.Tensor:
-        """The class token's row, then the others resampled one channel at a time by Pillow."""
+        """Return the class token's row, then the other rows, resized with Pillow one channel at a time."""
         n = int((len(self.table) - 1) ** 0.5)
         if n == side:
             return self.table
@@ -131,10 +131,10 @@ class ClipOracle(nn.Module):
 
 
 class EncoderOracle(nn.Module):
-    """Pixels of one picture → its embeddings in the decoder's order.
+    """Turns the pixels of a picture into its embeddings, in the decoder's order.
 
     Args:
-        state: published names, below `model.`.
+        state: Weights with the published names below `model.`.
     """
 
     def __init__(
@@ -183,8 +183,8 @@ class ModelOracle:
     """The whole model on transformers' modules: pictures and token ids → logits.
 
     Args:
-        config: a checkpoint's `config.json`.
-        state: its weights, fp32.
+        config: The `config.json` of a checkpoint.
+        state: Its weights, fp32.
     """
 
     def __init__(self, config: Mapping[str, Any], state: State) -> None:
@@ -219,7 +219,7 @@ class ModelOracle:
 
     @staticmethod
     def _decoder_state(state: State, decoder: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """transformers keeps the experts of a layer in one tensor."""
+        """Rename the decoder's weights. transformers keeps the experts of a layer in one tensor."""
         renamed = {}
         for name, value in under(state, "model.").items():
             if name.startswith(("embed_tokens.", "norm.", "layers.")) and ".experts." not in name:
@@ -234,10 +234,12 @@ class ModelOracle:
         return renamed
 
     def logits(self, token_ids: Sequence[int], image_token: int, pictures: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Next-token logits at every place, [places, vocabulary].
+        """Return the logits of the next token at every position, [positions, vocabulary].
 
         Args:
-            pictures: the embeddings of each picture; they fill the `image_token`s in order.
+            token_ids: The prompt and the output so far.
+            image_token: The placeholder's id.
+            pictures: The embeddings of each picture, which replace the placeholders in order.
         """
         ids = torch.tensor(token_ids)
         embeddings = self.decoder.embed_tokens(ids)
@@ -248,7 +250,7 @@ class ModelOracle:
     def greedy(
         self, prompt: Sequence[int], image_token: int, pictures: Sequence[torch.Tensor], steps: int
     ) -> tuple[list[int], torch.Tensor]:
-        """The most likely continuation and the log-probabilities of the whole vocabulary at each step."""
+        """Return the most likely continuation, and the log probabilities of the whole vocabulary at each step."""
         ids, steps_taken = list(prompt), []
         for _ in range(steps):
             scores = self.logits(ids, image_token, pictures)[-1].log_softmax(-1)

@@ -1,4 +1,4 @@
-"""DeepEncoder, part by part, against independent implementations on random weights."""
+"""The parts of DeepEncoder, compared with independent implementations on random weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TALL, WIDE = (300, 640), (800, 290)  # grids (1, 2) and (3, 1)
 
 def close(ours: torch.Tensor, expected: torch.Tensor, tolerance: float = 2e-5) -> None:
     scale = expected.abs().max().item()
-    assert 0.01 < scale < 1000, "values that say nothing"
+    assert 0.01 < scale < 1000, "the values are too small or too large to compare"
     torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance * scale)
 
 
@@ -71,7 +71,7 @@ class TestSam:
         close(sam(pixels), sam_oracle(sam, config)(pixels))
 
     def test_norms_keep_their_epsilon_where_signals_are_faint(self) -> None:
-        """At a variance near epsilon, its value decides."""
+        """With a variance near epsilon, the value of epsilon matters."""
         sam = randomised(Sam(SMALL.sam)).eval()
         for parameter in (sam.patch_embed.proj.weight, sam.patch_embed.proj.bias, sam.pos_embed):
             parameter.mul_(1e-3)
@@ -93,7 +93,7 @@ class TestSam:
         close(out, sam_oracle(sam, config)(pixels))
 
     @pytest.mark.parametrize(("height", "width"), [(7, 7), (8, 13), (1, 20), (14, 7)])
-    def test_windows_come_back_in_their_places(self, height: int, width: int) -> None:
+    def test_windows_are_joined_in_their_places(self, height: int, width: int) -> None:
         x = torch.randn(2, height, width, 3)
         windows = split_windows(x, 7)
         assert torch.equal(join_windows(windows, 7, height, width), x)
@@ -179,7 +179,7 @@ class TestEmbed:
         (ours,) = encoder.embed([picture])
         close(ours, oracle.embed(picture.global_view, picture.tiles, *grid))
 
-    def test_pictures_together_are_as_each_alone(self, encoder: DeepEncoder) -> None:
+    def test_pictures_encoded_together_are_as_each_encoded_alone(self, encoder: DeepEncoder) -> None:
         pictures = [
             views_of((100, 90), WITH_TILES, seed=1),
             views_of((400, 600), WITH_TILES, seed=2),
@@ -205,11 +205,11 @@ class TestEmbed:
             (alone,) = encoder.embed([picture])
             close(ours, alone)
 
-    def test_one_view_larger_than_a_pass_is_encoded_all_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_view_larger_than_a_pass_is_encoded(self) -> None:
         encoder = random_encoder(FAST)
         picture = views_of((900, 900), ResolutionMode(128, 128), seed=7)
         (expected,) = encoder.embed([picture])
-        monkeypatch.setattr("deepseek_ocr.encoder.deep_encoder.PIXELS_PER_PASS", 1)
+        encoder.pixels_per_pass = 1
         (ours,) = encoder.embed([picture])
         close(ours, expected)
 
@@ -228,7 +228,7 @@ class TestEmbed:
 
 
 class TestPositionTables:
-    """They are interpolated once for each size; that must never be seen."""
+    """They are interpolated once for each size, which must not affect results."""
 
     @pytest.fixture
     def encoder(self) -> DeepEncoder:
@@ -253,7 +253,7 @@ class TestPositionTables:
             self.run(encoder, 160)
         self.run(encoder, 160).square().mean().backward()
         for name, parameter in encoder.named_parameters():
-            if name in ("image_newline", "view_seperator"):  # no part of a single view
+            if name in ("image_newline", "view_seperator"):  # not used for a single view
                 continue
             assert parameter.grad is not None, name
             assert parameter.grad.abs().max() > 0, name

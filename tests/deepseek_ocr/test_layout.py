@@ -1,4 +1,4 @@
-"""The names and shapes that a checkpoint must have, against the published list."""
+"""The names and shapes of a checkpoint's tensors, compared with the published list."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_published_model_has_2710_tensors(published_config: dict[str, Any]) 
     assert layout == checkpoint_shapes(published_config)
 
 
-def test_what_is_never_read_is_published(published_config: dict[str, Any]) -> None:
+def test_the_unused_tensor_is_published(published_config: dict[str, Any]) -> None:
     assert frozenset({PATCH_EMBEDDING}) == UNUSED
     assert published_layout(published_config).keys() >= UNUSED
 
@@ -121,18 +121,18 @@ class TestChecked:
     def tensors(self) -> dict[str, torch.Tensor]:
         return {name: torch.zeros(shape) for name, shape in self.layout.items()}
 
-    def test_what_is_used_passes_through(self) -> None:
+    def test_used_tensors_are_passed_on(self) -> None:
         tensors = self.tensors()
         passed = dict(checked(tensors.items(), self.layout))
         assert passed.keys() == {"a.weight", "b.bias"}
         assert all(passed[name] is tensors[name] for name in passed)
 
     def test_an_unexpected_tensor(self) -> None:
-        with pytest.raises(ValueError, match=r"does not know: c\.weight$"):
+        with pytest.raises(ValueError, match=r"has an unexpected tensor: c\.weight$"):
             dict(checked([*self.tensors().items(), ("c.weight", torch.zeros(1))], self.layout))
 
     @pytest.mark.parametrize("name", ["a.weight", PATCH_EMBEDDING])
-    def test_a_misshapen_tensor(self, name: str) -> None:
+    def test_a_tensor_with_the_wrong_shape(self, name: str) -> None:
         tensors = self.tensors() | {name: torch.zeros(3, 2)}
         shape = rf"\[{', '.join(map(str, self.layout[name]))}\]"
         with pytest.raises(ValueError, match=rf"{name} has shape \[3, 2\].* must be {shape}"):
@@ -142,9 +142,9 @@ class TestChecked:
     def test_a_missing_tensor(self, name: str) -> None:
         tensors = self.tensors()
         del tensors[name]
-        with pytest.raises(ValueError, match=rf"lacks 1 tensor: {name}$"):
+        with pytest.raises(ValueError, match=rf"is missing 1 tensor: {name}$"):
             dict(checked(tensors.items(), self.layout))
 
     def test_many_missing_tensors(self, published_config: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match=r"lacks 2710 tensors: lm_head\.weight, .* and 2705 more$"):
+        with pytest.raises(ValueError, match=r"is missing 2710 tensors: lm_head\.weight, .* and 2705 more$"):
             dict(checked([], published_layout(published_config)))

@@ -1,4 +1,4 @@
-"""Loading through vLLM: the published names and sizes, and what is said of a damaged checkpoint."""
+"""Loading with vLLM: the published names and sizes, and the errors of damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 pytestmark = [
     pytest.mark.live,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="loads as vLLM's build for the CPU does"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="needs vLLM's build for the CPU"),
 ]
 
 NANO = Path(__file__).parents[2] / "nano" / "checkpoint"
@@ -50,7 +50,7 @@ SPECIAL_TOKENS = {
 
 
 def write_tokenizer(folder: Path, size: int) -> None:
-    """A tokenizer of `size` words with the published special tokens at their ids."""
+    """Write a tokenizer of `size` words, with the published special tokens at their ids."""
     words = {SPECIAL_TOKENS.get(token, f"w{token}"): token for token in range(size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -69,7 +69,7 @@ def write_tokenizer(folder: Path, size: int) -> None:
 
 
 def write_sparse_weights(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
-    """A safetensors file of bf16 zeros that takes no room on the disk; returns the bytes of the tensors."""
+    """Write a sparse safetensors file of bf16 zeros, and return the number of bytes of the tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -95,7 +95,7 @@ MISSHAPEN = "model.sam_model.blocks.1.attn.rel_pos_h"
 
 
 def faults(whole: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """The embedded checkpoint, whole and with one thing wrong."""
+    """Return the weights of the embedded checkpoint, once whole and otherwise with one fault."""
     return {
         "whole": whole,
         "missing": {name: tensor for name, tensor in whole.items() if name != MISSING},
@@ -115,7 +115,7 @@ def results(
     published_config: dict[str, Any],
     vllm_process: Callable[[str, dict[str, Any]], dict[str, Any]],
 ) -> dict[str, dict[str, Any]]:
-    """What came of loading each checkpoint, all in one process."""
+    """The result of loading each checkpoint, all in one process."""
     folders = {}
     for name, tensors in faults(load_file(NANO / "model.safetensors")).items():
         folders[name] = tmp_path_factory.mktemp(name.replace(" ", "-"))
@@ -134,7 +134,7 @@ def results(
 
 
 def read_parameters(config: dict[str, Any]) -> int:
-    """All of the checkpoint but CLIP's patch embedding."""
+    """Return the number of parameters without CLIP's patch embedding, which is not used."""
     shapes = checkpoint_shapes(config)
     del shapes["model.vision_model.embeddings.patch_embedding.weight"]
     return sum(map(prod, shapes.values()))
@@ -160,12 +160,12 @@ def test_every_parameter_of_the_embedded_checkpoint_is_loaded(results: dict[str,
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("missing", rf"lacks 1 tensor: {re.escape(MISSING)}$"),
-        ("no vision", r"lacks \d+ tensors: model\.sam_model\..* and \d+ more$"),
-        ("unexpected", r"does not know: model\.layers\.9\.self_attn\.q_proj\.weight$"),
+        ("missing", rf"is missing 1 tensor: {re.escape(MISSING)}$"),
+        ("no vision", r"is missing \d+ tensors: model\.sam_model\..* and \d+ more$"),
+        ("unexpected", r"has an unexpected tensor: model\.layers\.9\.self_attn\.q_proj\.weight$"),
         ("misshapen", rf"{re.escape(MISSHAPEN)} has shape \[27, 32\].* must be \[15, 64\]$"),
         ("misshapen expert", rf"{re.escape(MISSING)} has shape \[8, 8\].* must be \[256, 96\]$"),
-        ("misspelt as English has it", r"does not know: model\.view_separator$"),
+        ("misspelt as English has it", r"has an unexpected tensor: model\.view_separator$"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_name(fault: str, message: str, results: dict[str, dict[str, Any]]) -> None:

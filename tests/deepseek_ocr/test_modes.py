@@ -1,4 +1,4 @@
-"""Token counts and tile grids, against the published table and against exact fractions."""
+"""Token counts and tile grids, compared with the published table and with exact fractions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deepseek_ocr.modes import (
 )
 
 GUNDAM = MODES["gundam"]
-LEGAL_SIZES = range(64, 1281, 16)
+ALLOWED_SIZES = range(64, 1281, 16)
 
 
 def every_grid(fewest: int, most: int) -> list[tuple[int, int]]:
@@ -57,22 +57,22 @@ class TestTokens:
         assert GUNDAM.vision_tokens(grid) == 903
 
     @pytest.mark.parametrize(("most", "grid", "tokens"), [(6, (1, 6), 933), (9, (1, 9), 1263)])
-    def test_the_most_a_picture_can_cost(self, most: int, grid: tuple[int, int], tokens: int) -> None:
+    def test_the_most_expensive_picture(self, most: int, grid: tuple[int, int], tokens: int) -> None:
         mode = GUNDAM.with_changes({"max_crops": most})
         assert mode.largest_grid() == grid
         assert mode.max_vision_tokens() == tokens
 
-    @given(st.integers(2, 9), st.sampled_from(LEGAL_SIZES), st.sampled_from(LEGAL_SIZES))
+    @given(st.integers(2, 9), st.sampled_from(ALLOWED_SIZES), st.sampled_from(ALLOWED_SIZES))
     def test_no_grid_costs_more_than_the_largest(self, most: int, base: int, size: int) -> None:
         mode = ResolutionMode(base_size=base, image_size=size, max_crops=most)
         costs = [mode.vision_tokens(CropGrid(*grid)) for grid in every_grid(2, most)]
         assert mode.max_vision_tokens() == max(costs)
 
-    @pytest.mark.parametrize("size", LEGAL_SIZES)
+    @pytest.mark.parametrize("size", ALLOWED_SIZES)
     def test_a_view_has_a_token_for_each_64_pixels_begun(self, size: int) -> None:
         assert view_side(size) == ceil(size / 64)
 
-    @given(st.sampled_from(LEGAL_SIZES), st.sampled_from(LEGAL_SIZES), st.sampled_from(every_grid(1, 9)))
+    @given(st.sampled_from(ALLOWED_SIZES), st.sampled_from(ALLOWED_SIZES), st.sampled_from(every_grid(1, 9)))
     def test_the_formula(self, base: int, size: int, grid: tuple[int, int]) -> None:
         wide, tall = grid
         qb, q = ceil(base / 64), ceil(size / 64)
@@ -133,7 +133,7 @@ class TestGrid:
     @given(
         width=st.integers(1, 6000),
         height=st.integers(1, 6000),
-        size=st.sampled_from(LEGAL_SIZES),
+        size=st.sampled_from(ALLOWED_SIZES),
         bounds=st.tuples(st.integers(1, MAX_TILES), st.integers(1, MAX_TILES)).map(sorted),
     )
     @example(width=2000, height=2000, size=640, bounds=[2, 9])
@@ -150,7 +150,7 @@ class TestGrid:
         assert tuple(grid) in nearest
 
 
-class TestLegality:
+class TestValidation:
     @pytest.mark.parametrize(
         ("field", "value"),
         [
@@ -184,7 +184,7 @@ class TestLegality:
             GUNDAM.with_changes({field: value})
 
     @pytest.mark.parametrize("size", [64, 80, 1264, 1280])
-    def test_the_ends_of_the_legal_sizes(self, size: int) -> None:
+    def test_the_bounds_of_the_allowed_sizes(self, size: int) -> None:
         assert ResolutionMode(base_size=size, image_size=size).base_size == size
 
     def test_the_fewest_may_equal_the_most(self) -> None:
@@ -212,27 +212,27 @@ class TestLegality:
         assert {(m.min_crops, m.max_crops) for m in MODES.values()} == {(2, 6)}
         assert ResolutionMode() == GUNDAM
 
-    def test_only_small_modes_without_cropping_squash(self) -> None:
+    def test_only_small_modes_without_cropping_change_the_aspect_ratio(self) -> None:
         assert {name for name, mode in MODES.items() if mode.squashes} == {"tiny", "small"}
         assert not ResolutionMode(image_size=512, crop_mode=True).squashes
         assert not ResolutionMode(image_size=656, crop_mode=False).squashes
 
 
 class TestMostExpensiveMode:
-    def test_with_the_whole_context_it_is_the_dearest_of_all(self) -> None:
-        dearest = 20 * 21 + 1 + max((20 * j) * (20 * i + 1) for i, j in every_grid(2, 9))
-        assert most_expensive_mode(8192).max_vision_tokens() == dearest == 4201
+    def test_with_a_long_context_it_is_the_most_expensive_mode_of_all(self) -> None:
+        most_expensive = 20 * 21 + 1 + max((20 * j) * (20 * i + 1) for i, j in every_grid(2, 9))
+        assert most_expensive_mode(8192).max_vision_tokens() == most_expensive == 4201
 
     @pytest.mark.parametrize("context", [100, 500, 903, 1263, 2048, 3014, 3350, 4096, 4200, 4201])
-    def test_nothing_legal_that_fits_costs_more(self, context: int) -> None:
+    def test_no_mode_that_fits_costs_more(self, context: int) -> None:
         def fitting_costs() -> list[int]:
             sides = range(1, 21)
             globals_ = [qb * (qb + 1) + 1 for qb in sides]
             tiles = [(q * j) * (q * i + 1) for q in sides for i, j in every_grid(2, 9)]
-            # A mode costs what its dearest grid costs, and (1, n) is the dearest of at most n tiles.
-            dearest = [q * n * (q + 1) for q in sides for n in range(2, 10)]
-            assert set(dearest) <= set(tiles)
-            return [g + t for g in globals_ for t in [0, *dearest] if g + t <= context]
+            # A mode costs what its most expensive grid costs, which is (1, n) for at most n tiles.
+            most_expensive = [q * n * (q + 1) for q in sides for n in range(2, 10)]
+            assert set(most_expensive) <= set(tiles)
+            return [g + t for g in globals_ for t in [0, *most_expensive] if g + t <= context]
 
         mode = most_expensive_mode(context)
         assert mode.max_vision_tokens() == max(fitting_costs())

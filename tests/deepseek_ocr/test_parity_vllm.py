@@ -1,4 +1,4 @@
-"""The whole model in vLLM against transformers' modules, on a small random checkpoint in fp32."""
+"""The whole model in vLLM, compared with transformers' modules on a small random checkpoint in fp32."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deepseek_ocr.modes import MODES
 pytestmark = [
     pytest.mark.live,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="exact in fp32, which vLLM's build for the CPU takes"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="needs fp32, as in vLLM's build for the CPU"),
 ]
 
 NANO = Path(__file__).parents[2] / "nano" / "checkpoint"
@@ -52,7 +52,7 @@ CASES = [
 
 
 def small_config() -> dict[str, Any]:
-    """Every kind of layer: SAM windowed and global, the decoder dense and with experts."""
+    """Return a config with every kind of layer: SAM with and without windows, the decoder with and without experts."""
     config: dict[str, Any] = json.loads((NANO / "config.json").read_text())
     config["vision_config"]["width"] = {
         "sam_vit_b": {
@@ -140,7 +140,7 @@ def test_tokens_and_probabilities(case: Case, answers: dict[str, dict[str, Any]]
     torch.testing.assert_close(ours, scores, rtol=0, atol=1e-4)
 
 
-def test_the_cases_are_what_they_say(answers: dict[str, dict[str, Any]]) -> None:
+def test_the_number_of_placeholders_of_each_case(answers: dict[str, dict[str, Any]]) -> None:
     def picture_tokens(name: str) -> int:
         return answers[name]["prompt_ids"].count(IMAGE_TOKEN)
 

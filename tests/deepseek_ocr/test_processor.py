@@ -1,4 +1,4 @@
-"""vLLM's processor for the model: options, placeholders, and what the engine is profiled with."""
+"""vLLM's processor for the model: options, placeholders, and the input for profiling."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ class TestOptions:
             ({"mode": "tiny", "crop": True}, "crop is not a field"),
         ],
     )
-    def test_wrong_ones_are_named(self, processor: Processor, options: dict[str, Any], message: str) -> None:
+    def test_wrong_options_are_named(self, processor: Processor, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             processor.info.mode(options)
         with pytest.raises(ValueError, match=message):
             process(processor, [noisy_picture(8, 8)], **options)
 
-    def test_the_engines_options_hold_for_requests_without_their_own(self) -> None:
+    def test_the_engines_options_are_defaults_for_requests(self) -> None:
         engine = make_processor(mm_processor_kwargs={"mode": "tiny"})
         assert engine.info.mode({}) == MODES["tiny"]
         assert engine.info.mode({"mode": "base"}) == MODES["base"]
@@ -107,8 +107,8 @@ class TestPlaceholders:
             assert torch.equal(ours["tiles"], expected.tiles)
             assert tuple(ours["crop_grid"].tolist()) == expected.grid
 
-    def test_prepared_pictures_pass_as_they_are(self, processor: Processor) -> None:
-        """Whatever mode they were prepared in, and mixed with pictures that are not."""
+    def test_prepared_pictures_are_used_as_they_are(self, processor: Processor) -> None:
+        """In whatever mode they were prepared, and mixed with pictures that are not prepared."""
         tiny = prepare_image(noisy_picture(900, 900), MODES["tiny"])
         large = prepare_image(noisy_picture(900, 900), MODES["gundam-m"])
         result = process(processor, [tiny, noisy_picture(100, 100), large], mode="small")
@@ -129,15 +129,15 @@ class TestPlaceholders:
     @pytest.mark.parametrize(
         "array", [np.zeros((9, 9, 3), np.float32), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 1), np.uint8)]
     )
-    def test_an_array_that_is_no_picture(self, processor: Processor, array: np.ndarray) -> None:
+    def test_an_array_that_is_not_a_picture(self, processor: Processor, array: np.ndarray) -> None:
         with pytest.raises(ValueError, match="uint8 with three channels"):
             process(processor, [array])
 
 
 class TestProfiling:
-    def test_the_dearest_picture_is_what_is_profiled(self, processor: Processor) -> None:
+    def test_the_most_expensive_picture_is_profiled(self, processor: Processor) -> None:
         most = processor.info.get_mm_max_tokens_per_item(CONTEXT, {"image": 1})
-        assert most == {"image": 4201}  # 1280 pixels a tile, 9 of them one above the other
+        assert most == {"image": 4201}  # 9 tiles of 1280 pixels in a column
         inputs = processor.get_dummy_inputs(CONTEXT, {"image": 2}, {})
         result = processor(inputs.prompt, inputs.mm_data_items, hf_processor_mm_kwargs=inputs.hf_processor_mm_kwargs)
         assert placeholder_counts(result) == [4201, 4201]

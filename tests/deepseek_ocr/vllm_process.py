@@ -1,9 +1,9 @@
-"""Run by the tests in a process of its own: vLLM keeps state that one process can't be rid of.
+"""Run by the tests in a process of its own, because vLLM keeps global state.
 
     python vllm_process.py generate JOB.json
     python vllm_process.py load JOB.json
 
-The job names the file that its result is written to, as JSON.
+The result is written as JSON to the file that the job names.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES
 
 SAMPLED = 101
-"""Every so many elements are looked at: enough to meet each expert and each part of a fused matrix."""
+"""Only every n-th element is checked, which is enough to find each expert and each part of a fused matrix."""
 
 
 def generate(job: dict[str, Any]) -> dict[str, Any]:
-    """Greedy answers to all requests at once, with the log-probabilities of the whole vocabulary."""
+    """Return greedy answers to all requests, with the log probabilities of the whole vocabulary."""
     llm = LLM(
         job["checkpoint"],
         dtype="float32",
@@ -78,8 +78,8 @@ def model_of(llm: LLM) -> torch.nn.Module:
 
 
 def load(job: dict[str, Any]) -> dict[str, Any]:
-    """Build the model from each checkpoint, and tell what its parameters hold, or how it failed."""
-    if not torch.accelerator.is_available():  # vLLM's worker for the CPU does the same
+    """Load each checkpoint, and return the parameters that were not loaded, or the error."""
+    if not torch.accelerator.is_available():  # as vLLM's worker for the CPU does
         torch.accelerator.empty_cache = lambda: None
     init_distributed_environment(1, 0, f"tcp://127.0.0.1:{job['port']}", 0, "gloo")
     results = []
@@ -105,9 +105,9 @@ def load(job: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def every_parameter_set_to(value: float) -> Any:
-    """Between building and loading: what still holds `value` afterwards was not loaded.
+    """Set all parameters before weights are loaded. Elements that are `value` afterwards were not loaded.
 
-    Yields a dict that is filled by loading: name → (elements, sampled elements that still hold `value`).
+    Yields a dict that loading fills: name → (number of elements, number of checked elements that are still `value`).
     """
     seen: dict[str, tuple[int, int]] = {}
     build, finish = base_loader.initialize_model, base_loader.process_weights_after_loading
@@ -129,7 +129,7 @@ def every_parameter_set_to(value: float) -> Any:
         return model
 
     base_loader.initialize_model = initialize
-    base_loader.process_weights_after_loading = lambda *_: None  # repacking for speed takes long
+    base_loader.process_weights_after_loading = lambda *_: None  # repacking weights for speed takes long
     try:
         yield seen
     finally:
