@@ -20,7 +20,7 @@ from ocr_client.client import DEFAULT_URL, OcrClient, ReadOptions
 from ocr_client.output import JsonLinesOutput, MarkdownOutput, NoOutput, Output
 from ocr_client.progress import print_error
 from ocr_client.read import USAGE_ERROR, Run, RunOptions
-from ocr_client.selection import PageSelection, parse_pages
+from ocr_client.selection import PageSelection, parse_selection
 from ocr_client.sources import SourceError, SourceFile, find_sources
 
 COMMAND = "deepseek-ocr"
@@ -43,7 +43,7 @@ def _show_version(requested: bool) -> None:
 
 def _parse_pages(text: str) -> PageSelection:
     try:
-        return parse_pages(text)
+        return parse_selection(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 

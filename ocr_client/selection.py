@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ocr_server.intake.page_selection import parse_pages
+
 MAX_PAGES = 100_000
 """Maximum number of pages in one range of a selection."""
-
-_PART = re.compile(r"([0-9]{1,9})(?:\s*(-)\s*([0-9]{1,9})?)?")
 
 
 @dataclass(frozen=True)
@@ -56,31 +55,21 @@ class PageSelection:
         return f"{before},{self.open_from}-" if before else f"{self.open_from}-"
 
 
-def parse_pages(text: str) -> PageSelection:
-    """Parse a selection as users write it, such as `1-3,7,9-`.
+def parse_selection(text: str) -> PageSelection:
+    """Parse a selection as users write it, such as `1-3,7,9-`, by the server's own rules.
 
     Raises:
         ValueError: if `text` is not a valid selection. The message is meant for users.
     """
     pages: set[int] = set()
     open_from: int | None = None
-    for part in text.split(","):
-        match = _PART.fullmatch(part.strip())
-        if match is None:
-            raise ValueError(f"{part.strip()!r} is not a page or a range of pages, such as those in 1-3,7,9-")
-        first, dash, last = match.groups()
-        begin = int(first) - 1
-        end = int(last or first) - 1
-        if begin < 0:
-            raise ValueError("pages are counted from 1")
-        if dash and not last:
-            open_from = begin if open_from is None else min(open_from, begin)
-            continue
-        if end < begin:
-            raise ValueError(f"the range {first}-{last} is reversed: write {last}-{first}")
-        if end - begin >= MAX_PAGES:
-            raise ValueError(f"the range {first}-{last} has more than {MAX_PAGES:,} pages")
-        pages.update(range(begin, end + 1))
+    for first, last in parse_pages(text, first=1).ranges:
+        if last is None:
+            open_from = first if open_from is None else min(open_from, first)
+        elif last - first >= MAX_PAGES:
+            raise ValueError(f"The range {first + 1}-{last + 1} has more than {MAX_PAGES:,} pages.")
+        else:
+            pages.update(range(first, last + 1))
     return PageSelection(frozenset(pages), open_from)
 
 

@@ -229,7 +229,7 @@ def test_a_rejected_document_is_tried_again_only_with_retry_failed(server: FakeS
         (["a.png", "-o", "."], "a.png is a file"),
         (["a.png", "b.png"], "-o OUT"),
         (["a.png", "--overlays"], "-o OUT"),
-        (["a.png", "-o", "out", "--pages", "0"], "counted from 1"),
+        (["a.png", "-o", "out", "--pages", "0"], "numbered from 1"),
         (["a.png", "-o", "out", "--pages", "3-1"], "reversed"),
         (["a.png", "-o", "out", "--dpi", "5"], "36"),
         (["a.png", "-o", "out", "--base-url", "localhost:8000"], "http"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ocr_client.selection import PageSelection, format_ranges, parse_pages
+from ocr_client.selection import PageSelection, format_ranges, parse_selection
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from ocr_client.selection import PageSelection, format_ranges, parse_pages
     ],
 )
 def test_parse_pages(text: str, parameter: str | None, indices: list[int]) -> None:
-    selection = parse_pages(text)
+    selection = parse_selection(text)
     assert selection.to_api() == parameter
     assert selection.indices(6) == indices
     if selection.open_from is None:
@@ -39,7 +39,7 @@ def test_all_pages() -> None:
 @pytest.mark.parametrize("text", ["", "a", "0", "1-2-3", "3-1", "1,,2", "-3", "1-999999999", "²"])
 def test_invalid_selections(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        parse_pages(text)
+        parse_selection(text)
 
 
 def test_format_ranges() -> None:
