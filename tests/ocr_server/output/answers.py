@@ -1,14 +1,16 @@
-"""Answers for the tests of what is made of answers: well formed, torn and hostile."""
+"""Answers of the model for tests: well formed, incomplete and malicious. And a check for linear time."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from itertools import pairwise
 
 from hypothesis import strategies as st
 
 
 def marker(ref: str, *boxes: tuple[int, int, int, int]) -> str:
-    """A marker as the model writes it."""
+    """A marker in the form in which the model writes it."""
     return f"<|ref|>{ref}<|/ref|><|det|>{[list(box) for box in boxes or ((100, 200, 300, 400),)]}<|/det|>"
 
 
@@ -19,10 +21,10 @@ PAGE = (
     f"{marker('image_caption', (80, 610, 480, 640))}\n<center>Figure 1: a thing</center>\n\n"
     f"{marker('table', (500, 320, 900, 600))}\n<table><tr><td>a</td><td>b</td></tr></table>\n"
 )
-"""As after `<|grounding|>Convert the document to markdown.`"""
+"""An answer to `<|grounding|>Convert the document to markdown.`"""
 
 WORDS = f"{marker('Grand total', (1, 2, 300, 40))}\n{marker('12,50 €', (310, 2, 400, 40))}\n"
-"""As after `<|grounding|>OCR this image.`"""
+"""An answer to `<|grounding|>OCR this image.`"""
 
 _PIECES = (
     "<|ref|>",
@@ -75,12 +77,29 @@ _MARKERS = (
 answers = st.lists(
     st.one_of(st.sampled_from(_MARKERS), st.sampled_from(_PIECES), st.text(max_size=3)), max_size=15
 ).map("".join)
-"""Anything that a model might say, markers above all."""
+"""Any output of the model, above all markers."""
 
 
 @st.composite
 def in_pieces(draw: st.DrawFn) -> list[str]:
-    """An answer, cut up somehow; some pieces may be empty."""
+    """An answer in pieces of any length, some of which may be empty."""
     answer = draw(answers)
     cuts = sorted(draw(st.lists(st.integers(0, len(answer)), max_size=12)))
     return [answer[start:end] for start, end in pairwise([0, *cuts, len(answer)])]
+
+
+def takes_linear_time(work: Callable[[int], object], size: int) -> bool:
+    """Whether `work` of four times the size takes about four times the CPU time. Quadratic time would be 16 times.
+
+    Args:
+        work: Does work of a given size.
+        size: The larger of the two sizes.
+    """
+    small, large = (_cpu_seconds(work, each) for each in (size // 4, size))
+    return large < 9 * small + 0.2
+
+
+def _cpu_seconds(work: Callable[[int], object], size: int) -> float:
+    began = time.process_time()
+    work(size)
+    return time.process_time() - began

@@ -1,4 +1,4 @@
-"""What the model said, as blocks of the page."""
+"""Answers of the model parsed into blocks of the page."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class TestPlaces:
             ((2000, 5, 3000, 5), (999, 10, 999, 10)),
         ],
     )
-    def test_odd_boxes_end_up_on_the_page(self, box: tuple[int, int, int, int], expected: object) -> None:
+    def test_boxes_are_clipped_to_the_page(self, box: tuple[int, int, int, int], expected: object) -> None:
         assert pixel_box(box, 999, 1998) == expected
 
     @given(box=st.tuples(*[st.integers(-99999, 99999)] * 4), width=st.integers(1, 5000), height=st.integers(1, 5000))
@@ -90,7 +90,7 @@ class TestPlaces:
         assert 0 <= left <= right <= width
         assert 0 <= top <= bottom <= height
 
-    def test_each_block_is_a_stretch_of_the_answer(self) -> None:
+    def test_each_block_is_a_range_of_the_answer(self) -> None:
         first, second = marker("Total", (1, 1, 2, 2)), marker("title")
         answer = f" before {first} {second} after \n"
         assert [answer[block.start : block.end] for block in blocks(answer, 10, 10)] == [

@@ -1,4 +1,4 @@
-"""Figures, cut from the page."""
+"""Figures cut out of the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.ocr_server.output.answers import PAGE, marker
 
 
 def checked(width: int, height: int) -> Image.Image:
-    """A picture in which every pixel says where it is."""
+    """A picture in which the colour of every pixel is its position."""
     image = Image.new("RGB", (width, height))
     image.putdata([(x, y, 7) for y in range(height) for x in range(width)])
     return image
@@ -40,6 +40,6 @@ def test_names() -> None:
     assert (figure_name(1, 1), figure_name(12, 3)) == ("page-1-figure-1.jpeg", "page-12-figure-3.jpeg")
 
 
-def test_boxes_come_in_order_and_of_figures_only() -> None:
+def test_only_figures_have_boxes_and_they_are_in_order() -> None:
     answer = PAGE + marker("image", (0, 0, 10, 10), (20, 20, 30, 30)) + marker("Image", (1, 1, 2, 2))
     assert figure_boxes(blocks(answer, 999, 999)) == [(80, 320, 480, 600), (0, 0, 10, 10), (20, 20, 30, 30)]

@@ -1,9 +1,9 @@
-"""Markers in the model's answers, whole, in pieces and torn."""
+"""Markers in answers of the model: complete, in pieces and incomplete."""
 
 from __future__ import annotations
 
 import re
-import time
+from functools import cache
 
 import pytest
 from hypothesis import example, given
@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from ocr_server.output.grounding import LONGEST, GroundingParser, Located, parse
 from tests.ocr_server.conftest import examples
-from tests.ocr_server.output.answers import PAGE, answers, in_pieces, marker
+from tests.ocr_server.output.answers import PAGE, answers, in_pieces, marker, takes_linear_time
 
 GOOD = "<|ref|>a<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>"
 
-# What a marker is, said once more in another way: too slow for hostile answers, right for short ones.
+# A second, independent definition of a marker: too slow for malicious answers, but correct for short ones.
 _NUMBER = r"\s*-?[0-9]{1,5}(?:\.[0-9]+)?\s*"
 _BOX = rf"\s*\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]\s*"
 _MARKER = re.compile(
@@ -42,6 +42,13 @@ def merged(events: list[str | Located]) -> list[str | Located]:
 def read(pieces: list[str]) -> list[str | Located]:
     parser = GroundingParser()
     return [event for piece in pieces for event in parser.feed(piece)] + parser.close()
+
+
+@cache
+def may_become_a_marker(held: str) -> bool:
+    """Whether some end of a marker completes `held`."""
+    completed = (parse(held + GOOD[at:]) for at in range(len(GOOD)))
+    return any(len(events) == 1 and isinstance(events[0], Located) for events in completed)
 
 
 class TestMarkers:
@@ -98,11 +105,11 @@ class TestMarkers:
             "<|ref|>a<|/ref|><|det|>[[1, 2, 3, 4]]<|det|>", "<|ref|>a<|/det|><|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>",
         ],
     )  # fmt: skip
-    def test_torn_markers_are_text(self, torn: str) -> None:
+    def test_incomplete_markers_are_text(self, torn: str) -> None:
         assert parse(torn) == [torn]
         assert parse(torn + GOOD) == [torn, Located("a", ((1, 2, 3, 4),), GOOD)]
 
-    def test_the_inner_of_two_nested_is_a_marker(self) -> None:
+    def test_the_inner_one_of_nested_markers_is_a_marker(self) -> None:
         assert parse(f"<|ref|>outer {GOOD}<|/ref|>") == [
             "<|ref|>outer ",
             Located("a", ((1, 2, 3, 4),), GOOD),
@@ -121,7 +128,7 @@ class TestMarkers:
         ],
     )
     @pytest.mark.parametrize("size", [1, 7, 1_000_000])
-    def test_the_longest(self, ref: int, gap: int, space: int, is_marker: bool, size: int) -> None:
+    def test_the_maximum_length(self, ref: int, gap: int, space: int, is_marker: bool, size: int) -> None:
         whole = f"<|ref|>{'a' * ref}<|/ref|>{' ' * gap}<|det|>[[1,2,3,4{' ' * space}]]<|/det|>"
         events = merged(read([whole[at : at + size] for at in range(0, len(whole), size)]))
         assert [isinstance(event, Located) for event in events] == [is_marker]
@@ -132,13 +139,13 @@ class TestAnyAnswer:
     @given(answer=answers)
     @example(answer=GOOD * 2)
     @examples(500)
-    def test_markers_are_what_the_expression_says(self, answer: str) -> None:
+    def test_markers_are_those_of_the_regular_expression(self, answer: str) -> None:
         refs = [(match[0], match[1]) for match in _MARKER.finditer(answer)]
         assert [(event.raw, event.ref) for event in parse(answer) if isinstance(event, Located)] == refs
 
     @given(pieces=in_pieces())
     @examples(500)
-    def test_nothing_is_lost_and_pieces_change_nothing(self, pieces: list[str]) -> None:
+    def test_nothing_is_lost_and_pieces_make_no_difference(self, pieces: list[str]) -> None:
         events = read(pieces)
         assert "".join(map(raw, events)) == "".join(pieces)
         assert "" not in events
@@ -151,13 +158,12 @@ class TestAnyAnswer:
     @example(answer="<|ref|>a<|/ref|><|det|>[[1, 2, 3, 4]<")
     @example(answer="<|ref|>a<|/ref|><|det|>[[1, 2, 3, 4]]<|/ref|>")
     @examples(100)
-    def test_only_what_may_become_a_marker_is_held_back(self, answer: str) -> None:
+    def test_only_possible_markers_are_held_back(self, answer: str) -> None:
         parser, given_out = GroundingParser(), 0
         for fed, char in enumerate(answer, 1):
             given_out += sum(len(raw(event)) for event in parser.feed(char))
             held = answer[given_out:fed]
-            completed = (parse(held + GOOD[at:]) for at in range(len(GOOD)))
-            assert not held or any(len(events) == 1 and isinstance(events[0], Located) for events in completed)
+            assert not held or may_become_a_marker(held)
 
     def test_a_parser_can_be_used_again(self) -> None:
         parser = GroundingParser()
@@ -171,18 +177,20 @@ class TestTime:
         ["<|ref|>", "<|ref|>a<|/ref|>", "<|ref|>a<|/ref|><|det|>", "<|ref|>a<|/ref|><|det|>[[1, ", "<|", " ", "["],
     )
     @pytest.mark.parametrize("start", ["", "<|ref|>", "<|ref|>a<|/ref|>", "<|ref|>a<|/ref|><|det|>[[1,2,3,4.0"])
-    def test_hostile_answers_take_linear_time(self, start: str, unit: str) -> None:
-        answer = start + unit * 100_000
-        began = time.process_time()
-        assert "".join(map(raw, parse(answer))) == answer
-        assert time.process_time() - began < 5
+    def test_malicious_answers_take_linear_time(self, start: str, unit: str) -> None:
+        def work(size: int) -> None:
+            answer = start + unit * size
+            assert "".join(map(raw, parse(answer))) == answer
+
+        assert takes_linear_time(work, 60_000)
 
     @pytest.mark.parametrize("unit", ["<|ref|>", "<|ref|>a<|/ref|><|det|>[[1, 2, 3, 4], ", "0"])
     def test_in_small_pieces_too(self, unit: str) -> None:
-        answer = "<|ref|>a<|/ref|><|det|>[[1,2,3,4.0" + unit * (500_000 // len(unit))
-        began = time.process_time()
-        assert "".join(map(raw, read(list(answer)))) == answer
-        assert time.process_time() - began < 20
+        def work(size: int) -> None:
+            answer = "<|ref|>a<|/ref|><|det|>[[1,2,3,4.0" + unit * (size // len(unit))
+            assert "".join(map(raw, read(list(answer)))) == answer
+
+        assert takes_linear_time(work, 200_000)
 
 
 @given(st.text())

@@ -1,4 +1,4 @@
-"""Answers as markdown, whole and in pieces."""
+"""Answers converted to markdown, complete and in pieces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def numbered(number: int) -> str:
 
 
 def as_upstream(answer: str) -> str:
-    """What DeepSeek-OCR's scripts say of a well-formed answer, in one pass of expressions."""
+    """Convert a well-formed answer as DeepSeek-OCR's scripts do, with regular expressions."""
     figures = 0
 
     def link(_: re.Match[str]) -> str:
@@ -123,7 +123,7 @@ class TestFigures:
 class TestPieces:
     @given(pieces=in_pieces(), table_format=st.sampled_from(["html", "markdown"]))
     @examples(500)
-    def test_pieces_change_nothing(self, pieces: list[str], table_format: TableFormat) -> None:
+    def test_pieces_make_no_difference(self, pieces: list[str], table_format: TableFormat) -> None:
         stream = MarkdownStream(name=lambda number: f"{number}" if number < 3 else "", table_format=table_format)
         streamed = "".join([stream.feed(piece) for piece in pieces] + [stream.close()])
         assert streamed == to_markdown("".join(pieces), figures=["1", "2"], table_format=table_format)
@@ -139,7 +139,7 @@ class TestPieces:
             shown = shown.replace(command, symbol)
         assert "".join(to_markdown(answer).split()) == "".join(shown.split())
 
-    def test_what_is_certain_comes_at_once(self) -> None:
+    def test_final_text_is_returned_at_once(self) -> None:
         stream = MarkdownStream(name=numbered)
         steps = [
             (f"{marker('title')}\n# A", "# A"),

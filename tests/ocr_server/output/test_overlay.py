@@ -1,4 +1,4 @@
-"""Blocks drawn on their page, and pages as a PDF."""
+"""Blocks drawn on the page, and pages combined into a PDF."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TestDraw:
         assert first.tobytes() != other.tobytes()
         assert draw(page, [block("title")]).tobytes() == page.tobytes()
 
-    def test_the_page_itself_stays_clean(self) -> None:
+    def test_the_original_is_not_changed(self) -> None:
         page = Image.new("RGB", (50, 50), PAPER)
         draw(page, [block("title", (5, 5, 40, 40))])
         assert (np.asarray(page) == PAPER).all()
@@ -137,6 +137,6 @@ class TestPdf:
             to_pdf([], 144)
 
     @pytest.mark.parametrize("dpi", [0, -1, float("nan")])
-    def test_an_impossible_resolution(self, dpi: float) -> None:
+    def test_invalid_resolutions(self, dpi: float) -> None:
         with pytest.raises(ValueError, match="dpi must be greater than 0"):
             to_pdf([b""], dpi)
