@@ -1,11 +1,12 @@
-"""Read a corpus of documents on a Ray cluster: pages are rendered on CPUs and read on GPUs, shard after shard.
+"""Reads a corpus of documents on a Ray cluster. Pages are rendered on CPUs and read on GPUs, shard by shard.
 
     pip install -r deploy/requirements_ray.txt
     python deploy/ray_corpus.py s3://bucket/scans s3://bucket/text --model deepseek-ai/DeepSeek-OCR --readers 8
     python deploy/ray_corpus.py urls.parquet text/ --column url --format markdown
 
-Killed and started again, it goes on: at most the shards that were being read are read twice. What can't be read is set
-aside with its reason, in the output and in `done/`. `deploy/corpus.py` has the layout of the output.
+If the job is interrupted, starting it again resumes it. At most the shards that were being read are read again. Pages
+and documents that cannot be read are recorded with the reason, in the output and in `done/`. See `deploy/corpus.py` for
+the layout of the output.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,29 +34,31 @@ if __name__ == "__main__":  # as a script, Python looks for modules in deploy/, 
 from deploy.corpus import Collector, Corpus, CorpusError, CorpusPage, Document, Format, find
 
 if TYPE_CHECKING:
+    from deepseek_ocr.families import Family
     from ocr_server.dialects.ocr.wire import OcrParameters
     from ocr_server.intake.document import Document as OpenDocument
     from ocr_server.intake.source import Content
 
 Row = dict[str, Any]
-"""Without None: a column of nothing else would come out of Ray as NaN. No error is an empty one."""
+"""A row of a data set. It contains no None, since Ray turns a column of nothing but None into NaN. No error is ""."""
 
 BATCH = 16
-"""Pages that a reader is given at a time."""
+"""Number of pages in a batch, which a reader gets at a time."""
 BATCHES_AT_ONCE = 4
-"""So that the next pages are being read while the last of a batch are."""
-TRIES = 5
-"""Of a page under which the engine dies, and is refused after that."""
+"""Number of concurrent batches of a reader, so that it reads the next pages while it finishes a batch."""
+MAX_TRIES = 5
+"""Maximum number of attempts at a page if the engine crashes. After that, the page fails."""
 WAIT_S = 2.0
+"""Time between two attempts, and between two checks whether there is an engine."""
 
 
-class OpensDocuments:
-    """Renders the pages of documents; one actor for each CPU that is lent to it."""
+class DocumentOpener:
+    """An actor that renders the pages of documents on one CPU."""
 
     def __init__(self, settings: Row, options: Row) -> None:
         """Args:
-        settings: as in `config.Settings`.
-        options: of `POST /v1/ocr`.
+        settings: Settings, as in `config.Settings`.
+        options: Options of `POST /v1/ocr`.
         """
         from config import Settings
         from ocr_server.event_loop_thread import EventLoopThread
@@ -63,10 +67,10 @@ class OpensDocuments:
         self._settings = chosen = Settings(**{"DECODE_WORKERS": 1, **settings})
         self._parameters = checked(options, chosen)
         self._loop = EventLoopThread("open")
-        self._intake = self._loop.run(_made(lambda: build_intake(chosen)))
+        self._intake = self._loop.run(_call(lambda: build_intake(chosen)))
 
     def __call__(self, row: Row) -> Iterator[Row]:
-        """A document → its pages, one at a time; of one that can't be opened, one row with the error."""
+        """Yield a row for each page of a document, or a single row with the error if it cannot be opened."""
         pages = self._pages(row)
         try:
             while (page := self._loop.run(anext(pages, None))) is not None:
@@ -108,10 +112,14 @@ class OpensDocuments:
         return opened[0]
 
 
-class ReadsPages:
-    """An engine on its own GPUs."""
+class PageReader:
+    """An actor that reads pages with an engine on its own GPUs."""
 
     def __init__(self, settings: Row, options: Row) -> None:
+        """Args:
+        settings: Settings, as in `config.Settings`.
+        options: Options of `POST /v1/ocr`.
+        """
         from config import Settings
         from ocr_server.engine.build import prepare_process
         from ocr_server.event_loop_thread import EventLoopThread
@@ -131,7 +139,7 @@ class ReadsPages:
         self._runtime = Runtime.build(self._settings, self._engine)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Pages → what they say, without their pixels."""
+        """Read pages, and return the results without the pixels."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         done = self._loop.run(self._all(rows))
         return {name: [row[name] for row in done] for name in done[0]}
@@ -156,26 +164,31 @@ class ReadsPages:
         from ocr_server.reading.page import PageReading
 
         pixels = np.frombuffer(row["pixels"], np.uint8).reshape(row["height"], row["width"], 3)
-        for attempt in range(TRIES):
-            await self._engine_there()
+        for attempt in range(MAX_TRIES):
+            await self._wait_for_engine()
             try:
-                async for event in self._events(pixels):
-                    if isinstance(event, PageReading):
-                        return filled(page, event)
+                async with aclosing(self._events(pixels)) as events:
+                    async for event in events:
+                        if isinstance(event, PageReading):
+                            return filled(page, event, self._settings.family)
             except Unavailable:
-                if attempt == TRIES - 1:
+                if attempt == MAX_TRIES - 1:
                     raise
                 await asyncio.sleep(WAIT_S)
-        raise AssertionError("a page ends with a reading or an error")
+        raise AssertionError("every page ends with a result or an error")
 
-    async def _engine_there(self) -> None:
-        """Raises RuntimeError, so that Ray builds another actor, if there is no engine and will be none."""
+    async def _wait_for_engine(self) -> None:
+        """Wait until there is an engine.
+
+        Raises:
+            RuntimeError: The engine cannot be restarted. Ray then replaces this actor.
+        """
         gave_up = asyncio.ensure_future(self._engine.given_up())
         try:
             while self._engine.unavailable():
                 done, _ = await asyncio.wait({gave_up}, timeout=WAIT_S)
                 if done:
-                    raise RuntimeError("the engine has died too often")
+                    raise RuntimeError("the engine has crashed too often")
         finally:
             gave_up.cancel()
 
@@ -187,12 +200,13 @@ class ReadsPages:
 
         plan = plan_ocr(self._parameters, self._settings, LoadedPage(SourcePage(pixels, None)))
         session = await self._runtime.begin(plan, Caller())
-        async for event in session.events():
-            yield event
+        async with aclosing(session.events()) as events:
+            async for event in events:
+                yield event
 
 
-def filled(page: CorpusPage, reading: Any) -> CorpusPage:
-    """With what was read."""
+def filled(page: CorpusPage, reading: Any, family: Family) -> CorpusPage:
+    """Return the page with the results of a reading."""
     from ocr_server.output.artifacts import artifacts_of
     from ocr_server.output.markdown import to_markdown
 
@@ -201,7 +215,7 @@ def filled(page: CorpusPage, reading: Any) -> CorpusPage:
         page.url,
         page.page,
         page.page_count,
-        markdown=to_markdown(answer, figures=["" for _ in artifacts.figures]),
+        markdown=to_markdown(answer, family=family),
         answer=answer,
         blocks=json.dumps([asdict(block) for block in artifacts.blocks], ensure_ascii=False),
         width=reading.width,
@@ -213,16 +227,17 @@ def filled(page: CorpusPage, reading: Any) -> CorpusPage:
 
 
 def checked(options: Row, settings: Any) -> OcrParameters:
-    """The options of `POST /v1/ocr`. Raises ApiError or ValidationError: they are not valid."""
+    """Parse and check the options of `POST /v1/ocr`. Raises ApiError or ValidationError."""
     from ocr_server.dialects.ocr.plan import plan_ocr
     from ocr_server.dialects.ocr.wire import OcrParameters
 
     parameters = OcrParameters.model_validate(options)
-    plan_ocr(parameters, settings, b"")  # the plan is only checked: no file is read for it
+    plan_ocr(parameters, settings, b"")  # only checks the plan: the file is not read
     return parameters
 
 
 def reason(error: Exception) -> str:
+    """Return the message of an exception, or its type if it has no message."""
     return str(getattr(error, "message", error)) or type(error).__name__
 
 
@@ -231,8 +246,9 @@ def _content(url: str) -> bytes:
         return bytes(file.read())
 
 
-async def _made(make: Any) -> Any:
-    return make()
+async def _call(function: Any) -> Any:
+    """Call a function in the event loop of the thread that runs this coroutine."""
+    return function()
 
 
 def pipeline(
@@ -245,26 +261,29 @@ def pipeline(
     gpus: float,
     cpus: float,
 ) -> Dataset:
-    """Documents → what their pages say, in any order. Ray holds back what is rendered when the readers don't keep up.
+    """Build the data set of the results of all pages, in any order. Ray slows down rendering if reading is slower.
 
     Args:
-        readers: fewest and most engines.
-        openers: most actors that render.
-        gpus: of each reader.
-        cpus: of each reader.
+        documents: The documents to read.
+        settings: Settings, as in `config.Settings`.
+        options: Options of `POST /v1/ocr`.
+        readers: Minimum and maximum number of engines.
+        openers: Maximum number of actors that render pages.
+        gpus: Number of GPUs of each reader.
+        cpus: Number of CPUs of each reader.
     """
     given = (settings, options)
     return (
         ray.data.from_items([document._asdict() for document in documents])
         .repartition(max(1, min(len(documents), 4 * openers)))
         .flat_map(
-            OpensDocuments,
+            DocumentOpener,
             fn_constructor_args=given,
             compute=ActorPoolStrategy(min_size=1, max_size=openers),
             num_cpus=1,
         )
         .map_batches(
-            ReadsPages,
+            PageReader,
             fn_constructor_args=given,
             compute=ActorPoolStrategy(
                 min_size=readers[0],
@@ -281,35 +300,35 @@ def pipeline(
 
 
 def main(
-    source: Annotated[str, typer.Argument(help="Folder of PDFs and pictures, or parquet files of their URLs.")],
-    out: Annotated[str, typer.Argument(help="Folder for what is read; a job found there is gone on with.")],
-    column: Annotated[str, typer.Option(help="Column of the parquet files that has the URLs.")] = "url",
-    form: Annotated[str, typer.Option("--format", help="parquet or markdown.")] = "parquet",
-    shard: Annotated[int, typer.Option(min=1, help="Documents in a shard: what a kill costs at most.")] = 256,
-    readers: Annotated[int, typer.Option(min=1, help="Most engines at a time.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each engine; 0 without.")] = 1,
+    source: Annotated[str, typer.Argument(help="Folder of PDFs and pictures, or parquet files with their URLs.")],
+    out: Annotated[str, typer.Argument(help="Output folder. If it contains a job, the job is resumed.")],
+    column: Annotated[str, typer.Option(help="Column of the parquet files that contains the URLs.")] = "url",
+    form: Annotated[str, typer.Option("--format", help="Output format: parquet or markdown.")] = "parquet",
+    shard: Annotated[int, typer.Option(min=1, help="Documents in a shard. An interrupted shard is read again.")] = 256,
+    readers: Annotated[int, typer.Option(min=1, help="Maximum number of engines.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each engine. 0 means none.")] = 1,
     cpus: Annotated[float, typer.Option(min=0, help="CPUs of each engine, for resizing.")] = 2,
-    openers: Annotated[int, typer.Option(min=1, help="Most processes that render pages.")] = 8,
-    model: Annotated[str, typer.Option(help="Folder or hub name; else as in config.py.")] = "",
-    prompt: Annotated[str, typer.Option(help="What is asked about each page; else as in config.py.")] = "",
-    mode: Annotated[str, typer.Option(help="tiny, small, base, large, gundam, gundam-m.")] = "",
-    dpi: Annotated[int, typer.Option(min=36, max=600, help="At which PDFs are rendered.")] = 144,
-    setting: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, as in config.py; again for each.")] = None,
-    address: Annotated[str, typer.Option(help="Of the cluster; else the one of RAY_ADDRESS, or this machine.")] = "",
+    openers: Annotated[int, typer.Option(min=1, help="Maximum number of processes that render pages.")] = 8,
+    model: Annotated[str, typer.Option(help="Folder or Hugging Face id. Default: as in config.py.")] = "",
+    prompt: Annotated[str, typer.Option(help="Prompt for each page. Default: as in config.py.")] = "",
+    mode: Annotated[str, typer.Option(help="tiny, small, base, large, gundam or gundam-m.")] = "",
+    dpi: Annotated[int, typer.Option(min=36, max=600, help="Resolution at which PDFs are rendered.")] = 144,
+    setting: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, as in config.py. Can be repeated.")] = None,
+    address: Annotated[str, typer.Option(help="Address of the cluster. Default: RAY_ADDRESS, or this machine.")] = "",
 ) -> None:
     """Read a corpus of documents."""
     from ocr_server.library import SUFFIXES
 
     if form not in ("parquet", "markdown"):
-        raise typer.BadParameter("parquet or markdown", param_hint="--format")
-    if strange := [each for each in setting or () if "=" not in each]:
-        raise typer.BadParameter(f"NAME=VALUE, not {strange[0]}", param_hint="--setting")
+        raise typer.BadParameter("must be parquet or markdown", param_hint="--format")
+    if invalid := [each for each in setting or () if "=" not in each]:
+        raise typer.BadParameter(f"must be NAME=VALUE, not {invalid[0]}", param_hint="--setting")
     settings: Row = dict(each.split("=", 1) for each in setting or ()) | ({"MODEL_PATH": model} if model else {})
     options: Row = {"dpi": dpi} | {name: value for name, value in (("prompt", prompt), ("mode", mode)) if value}
     _check(settings, options)
     corpus = Corpus(out)
     try:
-        goes_on = corpus.begin(
+        resumed = corpus.begin(
             lambda: find(source, column=column, suffixes=SUFFIXES),
             shard_size=shard,
             job={"source": source, "format": form, "settings": settings, "options": options},
@@ -318,18 +337,18 @@ def main(
         raise typer.BadParameter(str(error)) from error
     done = corpus.done()
     documents = [document for document in corpus.documents() if document.shard not in done]
-    if goes_on:
-        print(f"Going on: {len(done)} shards have been read; {len(documents)} documents are left.")
+    if resumed:
+        print(f"Resuming: {len(done)} shards are finished, {len(documents)} documents are left.")
     if documents:
         ray.init(address=address or None, runtime_env={"env_vars": _environment()})
         dataset = pipeline(documents, settings, options, readers=(1, readers), openers=openers, gpus=gpus, cpus=cpus)
         collect(corpus, documents, dataset, "markdown" if form == "markdown" else "parquet")
     total = corpus.summary()
-    print(f"{total.documents} documents, {total.pages} pages; {len(total.failed)} pages or documents set aside.")
+    print(f"{total.documents} documents, {total.pages} pages; {len(total.failed)} pages or documents failed.")
 
 
 def collect(corpus: Corpus, documents: list[Document], dataset: Dataset, form: Format) -> None:
-    """Write each shard when its last page has come."""
+    """Write each shard when its last page has arrived."""
     context = dataset.context
     context.enable_progress_bars = False
     context.execution_options = ExecutionOptions(preserve_order=False)
@@ -345,13 +364,13 @@ def collect(corpus: Corpus, documents: list[Document], dataset: Dataset, form: F
 
 
 def _environment() -> dict[str, str]:
-    """What processes on the cluster need. config.py and deploy/ are not installed, but in the project's folder."""
+    """Return the environment of processes on the cluster. config.py and deploy/ are not installed packages."""
     folders = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     return {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 def _check(settings: Row, options: Row) -> None:
-    """Raises BadParameter before anything is started."""
+    """Check the options before anything is started. Raises BadParameter."""
     from config import Settings
     from ocr_server.errors import ApiError
 

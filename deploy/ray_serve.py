@@ -1,11 +1,11 @@
-"""The server on a Ray cluster: each replica is the whole server, with an engine on GPUs of its own.
+"""Runs the server on a Ray cluster. Each replica is a complete server with an engine on its own GPUs.
 
     pip install -r deploy/requirements_ray.txt
-    ray start --head                      # and `ray start --address=HEAD:6379` on the others
-    serve deploy deploy/ray_serve.yaml    # once more after every change of it: a rolling update
+    ray start --head                      # and `ray start --address=HEAD:6379` on the other machines
+    serve deploy deploy/ray_serve.yaml    # again after every change of the file, for a rolling update
 
-`deploy/ray_serve.yaml` has everything that is to be set. A replica takes requests when its model is loaded; one whose
-engine dies holds them back until there is another; one whose engine can't be had is replaced.
+`deploy/ray_serve.yaml` contains the whole configuration. A replica accepts requests when its model is loaded. While its
+engine restarts, requests wait. If its engine cannot be restarted, Ray replaces the replica.
 """
 
 from __future__ import annotations
@@ -25,21 +25,24 @@ if TYPE_CHECKING:
     from ocr_server.reading.engine import Engine
 
 PAGES = "pages"
+"""Name of the autoscaling metric."""
 HELD_SECONDS = 90.0
-"""How long a request is held back for an engine: a little longer than one takes to load."""
+"""Maximum time that a request waits for an engine: a little longer than an engine takes to load."""
 POLL_SECONDS = 0.25
+"""Time between two checks whether there is an engine."""
 METRICS_PORTS = 16
-"""Ports tried for a replica's metrics: as many replicas can be on a machine."""
+"""Number of ports to try for the metrics of a replica, and so the maximum number of replicas on a machine."""
 
 
 class EngineGone(Exception):
-    """Tells Ray that a replica is to be replaced."""
+    """The replica has no engine and must be replaced."""
 
 
 class HeldBack:
-    """Has requests wait while there is no engine, so that the replica is seen to be busy and others are asked.
+    """ASGI middleware that lets POST requests wait while there is no engine.
 
-    A replica that refused them at once would look idle, and be sent all the more.
+    Ray then sees that the replica is busy, and sends requests to others. A replica that refused requests at once would
+    look idle and would be sent even more of them. After `seconds` a request is passed on, and is answered with 503.
     """
 
     def __init__(self, app: ASGIApp, engine: Engine, seconds: float = HELD_SECONDS) -> None:
@@ -58,14 +61,14 @@ class HeldBack:
 
 @serve.ingress()
 class OcrServer:
-    """One replica."""
+    """A replica of the server."""
 
     async def __init__(self, options: dict[str, Any], metrics_port: int | None) -> None:  # type: ignore[misc]
         """Load the model.
 
         Args:
-            options: settings, as in `config.Settings`.
-            metrics_port: the first of those on which a replica's metrics can be had; None for none.
+            options: Settings, as in `config.Settings`.
+            metrics_port: The first port to try for the metrics of this replica. None for no metrics.
         """
         from config import Settings
         from ocr_server.engine.build import dedicated_engine, prepare_process
@@ -91,40 +94,51 @@ class OcrServer:
         return HeldBack(create_app(self._runtime, tracing.provider()), self._engine)
 
     async def check_health(self) -> None:
-        """Raises EngineGone when the replica has no engine and will have none."""
+        """Raise EngineGone if the replica has no engine and will not get one. Ray calls this periodically."""
         if self._hopeless.done():
-            raise EngineGone("the engine has died too often")
+            raise EngineGone("the engine has crashed too often")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Pages that are read or wait here: a request may have a thousand."""
+        """Return the number of pages that are being read or waiting, since a request can have a thousand pages."""
         admission = self._runtime.admission
         return {PAGES: admission.pages_in_flight + admission.pages_waiting}
 
 
 class ByPages:
-    """The autoscaling policy: as many replicas as it takes for each to have `target` pages. Ray applies the bounds and
-    delays."""
+    """Autoscaling policy: as many replicas as are needed for each to have `target` pages.
+
+    Ray applies the minimum, the maximum and the delays.
+    """
 
     def __init__(self, target: float = 64.0) -> None:
+        """Args:
+        target: Number of pages for each replica.
+        """
         self._target = target
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+        """Return the number of replicas, and the state of the policy, which has none."""
         of_replicas = (context.aggregated_metrics or {}).get(PAGES, {})
-        not_there_yet = context.total_queued_requests or 0.0  # of which each has a page at least
-        wanted = (sum(of_replicas.values()) + not_there_yet) / self._target
+        queued = context.total_queued_requests or 0.0  # not yet in a replica; each has at least one page
+        wanted = (sum(of_replicas.values()) + queued) / self._target
         return max(wanted, 1.0 if context.total_num_requests else 0.0), {}
 
 
 def for_a_cluster(settings: Settings) -> Settings:
-    """Batches are for servers that share a database and a storage: with files of its own, each replica would know
-    other batches than the next."""
+    """Turn batches off unless all replicas share a database and a storage.
+
+    Otherwise each replica would have different files and batches.
+    """
     if settings.DATABASE_URL.get_secret_value() and settings.STORAGE_URL:
         return settings
     return settings.model_copy(update={"BATCHES": False})
 
 
 def serve_metrics(first_port: int) -> int | None:
-    """Prometheus' page of this replica alone, on the first port from `first_port` on that is free."""
+    """Serve the metrics of this replica on the first free port from `first_port` on, and return the port.
+
+    Return None if none of `METRICS_PORTS` ports is free.
+    """
     from prometheus_client import start_http_server
 
     from ocr_server.observability.metrics import registry
@@ -135,10 +149,14 @@ def serve_metrics(first_port: int) -> int | None:
         except OSError:
             continue
         return port
-    logging.warning("no port is free for this replica's metrics, from %d on", first_port)
+    logging.warning("the metrics of this replica are not served: no port from %d on is free", first_port)
     return None
 
 
 def build(args: dict[str, Any]) -> Application:
-    """What `ray_serve.yaml` names. `args`: `settings`, as in `config.Settings`, and `metrics_port`."""
+    """Build the application. `ray_serve.yaml` refers to this function.
+
+    Args:
+        args: `settings`, as in `config.Settings`, and `metrics_port`.
+    """
     return serve.deployment(OcrServer).bind(dict(args.get("settings") or {}), args.get("metrics_port", 9464))

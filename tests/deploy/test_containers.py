@@ -1,4 +1,4 @@
-"""Images, compose file and chart: sound, and about the program that is here."""
+"""The images, the compose file and the Helm chart are valid and consistent with the program."""
 
 import json
 import re
@@ -24,32 +24,32 @@ FILES = [
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(DEPLOY)))
-def test_the_variables_that_are_set_are_settings(path: Path) -> None:
+def test_environment_variables_are_settings(path: Path) -> None:
     names = set(re.findall(rf"{ENV_PREFIX}([A-Z0-9_]+)", path.read_text()))
     assert names <= set(Settings.model_fields) | {""}
 
 
-def test_the_settings_of_the_ray_deployment_are_settings() -> None:
+def test_settings_of_the_ray_deployment_exist() -> None:
     application = yaml.safe_load((DEPLOY / "ray_serve.yaml").read_text())["applications"][0]
     assert set(application["args"]["settings"]) <= set(Settings.model_fields)
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_dockerfiles_pass_their_linter(name: str) -> None:
+def test_dockerfiles_pass_the_linter(name: str) -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
     done = subprocess.run([hadolint, "--no-color", DEPLOY / name], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_images_run_as_a_user_without_rights_and_tell_their_health(name: str) -> None:
+def test_images_run_as_an_unprivileged_user_and_have_a_health_check(name: str) -> None:
     text = (DEPLOY / name).read_text()
     last = text[text.rindex("\nFROM ") :]
     assert re.search(r"^USER 10001$", last, re.MULTILINE)
     assert "HEALTHCHECK" in last
 
 
-def test_what_the_image_needs_is_not_ignored() -> None:
+def test_needed_files_are_not_excluded_from_the_image() -> None:
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     needed = [
@@ -64,14 +64,14 @@ def test_what_the_image_needs_is_not_ignored() -> None:
     assert left_out == []
 
 
-def test_the_versions_in_the_images_are_those_that_are_locked() -> None:
+def test_versions_in_the_images_are_the_locked_ones() -> None:
     torch = re.search(r"torch==\S+", (DEPLOY / "Dockerfile.cpu").read_text())
     assert torch is not None
     assert torch[0] in (ROOT / "requirements_cpu.txt").read_text()
 
 
 class TestCompose:
-    def test_what_is_mounted_is_there(self) -> None:
+    def test_mounted_files_exist(self) -> None:
         compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
         for service in compose["services"].values():
             for volume in service.get("volumes", []):
@@ -83,7 +83,7 @@ class TestCompose:
             if "build" in service:
                 assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
 
-    def test_prometheus_asks_the_server(self) -> None:
+    def test_prometheus_scrapes_the_server(self) -> None:
         prometheus = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yml").read_text())
         compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
         target = prometheus["scrape_configs"][0]["static_configs"][0]["targets"][0]
@@ -92,14 +92,14 @@ class TestCompose:
 
 
 class TestChart:
-    def test_the_values_fit_their_schema(self) -> None:
+    def test_the_values_match_their_schema(self) -> None:
         schema = json.loads((CHART / "values.schema.json").read_text())
         values = yaml.safe_load((CHART / "values.yaml").read_text())
         jsonschema.validate(values, schema)
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(values | {"replica": 2}, schema)
 
-    def test_every_value_is_used_and_every_value_that_is_used_is_there(self) -> None:
+    def test_values_are_used_and_used_values_exist(self) -> None:
         values = yaml.safe_load((CHART / "values.yaml").read_text())
         there = set()
         for name, value in values.items():
@@ -110,7 +110,7 @@ class TestChart:
         assert used - there <= {"nameOverride", "fullnameOverride", "resources.requests", "resources.limits"}
         assert there - used == {"resources"}
 
-    def test_the_chart_passes_its_linter(self) -> None:
+    def test_the_chart_passes_the_linter(self) -> None:
         helm = shutil.which("helm")
         if helm is None:
             pytest.skip("helm is not installed")

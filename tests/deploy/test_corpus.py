@@ -1,4 +1,4 @@
-"""A corpus job's folder: begun, gone on with, put together."""
+"""The output folder of a corpus job: started, resumed, assembled."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def page(url: str, number: int, of: int, text: str = "") -> CorpusPage:
 
 
 class TestBegin:
-    def test_documents_stand_in_shards_each_once_and_in_order(self, tmp_path: Path) -> None:
+    def test_documents_are_sorted_unique_and_divided_into_shards(self, tmp_path: Path) -> None:
         corpus = begun(tmp_path, ["c", "a", "b", "a", "d", "e"])
         assert [(each.url, each.shard) for each in corpus.documents()] == [
             ("a", 0),
@@ -33,24 +33,24 @@ class TestBegin:
             ("e", 2),
         ]
 
-    def test_what_is_gone_on_with_is_what_was_begun_even_if_files_have_come_since(self, tmp_path: Path) -> None:
+    def test_a_resumed_job_ignores_new_documents(self, tmp_path: Path) -> None:
         begun(tmp_path, ["a", "b"])
         corpus = Corpus(str(tmp_path))
         assert corpus.begin(lambda: ["a", "b", "new"], shard_size=2, job=JOB)
         assert [each.url for each in corpus.documents()] == ["a", "b"]
 
-    def test_a_job_is_not_gone_on_with_in_another_way(self, tmp_path: Path) -> None:
+    def test_a_job_cannot_be_resumed_with_other_options(self, tmp_path: Path) -> None:
         begun(tmp_path, ["a"])
         with pytest.raises(CorpusError, match="another options"):
             Corpus(str(tmp_path)).begin(lambda: ["a"], shard_size=2, job=JOB | {"options": {"dpi": 72}})
 
-    def test_nothing_to_read(self, tmp_path: Path) -> None:
+    def test_a_job_needs_documents(self, tmp_path: Path) -> None:
         with pytest.raises(CorpusError, match="nothing"):
             begun(tmp_path, [])
 
 
 class TestKeep:
-    def test_a_shard_is_done_when_it_is_kept(self, tmp_path: Path) -> None:
+    def test_a_shard_is_done_when_it_has_been_written(self, tmp_path: Path) -> None:
         corpus = begun(tmp_path, ["a.pdf", "b.pdf", "c.pdf"])
         assert corpus.done() == set()
         broken = CorpusPage("b.pdf", 0, 0, error="It is damaged.")
@@ -74,7 +74,7 @@ class TestKeep:
         assert [each["page"] for each in data["pages"]] == [1, 2]
         assert data["error"] is None
 
-    def test_a_shard_cut_off_before_its_end_is_not_done(self, tmp_path: Path) -> None:
+    def test_an_interrupted_shard_is_not_done(self, tmp_path: Path) -> None:
         corpus = begun(tmp_path, ["a"])
         (tmp_path / "done").mkdir()
         (tmp_path / "done" / "00000.json.part").write_text("{")
@@ -82,15 +82,15 @@ class TestKeep:
 
 
 class TestCollector:
-    def test_pages_come_in_any_order_and_a_shard_ends_with_its_last(self, tmp_path: Path) -> None:
+    def test_pages_may_arrive_in_any_order(self, tmp_path: Path) -> None:
         collector = Collector(begun(tmp_path, ["a", "b", "c"]).documents())
         assert collector.add(0, 1, page("b", 1, 1)) is None
         assert collector.add(0, 0, page("a", 2, 2)) is None
         assert collector.add(1, 2, page("c", 1, 1)) == {2: [page("c", 1, 1)]}
-        assert collector.add(0, 0, page("a", 2, 2)) is None  # once more, after an actor died
+        assert collector.add(0, 0, page("a", 2, 2)) is None  # again, after an actor crashed
         assert collector.add(0, 0, page("a", 1, 2)) == {0: [page("a", 1, 2), page("a", 2, 2)], 1: [page("b", 1, 1)]}
 
-    def test_a_document_that_can_not_be_opened_is_complete(self, tmp_path: Path) -> None:
+    def test_a_document_that_cannot_be_opened_is_complete(self, tmp_path: Path) -> None:
         collector = Collector(begun(tmp_path, ["a"]).documents())
         broken = CorpusPage("a", 0, 0, error="gone")
         assert collector.add(0, 0, broken) == {0: [broken]}
@@ -110,11 +110,11 @@ class TestFind:
         found = find(f"{tmp_path}/*.parquet", column="link", suffixes=[])
         assert sorted(found) == ["https://x/0.pdf", "https://x/1.pdf"]
 
-    def test_no_such_column(self, tmp_path: Path) -> None:
+    def test_a_missing_column(self, tmp_path: Path) -> None:
         pq.write_table(pa.table({"link": ["a"]}), tmp_path / "urls.parquet")
         with pytest.raises(CorpusError, match="column url"):
             find(str(tmp_path / "urls.parquet"), suffixes=[])
 
-    def test_no_folder(self, tmp_path: Path) -> None:
+    def test_a_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(CorpusError, match="no folder"):
             find(str(tmp_path / "nowhere"), suffixes=["pdf"])

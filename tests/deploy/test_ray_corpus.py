@@ -1,4 +1,4 @@
-"""What the corpus job does before it starts anything, and what is written of it."""
+"""The corpus job before it starts anything on the cluster, and its documentation."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ app = typer.Typer()
 app.command()(main)
 
 
-def test_the_documented_flags_are_flags() -> None:
+def test_the_documented_options_exist() -> None:
     known = {flag for parameter in typer.main.get_command(app).params for flag in parameter.opts}
     documented = [
         line
@@ -37,11 +37,11 @@ def test_options_are_checked_before_anything_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["MAX_CONCURENCY=3", "MAX_CONCURENCY"])
-def test_a_setting_that_is_none(tmp_path: Path, setting: str) -> None:
+def test_invalid_settings_are_refused(tmp_path: Path, setting: str) -> None:
     done = CliRunner().invoke(app, [str(tmp_path), str(tmp_path / "out"), "--setting", setting])
     assert done.exit_code == 2
     assert setting.partition("=")[0] in done.output
 
 
-def test_an_error_without_words_has_its_name() -> None:
+def test_the_reason_of_an_error_without_a_message_is_its_type() -> None:
     assert reason(OSError()) == "OSError"

@@ -1,4 +1,4 @@
-"""What is ours of the deployment on Ray, without a cluster."""
+"""The parts of the Ray Serve deployment that need no cluster."""
 
 import asyncio
 from pathlib import Path
@@ -15,15 +15,18 @@ from starlette.routing import Route
 from config import Settings
 from deploy import ray_serve
 from deploy.ray_serve import ByPages, HeldBack, for_a_cluster, serve_metrics
+from tests.ocr_server.conftest import until
 
 
-class Loading:
-    """An engine that is there when `ready` is set."""
+class LoadingEngine:
+    """An engine that is available when `ready` is set."""
 
     def __init__(self) -> None:
         self.ready = asyncio.Event()
+        self.checks = 0
 
     def unavailable(self) -> str | None:
+        self.checks += 1
         return None if self.ready.is_set() else "The model is being loaded."
 
 
@@ -38,23 +41,26 @@ def client(engine: Any, seconds: float = 30.0) -> httpx.AsyncClient:
 
 class TestHeldBack:
     async def test_requests_wait_for_an_engine(self) -> None:
-        engine = Loading()
+        engine = LoadingEngine()
         async with client(engine) as http:
             coming = asyncio.create_task(http.post("/"))
-            await asyncio.sleep(0.6)
+            await until(lambda: engine.checks >= 3)
             assert not coming.done()
             engine.ready.set()
             assert (await coming).text == "read"
 
-    async def test_not_for_ever(self) -> None:
-        async with client(Loading(), seconds=0.5) as http:
-            async with asyncio.timeout(5):
-                assert (await http.post("/")).text == "read"  # and the server says itself what is missing
+    async def test_the_time_is_limited(self) -> None:
+        """Afterwards the application answers, and says what is missing."""
+        engine = LoadingEngine()
+        async with client(engine, seconds=0.5) as http:
+            assert (await http.post("/")).text == "read"
+        assert engine.checks == 2
 
     async def test_probes_do_not_wait(self) -> None:
-        async with client(Loading()) as http:
-            async with asyncio.timeout(1):
-                assert (await http.get("/")).text == "read"
+        engine = LoadingEngine()
+        async with client(engine) as http:
+            assert (await http.get("/")).text == "read"
+        assert engine.checks == 0
 
 
 class TestByPages:
@@ -65,25 +71,25 @@ class TestByPages:
         )
         return ByPages(target=50)(context)[0]
 
-    def test_as_many_as_the_pages_want(self) -> None:
+    def test_the_number_depends_on_the_pages(self) -> None:
         assert self.replicas({"a": 300, "b": 100}) == 8
 
-    def test_requests_that_are_in_no_replica_count(self) -> None:
+    def test_queued_requests_count_as_a_page_each(self) -> None:
         assert self.replicas({"a": 50}, queued=100) == 3
 
-    def test_one_as_long_as_there_is_anything(self) -> None:
+    def test_there_is_a_replica_as_long_as_there_are_requests(self) -> None:
         assert self.replicas({"a": 1}) == 1
         assert self.replicas({}, requests=0) == 0
 
 
 class TestSettings:
-    def test_replicas_have_batches_only_if_they_share_them(self) -> None:
+    def test_batches_need_a_shared_database_and_storage(self) -> None:
         assert not for_a_cluster(Settings()).BATCHES
         shared = {"DATABASE_URL": "postgresql+psycopg://host/name", "STORAGE_URL": "s3://bucket"}
         assert for_a_cluster(Settings(**shared)).BATCHES
 
 
-def test_replicas_of_one_machine_tell_their_metrics_on_ports_of_their_own() -> None:
+def test_replicas_on_one_machine_serve_their_metrics_on_different_ports() -> None:
     first, second = serve_metrics(29464), serve_metrics(29464)
     assert first is not None
     assert second is not None
@@ -92,6 +98,6 @@ def test_replicas_of_one_machine_tell_their_metrics_on_ports_of_their_own() -> N
 
 
 @pytest.mark.parametrize("name", ["build", "ByPages"])
-def test_what_the_configuration_names_is_there(name: str) -> None:
+def test_the_names_in_the_configuration_exist(name: str) -> None:
     assert f"deploy.ray_serve:{name}" in (Path(ray_serve.__file__).parent / "ray_serve.yaml").read_text()
     assert hasattr(ray_serve, name)

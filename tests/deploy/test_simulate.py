@@ -19,18 +19,18 @@ def test_every_request_ends(policy: str) -> None:
     assert all(not math.isnan(each.ended) and each.ended >= each.came for each in requests)
 
 
-def test_alone_a_page_takes_its_own_time() -> None:
+def test_on_an_idle_replica_a_page_takes_the_time_of_a_single_page() -> None:
     requests = simulate(1, 0.02, POLICIES["random"], pages=4000, seed=1)
     assert statistics.fmean(single_pages(requests)) == pytest.approx(1.0, rel=0.15)
 
 
-def test_what_comes_is_what_was_asked_for() -> None:
+def test_the_load_is_as_requested() -> None:
     requests = simulate(2, 0.5, POLICIES["pages"], pages=40_000)
     seconds = requests[-1].came - requests[0].came
     assert sum(each.pages for each in requests) / seconds == pytest.approx(2 * BATCH * 0.5, rel=0.25)
 
 
-def test_to_look_at_two_replicas_is_better_than_chance() -> None:
+def test_the_better_of_two_replicas_is_better_than_a_random_one() -> None:
     waits = {
         name: quantile(single_pages(simulate(8, 0.7, policy, pages=16_000)), 0.95) for name, policy in POLICIES.items()
     }
