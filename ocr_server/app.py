@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORM_BYTES = 100_000
-"""Of an upload, beside its file."""
+"""Allowance for everything in an upload form except its file: bytes."""
 
 
 def create_app(runtime: Runtime, traces: TracerProvider | None = None) -> FastAPI:
-    """The server's ASGI application. Its lifespan starts the engine, and closes the runtime and `traces`."""
+    """Return the server's ASGI application. Its lifespan starts the engine and closes the runtime and `traces`."""
     settings = runtime.settings
 
     @asynccontextmanager
@@ -61,10 +61,10 @@ def create_app(runtime: Runtime, traces: TracerProvider | None = None) -> FastAP
                 await tracing.close(traces)
 
     batches = batches_for(runtime, DIALECTS) if settings.BATCHES else None
-    app = FastAPIOffline(  # its /docs needs nothing from outside
+    app = FastAPIOffline(  # its /docs loads nothing from other hosts
         title="DeepSeek-OCR API server",
         version=__version__,
-        description="DeepSeek-OCR over OpenAI's Chat Completions API.",
+        description="DeepSeek-OCR behind OpenAI's Chat Completions API and Mistral's OCR API.",
         lifespan=lifespan,
         redoc_url=None,
     )
@@ -82,7 +82,7 @@ def create_app(runtime: Runtime, traces: TracerProvider | None = None) -> FastAP
 
 
 def _add_middleware(app: FastAPI, settings: Settings, traces: TracerProvider | None) -> None:
-    """From the innermost to the outermost: what is added last stands outside of all others."""
+    """Add the middleware from the innermost to the outermost: the one added last is outermost."""
     app.add_middleware(
         BodyLimit,
         limit=settings.MAX_BODY_MB * MEGA,
@@ -96,7 +96,7 @@ def _add_middleware(app: FastAPI, settings: Settings, traces: TracerProvider | N
     )
     app.add_middleware(ApiKeys, ring=ring, metrics_need_one=settings.METRICS_KEY_REQUIRED)
     if origins := settings.cors_origins:
-        # Outside of the keys: it answers preflights, and a page may see why it is refused.
+        # Outside of ApiKeys: it answers preflight requests, and a page can read why it was refused.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
@@ -113,7 +113,7 @@ def _add_middleware(app: FastAPI, settings: Settings, traces: TracerProvider | N
 
 
 def _handle_errors(app: FastAPI) -> None:
-    """Every error leaves in OpenAI's envelope."""
+    """Answer every error with OpenAI's error body."""
 
     @app.exception_handler(ApiError)
     async def api_error(_: Request, error: ApiError) -> JSONResponse:
@@ -128,17 +128,17 @@ def _handle_errors(app: FastAPI) -> None:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         message = str(error.detail)
         if error.status_code in (404, 405):
-            message = f"{request.method} {request.url.path} is not a route of this server; GET / lists those that are."
+            message = f"{request.method} {request.url.path} does not exist; GET / lists the available endpoints."
         body = error_body(message, type_="invalid_request_error", code=code)
         return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
     @app.exception_handler(ClientDisconnect)
     async def left(_: Request, __: ClientDisconnect) -> Response:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)  # nobody is there to see it
+        return Response(status_code=CLIENT_CLOSED_REQUEST)  # nobody receives it
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, _: Exception) -> JSONResponse:
-        # Starlette runs this outside all middleware and then raises the error on, to the log.
+        # Starlette runs this outside of all middleware and then raises the error again, so that it is logged.
         request_id = getattr(request.state, "request_id", "")
         logger.error("request %s failed unexpectedly", request_id)
         headers = {"x-request-id": request_id, "x-content-type-options": "nosniff"}
@@ -146,7 +146,7 @@ def _handle_errors(app: FastAPI) -> None:
 
 
 def _document_wire_types(app: FastAPI, wire_types: Sequence[type[BaseModel]]) -> None:
-    """Add the types that FastAPI does not see, since they are parsed and sent by hand, to the OpenAPI schema."""
+    """Add types to the OpenAPI schema that FastAPI does not see because they are parsed or sent by hand."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

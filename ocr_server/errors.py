@@ -1,8 +1,8 @@
-"""The exceptions of the server, and how each of them is answered.
+"""The exceptions of the server and how they are answered.
 
-There are two trees. An `ApiError` is an HTTP error: its class gives the status and OpenAI's `type`. An `InputError` is
-a problem of a request's content that is found where nothing is known of the request: it has no parameter name, and the
-edge turns it into an `ApiError` that has one (`ReadPlan.api_error`).
+There are two kinds. An `ApiError` is an HTTP error: its class determines the status and OpenAI's `type`. An
+`InputError` is a problem with the content of a request, raised by code that does not know the request's parameters.
+`ReadPlan.api_error` turns it into an `ApiError` that names the parameter.
 
 Every error that a client sees has the shape that the official SDK parses::
 
@@ -25,15 +25,15 @@ class ReadError(Exception):
 
 
 class InputError(ReadError):
-    """The content of a request is the problem; which parameter it is, only the edge knows."""
+    """A problem with the content of a request, raised by code that does not know the request's parameters."""
 
 
 class DecodingError(InputError):
-    """A decoding option is not valid, or does not fit the model's context."""
+    """A decoding option is not valid, or the request does not fit into the model's context."""
 
     def __init__(self, message: str, *, field: str, code: str | None = None) -> None:
         """Args:
-        field: A field of `Decoding`, or `prompt`.
+        field: Name of a field of `Decoding`, or `prompt`; empty if it is not known.
         """
         super().__init__(message, code=code)
         self.field = field
@@ -50,7 +50,7 @@ class ApiError(ReadError):
         self, message: str, *, param: str | None = None, code: str | None = None, retry_after: float | None = None
     ) -> None:
         """Args:
-        param: The request parameter that is wrong, as the client wrote it.
+        param: Name of the request parameter that is wrong, as in the client's request.
         retry_after: Seconds after which trying again makes sense.
         """
         super().__init__(message, code=code if code is not None else type(self).code)
@@ -59,7 +59,7 @@ class ApiError(ReadError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of the answer."""
+        """Headers of the response."""
         return {} if self.retry_after is None else {"retry-after": str(math.ceil(self.retry_after))}
 
     def body(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Unavailable(ApiError):
 
 
 class EngineFailure(ApiError):
-    """500: the engine failed on this request; the details are in the log, not in the answer."""
+    """500: the engine failed on this request. The details are in the log, not in the answer."""
 
     status = 500
     type = "server_error"
@@ -138,10 +138,10 @@ class EngineFailure(ApiError):
 
 
 def error_body(message: str, *, type_: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error body; all four keys are always present, as the SDK expects."""
+    """Return OpenAI's error body. All four keys are always present, as the SDK expects."""
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
 
 def internal_error() -> dict[str, Any]:
-    """The error body for an unexpected exception: no detail is shown, the log has them."""
+    """Return the error body for an unexpected exception, without any details. They are in the log."""
     return error_body("The server failed on this request.", type_="server_error", code="internal_error")

@@ -1,4 +1,4 @@
-"""Reading without a server: the same engine, intake and reader, in a Python program.
+"""Reads documents in a Python program, without a server: with the same engine, intake and reader.
 
     from config import Settings
     from ocr_server.library import Ocr
@@ -8,7 +8,7 @@
             for page in ocr.read("invoices/"):
                 print(page.path, page.number, page.markdown)
 
-The guard around the program is needed: the engine runs in processes that import it anew.
+The `__main__` guard is required: the engine runs in processes that import the program again.
 """
 
 from __future__ import annotations
@@ -41,37 +41,38 @@ SUFFIXES = frozenset("pdf jpg jpeg png bmp gif webp tif tiff heic heif avif".spl
 
 @dataclass(frozen=True)
 class ReadPage:
-    """A page of a file, read."""
+    """A page of a file that has been read."""
 
     path: Path
     number: int
-    """In the file, from 1."""
+    """Page number in the file, from 1."""
     answer: str
-    """Exactly what the model said."""
+    """The model's text, verbatim."""
     markdown: str
-    """Without markers; figures linked by their names."""
+    """Markdown without markers, with links to figures by their names."""
     blocks: list[Block]
     figures: list[Figure]
     overlay: bytes | None
-    """The page with its blocks drawn on it, if it was asked for: a PNG."""
+    """The page with its blocks drawn on it, if requested: a PNG, or a JPEG for a page of a document."""
     finish_reason: str
-    """stop, length, repetition or error."""
+    """`stop`, `length`, `repetition` or `error`."""
     error: str | None
+    """Why the page could not be read."""
 
 
 class Ocr:
-    """Reads files with an engine of its own; the model is loaded on entering."""
+    """Reads files with an engine of its own. Use it as a context manager: the model is loaded on entering."""
 
     def __init__(self, settings: Settings, engine: VllmEngine | None = None) -> None:
         """Args:
-        settings: as the server's.
-        engine: in the place of one of its own.
+        settings: The same settings as the server's.
+        engine: Engine to use instead of one of its own.
         """
         self._settings = settings
         self._engine = engine
 
     def __enter__(self) -> Ocr:
-        """Load the model. Raises what keeps it from loading."""
+        """Load the model. Raises the exception that keeps it from loading."""
         prepare_process(self._settings)
         self._loop = EventLoopThread("ocr")
         self._runtime = self._loop.run(self._open())
@@ -84,15 +85,15 @@ class Ocr:
         self._loop.close()
 
     def read(self, path: str | Path, **options: Any) -> Iterator[ReadPage]:
-        """The pages of a file, or of all PDFs and pictures in a folder, in order.
+        """Yield the pages of a file, or of all PDFs and pictures in a folder, in order.
 
         Args:
-            options: those of `POST /v1/ocr`: `pages` (from 0), `prompt`, `mode`, `dpi`, `password`, `max_tokens` …;
-                `include_image_base64=True` cuts the figures out, `output="overlay"` draws the blocks.
+            options: The options of `POST /v1/ocr`: `pages` (from 0), `prompt`, `mode`, `dpi`, `password`, `max_tokens`
+                and so on. `include_image_base64=True` cuts out the figures, `output="overlay"` draws the blocks.
 
         Raises:
-            ApiError: a file can't be read at all, or an option is wrong.
-            OSError: a file isn't there.
+            ApiError: A file cannot be read at all, or an option is not valid.
+            OSError: A file does not exist or cannot be opened.
         """
         path = Path(path)
         for file in files(path) if path.is_dir() else [path]:
@@ -119,7 +120,7 @@ class Ocr:
 
 
 def files(folder: Path) -> list[Path]:
-    """The PDFs and pictures in a folder and all below it, by name."""
+    """Return the PDFs and pictures in a folder and its subfolders, sorted by name."""
     return sorted(
         path for path in folder.rglob("*") if path.is_file() and path.suffix.lower().removeprefix(".") in SUFFIXES
     )

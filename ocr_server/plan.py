@@ -1,4 +1,4 @@
-"""A request understood, whichever API it came by: what to read, how, and what to make of it."""
+"""What a request asks for, whichever API it uses: what to read, how to read it, and what to make of the result."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ocr_server.reading.decoding import Decoding
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source, the mode in which its pages are read, and what the request calls it."""
+    """A source, the mode in which its pages are read, and the names of its parameters in the request."""
 
     source: Source
     mode: ResolutionMode
     parameters: Mapping[About, str]
-    """The request parameters that gave the file and the selection of its pages."""
+    """Names of the request parameters that gave the file and the selection of its pages."""
 
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """What a dialect makes of a request. Everything after it knows the plan only."""
+    """What a dialect makes of a request. Everything behind the dialects knows the plan only."""
 
     family: Family
     sources: tuple[PlannedSource, ...]
@@ -34,14 +34,14 @@ class ReadPlan:
     decoding: Decoding
     artifacts: Artifacts = field(default_factory=Artifacts)
     show_pages: bool = False
-    """Whether each page's picture is wanted before its text."""
+    """Whether the picture of each page is wanted before its text."""
     one_page_parameter: str | None = None
-    """A parameter that makes sense for a single page only, if the request has one."""
+    """Name of a parameter of the request that applies to a single page only; None if the request has none."""
     decoding_parameters: Mapping[str, str] = field(default_factory=dict)
-    """Field of `Decoding` → the request parameter that gave it, where the two names differ."""
+    """Field of `Decoding` → name of the request parameter that gave it, where the two differ."""
 
     def api_error(self, error: InputError) -> ApiError:
-        """The error as this request's client gets it: with the parameter that is wrong."""
+        """Return the error for the client, with the name of the request parameter that caused it."""
         if isinstance(error, SourceTooLarge):
             return TooLarge(error.message, code=error.code, param=self._parameter(error))
         return InvalidRequest(error.message, code=error.code, param=self._parameter(error))

@@ -1,4 +1,4 @@
-"""The parts that read pages, put together once: for the server, the library, Ray Serve and the Ray corpus job alike."""
+"""Builds the components that read pages, for the server, the library, Ray Serve and the Ray corpus job alike."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ MEGA = 1_000_000
 MAX_REDIRECTS = 5
 MAX_DECODE_WORKERS = 8
 LOADED_AHEAD = 16
-"""Pages that are loaded and prepared beyond those that the engine reads at once, so that it never waits for one."""
+"""Number of pages that are loaded and prepared in addition to those that the engine reads, so that it never waits."""
 
 
 def build_intake(settings: Settings) -> Intake:
-    """The intake alone, for processes that open documents and do not read them. Close it in its event loop."""
+    """Build an intake alone, for processes that open documents but do not read them. Close it in its event loop."""
     return Intake(
         IntakeLimits(
             max_image_bytes=settings.MAX_IMAGE_MB * MEGA,
@@ -54,7 +54,7 @@ def build_intake(settings: Settings) -> Intake:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Engine, intake, reader and admission of one process."""
+    """The engine, intake, reader and admission of one process."""
 
     settings: Settings
     engine: Engine
@@ -64,11 +64,11 @@ class Runtime:
     fingerprint: str
     """OpenAI's `system_fingerprint`: changes when the model or the versions do."""
     started: int
-    """Unix time."""
+    """Time at which the runtime was built, Unix time in seconds."""
 
     @classmethod
     def build(cls, settings: Settings, engine: Engine) -> Runtime:
-        """Within an event loop; close it there."""
+        """Build the components. Call this in an event loop, and close the runtime in the same one."""
         intake = build_intake(settings)
         return cls(
             settings=settings,
@@ -95,8 +95,8 @@ class Runtime:
         """Check the plan, join the queue and open the sources.
 
         Raises:
-            InvalidRequest, TooLarge: The engine does not take a decoding option, or a source cannot be opened.
-            Unavailable: There is no engine now. Nothing has been fetched or decoded.
+            InvalidRequest, TooLarge: A decoding option is not valid, or a source cannot be opened.
+            Unavailable: The engine cannot read pages now. Nothing has been fetched or decoded.
             TooMany: The queue is full.
         """
         try:

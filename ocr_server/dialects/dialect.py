@@ -1,4 +1,7 @@
-"""What a dialect is: an API by which pages are read. Requests become plans, and a plan's events become answers."""
+"""A dialect: an API through which pages are read.
+
+It turns a request into a plan, and the events of the plan's session into an answer.
+"""
 
 from __future__ import annotations
 
@@ -23,40 +26,41 @@ W = TypeVar("W", bound=Wire)
 
 @dataclass(frozen=True)
 class Api:
-    """Routes that belong together."""
+    """A group of routes."""
 
     router: APIRouter
     endpoints: dict[str, str]
     """What `GET /` lists: name → method and path."""
     wire_types: Sequence[type[BaseModel]] = ()
-    """Types that FastAPI does not see, since they are parsed and sent by hand; for the OpenAPI schema."""
+    """Types to add to the OpenAPI schema: FastAPI does not see types that are parsed or sent by hand."""
 
 
 @dataclass(frozen=True)
 class Dialect(Generic[W]):
-    """An API by which pages are read: `plan`, and `respond`."""
+    """An API through which pages are read."""
 
     path: str
     api: Api
     parse: Callable[[bytes], W]
-    """Body → request. Raises InvalidRequest."""
+    """Parses a request body. Raises InvalidRequest."""
     parse_template: Callable[[bytes], W]
-    """The same for a body without a picture or document, of which `plan` is given one. Raises InvalidRequest."""
+    """Parses the body of a request whose picture or document is passed to `plan`. Raises InvalidRequest."""
     plan: Callable[[W, Settings, Content | None], ReadPlan]
-    """Request → plan. Pure: nothing is fetched or decoded. Raises InvalidRequest, NotFound.
+    """Turns a request into a plan. Pure: nothing is fetched or decoded. Raises InvalidRequest, NotFound.
 
-    The last argument is a source that comes with the request from elsewhere (a batch's file); None if the request
-    names its own."""
+    The last argument is the content to read if it does not come with the request but from a batch's file; None if the
+    request names its own picture or document.
+    """
     check_batchable: Callable[[W], None]
-    """Raises InvalidRequest where a request asks for what a batch cannot have, such as a stream."""
+    """Raises InvalidRequest if the request asks for something that batches do not support, such as a stream."""
     respond: Callable[[W, Session, Runtime], Coroutine[Any, Any, str]]
-    """Read the pages → the whole answer as JSON. Closes the session."""
+    """Reads the pages and returns the whole answer as JSON. Closes the session."""
 
     async def answer(self, runtime: Runtime, body: bytes, caller: Caller, content: Content | None = None) -> str:
-        """Answer a request of a batch.
+        """Answer a request of a batch, as JSON.
 
         Args:
-            content: What is read, if the body is a template.
+            content: What to read if the body is a template; None if the body names its own picture or document.
 
         Raises:
             ApiError: The request cannot be answered.
@@ -65,7 +69,7 @@ class Dialect(Generic[W]):
         return await self.respond(request, await runtime.begin(plan, caller), runtime)
 
     def understand(self, body: bytes, settings: Settings, content: Content | None) -> tuple[W, ReadPlan]:
-        """A batch's request and its plan. Raises InvalidRequest, NotFound."""
+        """Parse and plan a request of a batch. Raises InvalidRequest, NotFound."""
         request = self.parse(body) if content is None else self.parse_template(body)
         self.check_batchable(request)
         return request, self.plan(request, settings, content)

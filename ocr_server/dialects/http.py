@@ -1,4 +1,4 @@
-"""What the routes of all dialects share."""
+"""Helpers for the routes of all dialects."""
 
 from __future__ import annotations
 
@@ -31,42 +31,42 @@ class ErrorResponse(BaseModel):
 
 
 def runtime_of(request: Request) -> Runtime:
-    """The application's runtime."""
+    """Return the application's runtime."""
     runtime: Runtime = request.app.state.runtime
     return runtime
 
 
 def batches_of(request: Request) -> Batches:
-    """The application's files and batches."""
+    """Return the application's files and batches."""
     batches: Batches = request.app.state.batches
     return batches
 
 
 async def parsed(request: Request, model: type[W]) -> W:
-    """The body as `model`. Raises as `parse_body`."""
+    """Parse the request's body as `model`. Raises the errors of `parse_body`."""
     return parse_body(await request.body(), model)
 
 
 def is_form(request: Request) -> bool:
-    """Whether the body is a multipart form."""
+    """Return whether the body is a multipart form."""
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
 def caller_of(request: Request) -> Caller:
-    """Who sent the request. What the request comes to is written to the access log."""
+    """Return who sent the request, with an account whose totals go to the access log."""
     request.state.reading = account = Account()
     return Caller(client=client_of(request), account=account)
 
 
 def client_of(request: Request) -> str:
-    """The label of the request's API key, or `anonymous`."""
+    """Return the label of the request's API key, or `anonymous`."""
     client: str = getattr(request.state, "client", ANONYMOUS)
     return client
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "The request is invalid; `param` names the parameter."},
-    404: {"model": ErrorResponse, "description": "The model does not exist."},
+    404: {"model": ErrorResponse, "description": "The model, file or batch does not exist."},
     401: {"model": ErrorResponse, "description": "Missing or invalid API key."},
     408: {"model": ErrorResponse, "description": "The body did not arrive in time."},
     413: {"model": ErrorResponse, "description": "The body or a picture exceeds a limit."},

@@ -1,4 +1,4 @@
-"""How pages are made and read: the options that the dialects share, checked and turned into parts of a plan."""
+"""Checks the options that the dialects share and turns them into parts of a plan."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class SharedOptions:
-    """The options of one request, with the names that its client gave them."""
+    """The shared options of one request, under the names that its API gives them."""
 
     def __init__(
         self, options: ReadingOptions, pages: PageNumbers | None, settings: Settings, *, prefix: str, first_page: int
     ) -> None:
         """Args:
         pages: The selection of pages as the client wrote it; None for all.
-        prefix: What stands before the options' names in the request.
-        first_page: What the client calls the first page, 0 or 1.
+        prefix: Prefix of the options' names in the request.
+        first_page: Number of the first page in this API, 0 or 1.
         """
         self._options = options
         self._settings = settings
@@ -37,12 +37,12 @@ class SharedOptions:
     def source(
         self, content: Content, parameter: str, *, mode: ResolutionMode | None, alone: bool = True
     ) -> PlannedSource:
-        """A source with what the request says about it.
+        """Return a source together with the options that apply to it.
 
         Args:
             parameter: The request parameter that gave the content.
-            mode: The mode that the model's name or the picture's detail asks for; the options have precedence.
-            alone: Whether it is the request's only source; else the selection of pages is for documents only.
+            mode: The mode that the model's name or the picture's `detail` asks for. The options take precedence.
+            alone: Whether it is the request's only source. If not, the selection of pages applies to documents only.
 
         Raises:
             InvalidRequest: The mode is not valid.
@@ -57,7 +57,7 @@ class SharedOptions:
         )
 
     def guard(self) -> Guard:
-        """The n-gram guard. Raises InvalidRequest."""
+        """Return the settings of the n-gram guard. Raises InvalidRequest."""
         guard = {"ngram_size": self._settings.NGRAM_SIZE, "window_size": self._settings.WINDOW_SIZE}
         try:
             return Guard.from_args(guard | self._options.given(ReadingOptions.GUARD_FIELDS))
@@ -70,7 +70,7 @@ class SharedOptions:
             named = self._settings.family.modes
             if self._options.mode not in named:
                 raise InvalidRequest(
-                    f"This model has no mode {self._options.mode!r}; it has {', '.join(named)}.",
+                    f"The model has no mode {self._options.mode!r}; its modes are {', '.join(named)}.",
                     param=f"{self._prefix}mode",
                 )
             mode = named[self._options.mode]
@@ -88,16 +88,15 @@ class SharedOptions:
             raise InvalidRequest(str(error), param=f"{self._prefix}pages", code="invalid_pages") from error
 
     def _error(self, error: ValueError) -> InvalidRequest:
-        """Errors of `deepseek_ocr` start with the name of the field."""
-        message = str(error)
+        message = str(error)  # errors of `deepseek_ocr` start with the name of the field
         return InvalidRequest(message, param=self._prefix + message.split(" ", 1)[0])
 
 
 def mode_of_model(model: str, settings: Settings) -> ResolutionMode | None:
-    """The mode that a model name asks for, such as `deepseek-ocr:tiny`; None for the plain name.
+    """Return the mode that a model name such as `deepseek-ocr:tiny` asks for; None for the plain name.
 
     Raises:
-        NotFound: There is no such model.
+        NotFound: The model does not exist.
     """
     name, colon, mode = model.partition(":")
     if name != settings.MODEL_NAME or (colon and mode not in settings.family.modes):
@@ -110,7 +109,7 @@ def mode_of_model(model: str, settings: Settings) -> ResolutionMode | None:
 
 
 def check_prompt(text: str, settings: Settings, *, param: str) -> str:
-    """`text`, if it is not too long. Raises InvalidRequest."""
+    """Return `text` if it is not too long. Raises InvalidRequest."""
     if len(text) > settings.MAX_PROMPT_CHARS:
         raise InvalidRequest(
             f"The prompt has {len(text)} characters; the limit is {settings.MAX_PROMPT_CHARS}.", param=param

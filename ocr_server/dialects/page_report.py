@@ -1,4 +1,4 @@
-"""What an answer says of each page beside its text: the wire types, and how they are made of a page's reading."""
+"""Reports on pages, which accompany the text of an answer: their wire types, and functions that create them."""
 
 from __future__ import annotations
 
@@ -31,82 +31,89 @@ class AttemptReport(Answer):
 
 class BlockReport(Answer):
     label: str
-    """title, sub_title, text, list, table, image, equation and the like; text for a located line or word."""
+    """Kind of block: title, sub_title, text, list, table, image, equation and so on; text for located words."""
     text: str
+    """Text of the block; empty for a figure."""
     boxes: list[tuple[int, int, int, int]]
-    """Left, top, right, bottom in pixels of the page, (0, 0) at its upper left."""
+    """Bounding boxes: left, top, right, bottom in pixels of the page, with (0, 0) in its upper left corner."""
     model_boxes: list[tuple[int, int, int, int]]
-    """The same as the model said them: 0 to 999 of the page's width and height."""
+    """The same boxes as the model gave them, from 0 to 999 across the page's width and height."""
     confidence: Maybe[float] = None
-    """Geometric mean of its tokens' probabilities, if it was asked for."""
+    """Geometric mean of the probabilities of the block's tokens, if requested."""
 
 
 class FigureReport(Answer):
     name: str
-    """As the markdown links it; the same whichever pages were asked for."""
+    """File name, as in the markdown's links. It does not depend on which pages were selected."""
     box: tuple[int, int, int, int]
-    """In pixels of the page."""
+    """Bounding box: left, top, right, bottom in pixels of the page."""
     data: Maybe[str] = None
-    """The picture as a data URI, cut from the page as it was read, if it was asked for."""
+    """The figure, cut out of the page, as a data URI of a JPEG, if requested."""
 
 
 class PageReport(Answer):
-    """A page and how its reading went."""
+    """A page and how it was read."""
 
     index: int
-    """Its place in the answer, from 0."""
+    """Position of the page in the answer, from 0."""
     source: int
-    """Which picture or document of the request it is from, from 0."""
+    """Index of the picture or document in the request, from 0."""
     page: int
-    """Its number in there, from 1."""
+    """Page number in that picture or document, from 1."""
     width: int
+    """Width of the page as it was read, pixels; 0 if it could not be loaded."""
     height: int
-    """Pixels of the page as it was read; 0 if there was none to read."""
+    """Height of the page as it was read, pixels; 0 if it could not be loaded."""
     dpi: Maybe[float] = None
-    """At which a document's page was rendered."""
+    """Resolution at which the page of a PDF was rendered, pixels per inch."""
     finish_reason: PageFinish
-    """stop: whole. length: cut at max_tokens or the context. repetition: ended as the model repeated itself.
-    error: not read."""
+    """`stop`: the answer is complete. `length`: it was cut off at `max_tokens` or at the end of the context.
+    `repetition`: it was ended because the model repeated itself. `error`: the page could not be read."""
     prompt_tokens: int
+    """Tokens of the page's prompt, including those of the picture."""
     completion_tokens: int
+    """Generated tokens."""
     attempts: Maybe[list[AttemptReport]] = None
-    """All tries, the last of which counts, if the first one looped."""
+    """All attempts to read the page, if it was read again because the model repeated itself. The last one counts."""
     error: Maybe[PageError] = None
+    """Why the page could not be read."""
     confidence: Maybe[float] = None
-    """Geometric mean of the tokens' probabilities, if it was asked for."""
+    """Geometric mean of the probabilities of the page's tokens, if requested."""
     blocks: Maybe[list[BlockReport]] = None
-    """In reading order, if they were asked for."""
+    """Blocks in reading order, if requested."""
     figures: Maybe[list[FigureReport]] = None
+    """Figures on the page, if blocks were requested."""
 
 
 class PageOpened(Answer):
-    """In a stream, before a page's text: the page as it is about to be read."""
+    """In a stream, before a page's text: the page that is about to be read."""
 
     index: int
-    """Its place in the answer, from 0."""
+    """Position of the page in the answer, from 0."""
     source: int
-    """Which picture or document of the request it is from, from 0."""
+    """Index of the picture or document in the request, from 0."""
     page: int
-    """Its number in there, from 1."""
+    """Page number in that picture or document, from 1."""
     pages: int
-    """How many pages the answer has."""
+    """Number of pages in the answer."""
     width: int
+    """Width of the page, pixels."""
     height: int
-    """Pixels."""
+    """Height of the page, pixels."""
     dpi: Maybe[float] = None
-    """At which a document's page was rendered."""
+    """Resolution at which the page of a PDF was rendered, pixels per inch."""
     image: str
-    """The page upright and in RGB, a JPEG as a data URI."""
+    """The page, upright and in RGB, as a data URI of a JPEG."""
 
 
 class OcrExtension(Answer):
-    """The extension of OpenAI's answer: the pages."""
+    """This server's extension of OpenAI's answer: a report on each page."""
 
     pages: list[PageReport]
 
 
 def page_report(reading: PageReading, *, choice: int = 0) -> PageReport:
-    """With blocks and figures if the reading has its artifacts."""
+    """Return the report on a page, with blocks and figures if artifacts were made of it."""
     artifacts = reading.artifacts if isinstance(reading.artifacts, PageArtifacts) else None
     whole = confidence(artifacts.spans) if artifacts is not None else None
     error = reading.error
@@ -139,8 +146,10 @@ def page_report(reading: PageReading, *, choice: int = 0) -> PageReport:
 
 
 def page_opened(opened: Opened, *, pages: int) -> PageOpened:
-    """Args:
-    pages: of the whole answer.
+    """Return what a stream sends before the page's text.
+
+    Args:
+        pages: Number of pages in the answer.
     """
     reading = opened.reading
     return PageOpened(
@@ -179,9 +188,10 @@ def _figures(artifacts: PageArtifacts) -> list[FigureReport]:
 
 
 def jpeg_uri(jpeg: bytes) -> str:
+    """Return a JPEG file as a data URI."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def _mode(mode: ResolutionMode) -> str:
-    """The name of a known mode; else its sizes."""
+    """Return the name of a named mode, or the sizes of any other."""
     return mode_name(mode) or f"{mode.base_size}/{mode.image_size}{' with tiles' if mode.crop_mode else ''}"

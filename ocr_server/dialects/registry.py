@@ -1,6 +1,6 @@
-"""All APIs of the server. A new dialect is a folder beside this file and a line here.
+"""All APIs of the server. To add a dialect, add a folder beside this file and its name here.
 
-Routes, OpenAPI's types, the endpoints of batches and what `GET /` lists follow from it.
+The routes, the types in the OpenAPI schema, the endpoints of batches and the list in `GET /` follow from it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from config import Settings
 
 DIALECTS: Mapping[str, Dialect[Any]] = {each.path: each for each in (CHAT, OCR)}
-"""The APIs by which pages are read, by path."""
+"""Path → API through which pages are read."""
 
 
 def apis(settings: Settings) -> Sequence[Api]:
-    """Everything that is served."""
+    """Return all APIs that the server has with these settings."""
     of_batches = (FILES, BATCHES) if settings.BATCHES else ()
     return (*(dialect.api for dialect in DIALECTS.values()), *of_batches, MODELS, SERVICE)

@@ -1,4 +1,4 @@
-"""Request bodies become wire types; the first thing that is wrong with one becomes an `InvalidRequest`."""
+"""Parses request bodies into wire types. The first problem of a body becomes an `InvalidRequest`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ocr_server.errors import InvalidRequest
 W = TypeVar("W", bound=Wire)
 
 MAX_LEVELS = 64
-"""How deep lists and objects of a body may be nested: code that reads a JSON schema recurses a few calls a level."""
+"""Deepest nesting of lists and objects in a body. Code that reads a JSON schema recurses a few calls for each level."""
 
 
 def parse_body(body: bytes, model: type[W]) -> W:
-    """Parse a request's body, straight from its bytes: without a second copy of a picture as a Python object.
+    """Parse a request body directly from its bytes, without a second copy of a picture as a Python object.
 
     Raises:
-        InvalidRequest: The body is not JSON, not what `model` takes, or nested deeper than `MAX_LEVELS`.
+        InvalidRequest: The body is not JSON, does not match `model`, or is nested deeper than `MAX_LEVELS`.
     """
     try:
         value = model.model_validate_json(body)
@@ -38,7 +38,7 @@ def parse_body(body: bytes, model: type[W]) -> W:
 
 
 def _levels_exceed(value: Any, most: int) -> bool:
-    """Whether lists, objects and models are nested deeper than `most` in `value`."""
+    """Return whether lists, objects and models are nested deeper than `most` in `value`."""
     level = [value]
     for _ in range(most + 1):
         level = [inner for inner in level if isinstance(inner, BaseModel | dict | list)]
@@ -56,14 +56,14 @@ def _inside(value: BaseModel | dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 def _too_deep(param: str | None) -> InvalidRequest:
     return InvalidRequest(
-        f"The body is nested too deeply: at most {MAX_LEVELS} levels of lists and objects are read.",
+        f"The body is nested too deeply; the limit is {MAX_LEVELS} levels of lists and objects.",
         param=param,
         code="json_too_deep",
     )
 
 
 def parse_fields(fields: Mapping[str, str], model: type[W]) -> W:
-    """Parse the fields of a form, whose values are all strings. Raises InvalidRequest."""
+    """Parse the fields of a form, all of whose values are strings. Raises InvalidRequest."""
     try:
         return model.model_validate_strings(fields)
     except ValidationError as error:
@@ -71,10 +71,10 @@ def parse_fields(fields: Mapping[str, str], model: type[W]) -> W:
 
 
 def invalid_request(problems: Sequence[ErrorDetails], model: type[Wire] = Wire) -> InvalidRequest:
-    """The first of pydantic's problems as OpenAI words it.
+    """Return the first of pydantic's problems as an error in OpenAI's form.
 
     Args:
-        model: What was parsed. A validator of a whole model names the parameter by its error's type.
+        model: What was to be parsed. An error of a validator of the whole model has the parameter's name as its type.
     """
     problem = problems[0]
     location = [part for part in problem["loc"] if part != "body"]
@@ -93,7 +93,7 @@ def invalid_request(problems: Sequence[ErrorDetails], model: type[Wire] = Wire) 
 
 
 def parameter_name(location: Sequence[str | int]) -> str | None:
-    """A place in a request as OpenAI writes it: `messages[0].content`."""
+    """Return a place in a request as OpenAI writes it, such as `messages[0].content`."""
     name = ""
     for part in location:
         if isinstance(part, int):

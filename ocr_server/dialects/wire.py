@@ -1,6 +1,6 @@
-"""What the wire types of all dialects share.
+"""Base classes and fields that the wire types of all dialects share.
 
-Wire types are what a client sends and gets; nothing behind the dialects knows them.
+Wire types describe what clients send and receive. Only the dialects use them.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from ocr_server.output.tables import TableFormat
 
 T = TypeVar("T")
 Maybe = Annotated[T | None, Field(exclude_if=lambda value: value is None)]
-"""A field that is left out of the answer where it is None."""
+"""An optional field that is omitted from the answer if it is None."""
 
 
 class Wire(BaseModel):
-    """What a client sends: types are not coerced, NaN is refused, docstrings become the documentation."""
+    """Base of what clients send. Types are not coerced, NaN is refused, and docstrings are the API documentation."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     REFUSED: ClassVar[Mapping[str, str]] = {}
-    """Parameters that would change the answer and cannot be honoured → the reason, for the error message."""
+    """Parameter that would change the answer but is not supported → the reason, for the error message."""
 
 
 class Answer(BaseModel):
-    """What a client gets."""
+    """Base of what clients receive."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 def known(names: Sequence[str], value: str) -> str:
-    """`value` if it is one of `names`; for `AfterValidator`."""
+    """Return `value` if it is one of `names`. For use in `AfterValidator`."""
     if value not in names:
         raise PydanticCustomError("name", "must be one of {names}", {"names": ", ".join(names)})
     return value
@@ -47,62 +47,62 @@ MODE_NAMES = tuple(dict.fromkeys(name for family in FAMILIES.values() for name i
 ModeName = Annotated[
     str, AfterValidator(partial(known, MODE_NAMES)), Field(json_schema_extra={"enum": list(MODE_NAMES)})
 ]
-"""A named resolution mode of any family; whether the served model has it, the plan checks."""
+"""A named resolution mode of any family. The plan checks whether the served model has it."""
 
 LEAST_SECONDS, MOST_SECONDS = 3600, 30 * 86_400
-"""Legal lifetimes of files."""
+"""Shortest and longest lifetime of a file."""
 
 UNION_TAGS = frozenset({"<string>", "<parts>", "<text>", "<image>", "<file>", "<other>"})
-"""Names that pydantic reports for members of the unions in wire types; they are no part of a request."""
+"""Names that pydantic reports for the members of unions in wire types. They are not part of a parameter's name."""
 
 
 class ImageUrl(Wire):
     url: str
     """A `data:image/…;base64,…` URI or an http(s) URL."""
     detail: Literal["auto", "low", "high"] = "auto"
-    """`low` reads in tiny mode, `high` in gundam mode, `auto` in the server's default mode."""
+    """`low` selects the tiny mode, `high` the gundam mode, and `auto` the server's default mode."""
 
 
 PageNumbers = str | list[int]
 
 
 class ReadingOptions(Wire):
-    """How pages are made, and how the model is run on them."""
+    """Options on how pages are rendered and read."""
 
     dpi: Annotated[int | None, Field(ge=MIN_DPI, le=MAX_DPI)] = None
-    """At which a PDF's pages are rendered, 36 to 600; 144 if not given."""
+    """Resolution at which the pages of a PDF are rendered, pixels per inch: 36 to 600. The default is 144."""
     password: str | None = None
-    """Opens an encrypted PDF."""
+    """Password of an encrypted PDF."""
     mode: ModeName | None = None
-    """A named resolution mode; the fields below change it."""
+    """Name of a resolution mode. The following five fields override parts of it."""
     base_size: int | None = None
-    """Side of the global view, pixels; a multiple of 16 from 64 to 1280."""
+    """Side length of the global view, pixels: a multiple of 16 from 64 to 1280."""
     image_size: int | None = None
-    """Side of a tile, pixels; a multiple of 16 from 64 to 1280."""
+    """Side length of a tile, pixels: a multiple of 16 from 64 to 1280."""
     crop_mode: bool | None = None
-    """Whether large pictures are cut into tiles."""
+    """Whether large pictures are split into tiles."""
     min_crops: int | None = None
-    """Fewest tiles of a picture that is cut, 1 to 9."""
+    """Minimum number of tiles of a picture that is split, 1 to 9."""
     max_crops: int | None = None
-    """Most tiles, 1 to 9."""
+    """Maximum number of tiles, 1 to 9."""
     ngram_size: int | None = None
-    """No n-gram of this length is repeated within the window; 0 turns the guard off; at most 128."""
+    """Length of the n-grams that may not occur twice within the window, at most 128; 0 turns this guard off."""
     window_size: int | None = None
-    """How many of the last tokens the guard looks at."""
+    """Number of most recent tokens that the guard searches."""
     whitelist_token_ids: list[int] | None = None
-    """Tokens the guard never bans; `<td>` and `</td>` if not given."""
+    """Ids of tokens that the guard never bans. The default is `<td>` and `</td>`."""
     table_format: TableFormat | None = None
-    """How tables are written in markdown: `html`, as the model does, or `markdown`."""
+    """How tables are written in markdown: `html`, as the model writes them, or `markdown`."""
 
     MODE_FIELDS: ClassVar = ("base_size", "image_size", "crop_mode", "min_crops", "max_crops")
     GUARD_FIELDS: ClassVar = ("ngram_size", "window_size", "whitelist_token_ids")
 
     def given(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """The fields among `names` that the client set."""
+        """Return the fields among `names` that the client set."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class ExpiresAfter(Wire):
     anchor: Literal["created_at"]
     seconds: Annotated[int, Field(ge=LEAST_SECONDS, le=MOST_SECONDS)]
-    """From an hour to 30 days after the anchor."""
+    """Lifetime after the anchor, seconds: from an hour to 30 days."""

@@ -1,4 +1,4 @@
-"""`/v1/batches`: many requests at once, answered in the background."""
+"""`/v1/batches`: many requests in one file, answered in the background."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ router = APIRouter(prefix="/v1/batches", tags=["Batches"], responses=ERRORS)
     },
 )
 async def create_batch(request: Request) -> Batch:
-    """Answer every request of a file; its input is looked through first, and told in `errors` if it is not sound."""
+    """Create a batch that answers every request of a file. The file is checked first; `errors` lists its problems."""
     body, client, own = await parsed(request, BatchRequest), client_of(request), batches_of(request)
     endpoint = own.endpoints.get(body.endpoint)
     if endpoint is None:
         raise InvalidRequest(f"endpoint must be one of {', '.join(own.endpoints)}.", param="endpoint")
     file = await own.files.get(client, body.input_file_id)
     if file["purpose"] != "batch":
-        raise InvalidRequest("The input is a file with the purpose batch.", param="input_file_id")
+        raise InvalidRequest("The input file must have the purpose batch.", param="input_file_id")
     each = None
     if file["kind"] != "jsonl":
         each = body_of(endpoint, body.request or {}, runtime_of(request).settings).decode()
     elif body.request is not None:
         raise InvalidRequest(
-            "request is for a PDF or a zip; the lines of a JSONL file have bodies of their own.", param="request"
+            "request applies to a PDF or zip only; each line of a JSONL file has its own body.", param="request"
         )
     row = await own.store.create(
         client,
@@ -68,7 +68,7 @@ async def create_batch(request: Request) -> Batch:
 async def list_batches(
     request: Request, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> BatchList:
-    """Your own, the newest first."""
+    """List your batches, the newest first."""
     page = await batches_of(request).store.list(client_of(request), after=after, limit=limit)
     data = [_object(row) for row in page.rows]
     return BatchList(
@@ -81,12 +81,13 @@ async def list_batches(
 
 @router.get("/{batch_id}")
 async def retrieve_batch(request: Request, batch_id: str) -> Batch:
+    """Return one of your batches."""
     return _object(await batches_of(request).store.get(client_of(request), batch_id))
 
 
 @router.post("/{batch_id}/cancel")
 async def cancel_batch(request: Request, batch_id: str) -> Batch:
-    """What has been answered stays and is given."""
+    """Cancel a batch. Answers that exist already are kept and written to the output file."""
     own = batches_of(request)
     row = await own.store.cancel(client_of(request), batch_id)
     own.runner.wake()

@@ -1,4 +1,4 @@
-"""The wire types of `/v1/batches`, as the official SDK has them."""
+"""The wire types of `/v1/batches`, as OpenAI's SDK defines them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 class BatchRequest(Wire):
     input_file_id: str
-    """A file uploaded with the purpose `batch`: JSONL, a PDF, or a zip of pictures."""
+    """Id of a file that was uploaded with the purpose `batch`: JSONL, a PDF, or a zip of pictures."""
     endpoint: str
     """`/v1/chat/completions` or `/v1/ocr`."""
     completion_window: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,2}h|[1-9][0-9]?d)$")]
-    """`24h`, or another number of hours or days (`72h`, `7d`)."""
+    """Time in which the batch is answered: `24h`, or another number of hours or days (`72h`, `7d`)."""
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
     request: dict[str, Any] | None = None
-    """This server's own, for a PDF or a zip: the body of each request, without its picture or document."""
+    """Extension of this server, for a PDF or zip: the body of each request, without its picture or document."""
 
     @property
     def window_seconds(self) -> int:
@@ -76,7 +76,7 @@ class Batch(Answer):
         "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
     ]
     errors: BatchErrors | None
-    """What is wrong with the input file, where the status is failed."""
+    """Problems of the input file, if the status is `failed`."""
     output_file_id: str | None
     error_file_id: str | None
     created_at: int

@@ -1,7 +1,7 @@
-"""Blocks as the answer's content: JSON that follows the schema a client sends with `response_format`.
+"""Blocks as the content of the answer: JSON that follows the schema in the request's `response_format`.
 
-The model is not asked to write it. A client's schema says which of our fields it wants and under what shape it
-expects them; those are kept and the others left out.
+The model does not generate this JSON; the server writes it. The fields that the client's schema names are kept, and all
+others are left out.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from ocr_server.errors import InvalidRequest
 Schema = dict[str, Any]
 
 LONGEST = 16
-"""How many references a client's schema may have one after the other; with more they turn in circles."""
+"""Longest chain of references in a client's schema. A longer one is taken to be circular."""
 
 
 class BlocksJson:
-    """What of our answer a client wants."""
+    """The parts of the page reports that a client wants."""
 
     def __init__(self, schema: Schema | None) -> None:
         """Args:
-        schema: the client's; None for all there is.
+        schema: The client's schema; None for all fields.
 
         Raises:
-            InvalidRequest: it asks for something that our answer has not.
+            InvalidRequest: The schema has a property that the page reports do not have.
         """
         self._wanted = schema
         if schema is not None:
@@ -33,7 +33,7 @@ class BlocksJson:
             _check(schema, schema, ours, ours, "")
 
     def keep(self, value: Any) -> Any:
-        """The parts of `value`, as JSON, that the client wants."""
+        """Return the parts of `value`, a JSON value, that the client wants."""
         if self._wanted is None:
             return value
         return _kept(value, self._wanted, self._wanted)
@@ -45,8 +45,8 @@ def _check(wanted: Schema, wanted_root: Schema, ours: Schema, our_root: Schema, 
         path = f"{place}.{name}" if place else name
         if name not in ours.get("properties", {}):
             raise _refusal(
-                f"The schema asks for {path!r}, which blocks don't have; there are "
-                f"{', '.join(ours.get('properties', {})) or 'no fields'}"
+                f"The schema has the property {path!r}, which does not exist; the properties there are "
+                f"{', '.join(ours.get('properties', {})) or 'none'}"
             )
         _check(each, wanted_root, ours["properties"][name], our_root, path)
     if isinstance(wanted.get("items"), dict) and isinstance(ours.get("items"), dict):
@@ -63,7 +63,7 @@ def _kept(value: Any, wanted: Schema, root: Schema) -> Any:
 
 
 def _resolved(schema: Any, root: Schema) -> Schema:
-    """The schema behind references and behind `anyOf` with null."""
+    """Return the schema that references and an `anyOf` with null lead to."""
     for _ in range(LONGEST):
         if not isinstance(schema, dict):
             return {}

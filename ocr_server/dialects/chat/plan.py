@@ -1,4 +1,4 @@
-"""A chat request → its plan. Pure: nothing is fetched or decoded here."""
+"""Turns a chat request into a plan. Pure: nothing is fetched or decoded here."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ DECODING_PARAMETERS = {"json_schema": "response_format", "json_object": "respons
 
 
 def plan_chat(request: ChatCompletionRequest, settings: Settings, content: Content | None = None) -> ReadPlan:
-    """Understand a chat request.
+    """Return the plan of a chat request.
 
     Args:
-        content: What is read if the request is a batch's template; it has no picture then.
+        content: What to read if the request is a batch's template; None if the request has pictures of its own.
 
     Raises:
-        NotFound: There is no such model.
+        NotFound: The model does not exist.
         InvalidRequest: The request has no picture, or an option is not valid.
     """
     options = request.ocr or OcrOptions()
@@ -61,7 +61,7 @@ def plan_chat(request: ChatCompletionRequest, settings: Settings, content: Conte
         sources = [shared.source(content, "input_file_id", mode=base_mode)]
     if len(sources) > settings.MAX_IMAGES:
         raise InvalidRequest(
-            f"A request can have at most {settings.MAX_IMAGES} pictures, not {len(sources)}.", param="messages"
+            f"The request has {len(sources)} pictures; the limit is {settings.MAX_IMAGES}.", param="messages"
         )
     _check_output(request, options, written)
     blocks_json(request)  # raises what is wrong with its schema
@@ -78,7 +78,7 @@ def plan_chat(request: ChatCompletionRequest, settings: Settings, content: Conte
 
 
 def blocks_json(request: ChatCompletionRequest) -> BlocksJson | None:
-    """What makes the blocks the answer's content, as JSON; None if the content is text. Raises InvalidRequest."""
+    """Return what writes the blocks as JSON content; None if the content is text. Raises InvalidRequest."""
     wanted = request.response_format
     if not _writes_blocks(request) or wanted is None or wanted.type == "text":
         return None
@@ -86,7 +86,7 @@ def blocks_json(request: ChatCompletionRequest) -> BlocksJson | None:
 
 
 def copies(request: ChatCompletionRequest) -> int:
-    """How often one answer of the engine is given: greedy decoding makes all `n` choices the same."""
+    """Return how many choices repeat one answer of the engine: with greedy decoding, all `n` choices are the same."""
     return 1 if request.temperature else request.n or 1
 
 
@@ -101,12 +101,12 @@ def _has_grammar(request: ChatCompletionRequest) -> bool:
 
 
 def _address(part: ImagePart | FilePart, place: str) -> tuple[str, str, str]:
-    """A part's URL, its `detail`, and the name of the parameter that gave the URL."""
+    """Return the URL of a part, its `detail`, and the name of the parameter that gave the URL."""
     if isinstance(part, ImagePart):
         return part.image_url.url, part.image_url.detail, f"{place}.image_url.url"
     if part.file.file_id is not None:
         raise InvalidRequest(
-            "Uploaded files are for batches only: send the file itself as file_data.",
+            "Uploaded files can only be used in batches; send the file itself as file_data.",
             param=f"{place}.file.file_id",
             code="unsupported_content",
         )
@@ -119,31 +119,31 @@ def _address(part: ImagePart | FilePart, place: str) -> tuple[str, str, str]:
 
 
 def _check_output(request: ChatCompletionRequest, options: OcrOptions, written: Format) -> None:
-    """Refuse options that have no effect on this output, and what a rewritten answer cannot have."""
+    """Refuse options that have no effect on this output format or that it does not support."""
     if options.include_page_images and not request.stream:
-        raise InvalidRequest("include_page_images needs stream: true", param="ocr.include_page_images")
+        raise InvalidRequest("ocr.include_page_images needs stream: true.", param="ocr.include_page_images")
     for name in ("table_format", "include_figures", "confidence"):
         if getattr(options, name) and name not in written.options:
             takes = " or ".join(each.name for each in FORMATS.values() if name in each.options)
-            raise InvalidRequest(f"{name} needs output: {takes}", param=f"ocr.{name}")
+            raise InvalidRequest(f"ocr.{name} needs ocr.output: {takes}.", param=f"ocr.{name}")
     if request.logprobs and not written.verbatim:
-        raise InvalidRequest("logprobs need ocr.output raw.", param="logprobs")
+        raise InvalidRequest("logprobs need ocr.output: raw.", param="logprobs")
     if written.artifacts and request.temperature and (request.n or 1) > 1:
-        raise InvalidRequest(f"With ocr.output {written.name} there is one choice.", param="n")
+        raise InvalidRequest(f"With ocr.output: {written.name} and a temperature above 0, n must be 1.", param="n")
 
 
 def _messages_to_read(messages: list[Message]) -> tuple[int, list[AnyPart], Message]:
-    """The place and the parts of the message that gives the pictures, and the one that gives the text."""
+    """Return the index and the parts of the message with the pictures, and the message with the text."""
     from_user = [(place, message) for place, message in enumerate(messages) if message.role == "user"]
     if not from_user:
-        raise InvalidRequest("There is no user message.", param="messages")
+        raise InvalidRequest("The request has no user message.", param="messages")
     for place, message in reversed(from_user):
         if isinstance(message.content, list):
             _refuse_other_parts(place, message.content)
             if any(isinstance(part, ImagePart | FilePart) for part in message.content):
                 return place, message.content, from_user[-1][1]
     raise InvalidRequest(
-        "There is no picture to read. Send one as an image_url part of the user message, "
+        "The request has no picture to read. Send one as an image_url part of the user message, "
         '{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}, or a document as a file part.',
         param="messages",
         code="missing_image",
@@ -154,14 +154,14 @@ def _refuse_other_parts(place: int, parts: list[AnyPart]) -> None:
     for number, part in enumerate(parts):
         if isinstance(part, OtherPart):
             raise InvalidRequest(
-                f"Parts of type {part.type!r} can't be read; use text, image_url and file.",
+                f"Parts of type {part.type!r} are not supported; use text, image_url and file.",
                 param=f"messages[{place}].content[{number}].type",
                 code="unsupported_content",
             )
 
 
 def _message_of_template(messages: list[Message]) -> Message:
-    """The message that gives the text, in a request whose picture comes from elsewhere."""
+    """Return the message with the text, in a request whose picture comes from a batch's file."""
     for place, message in enumerate(messages):
         if message.role == "user" and isinstance(message.content, list):
             _refuse_other_parts(place, message.content)
@@ -173,7 +173,7 @@ def _message_of_template(messages: list[Message]) -> Message:
 
 
 def _prompt(messages: list[Message], text_message: Message, settings: Settings) -> str:
-    """The user's text; failing that, the last system message's; failing that, the default prompt."""
+    """Return the user's text. Without any, return that of the last system message with text, or the default prompt."""
     systems = [message for message in messages if message.role in ("system", "developer")]
     for message in [text_message, *reversed(systems)]:
         if text := _text(message):
@@ -182,7 +182,7 @@ def _prompt(messages: list[Message], text_message: Message, settings: Settings) 
 
 
 def _text(message: Message) -> str:
-    """All text of a message. No trailing space: the model was trained without."""
+    """Return all text of a message, without trailing white space, as the model was trained."""
     if isinstance(message.content, list):
         return "\n".join(part.text for part in message.content if isinstance(part, TextPart)).strip()
     return (message.content or "").strip()

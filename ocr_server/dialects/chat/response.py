@@ -1,4 +1,4 @@
-"""Pages as they are read → OpenAI's chat completion, whole or in chunks."""
+"""Turns the pages of a session into OpenAI's chat completion, as a whole or in chunks."""
 
 from __future__ import annotations
 
@@ -33,16 +33,15 @@ from ocr_server.errors import EngineFailure
 from ocr_server.output.figures import figure_name
 from ocr_server.output.formats import FORMATS, PageText, TextOptions
 from ocr_server.output.tables import TableFormat
-from ocr_server.reading.page import LogprobStep, PageReading
-from ocr_server.reading.page import TokenLogprob as Token
+from ocr_server.reading.page import LogprobStep, PageReading, ScoredToken
 from ocr_server.reading.reader import PAGE_SEPARATOR, Event, Opened, Piece
 from ocr_server.session import Session
 
 FIGURES_FOLDER = "images/"
-"""What stands before a figure's name in markdown, as upstream has it."""
+"""Prefix of figure names in markdown links, as in DeepSeek's own scripts."""
 
 _TEXT = "{text}"
-"""In the place of the text of a chunk."""
+"""Placeholder for the text of a chunk."""
 
 
 class ChatAnswer:
@@ -57,9 +56,9 @@ class ChatAnswer:
         self._created = int(time.time())
         self._choices = request.n or 1
         self._copies = copies(request)
-        """How often a choice of the engine's is given."""
+        """Number of choices that repeat one of the engine's."""
         self._numbers = [job.number for job in session.jobs]
-        """Index in its document of each page of the answer, from 0."""
+        """For each page of the answer: its index in its document, from 0."""
         self._family = session.plan.family
         self._format = FORMATS[options.output]
         self._table_format: TableFormat = options.table_format or "html"
@@ -68,21 +67,21 @@ class ChatAnswer:
         self._reports = (
             not self._format.verbatim or session.plan.show_pages or session.is_document or len(session.jobs) > 1
         )
-        """Whether the answer reports on each page."""
+        """Whether the answer contains a report on each page."""
         self._top_logprobs = request.top_logprobs or 0
         self._include_usage = request.stream_options is not None and request.stream_options.include_usage
         self._image_tokens = self._prompt_tokens = self._completion_tokens = 0
         self._cut: set[int] = set()
-        """Choices of which something is missing."""
+        """Choices that are incomplete."""
         self._page = defaultdict[int, int](int)
-        """For each choice: the page that its text has come to."""
+        """For each choice: the page that its text has reached."""
         self._around: dict[int, tuple[str, str]] = {}
-        """For each choice: what stands before and after the text in a chunk that has nothing else."""
+        """For each choice: the JSON before and after the text, in a chunk that contains only text."""
         self._texts_of: dict[int, PageText] = {}
-        """For each choice: the text of the page that it has come to, while it is being read."""
+        """For each choice: the writer of the page that is being read."""
 
     async def completion(self) -> ChatCompletion:
-        """Read all pages. Closes the session."""
+        """Read all pages and return the completion. Closes the session."""
         text: defaultdict[int, list[str]] = defaultdict(list)
         steps: defaultdict[int, list[LogprobStep]] = defaultdict(list)
         reports: list[PageReport] = []
@@ -119,7 +118,10 @@ class ChatAnswer:
         )
 
     async def chunks(self) -> AsyncGenerator[str]:
-        """The same as JSON chunks: the role first, then text as it comes, the ends, and the usage if asked for."""
+        """Yield the completion as JSON chunks: the role, text as it is generated, finish reasons, usage if requested.
+
+        Closes the session at its end.
+        """
         started = False
         async with aclosing(self._events()) as events:
             async for event in events:
@@ -156,7 +158,7 @@ class ChatAnswer:
         return page_report(event) if self._reports and isinstance(event, PageReading) else None
 
     def _texts(self, event: Event, report: PageReport | None) -> Iterator[tuple[int, str]]:
-        """What an event adds to the text of each choice."""
+        """Yield what an event adds to the text of each choice."""
         if isinstance(event, Opened):
             return
         if isinstance(event, Piece):
@@ -166,7 +168,7 @@ class ChatAnswer:
                 yield choice, self._reach(choice, event.page) + self._written(choice, event.page, event.delta.text)
             return
         if self._json is not None:
-            assert report is not None, "blocks as JSON are made of reports"
+            assert report is not None, "blocks as JSON are written from reports"
             yield from self._json_texts(report, self._json)
             return
         for choice in range(self._choices):
@@ -176,7 +178,7 @@ class ChatAnswer:
             yield choice, text
 
     def _json_texts(self, report: PageReport, kept: BlocksJson) -> Iterator[tuple[int, str]]:
-        """One document over all pages, in valid pieces: `{"pages": [`, the pages, `]}`."""
+        """Yield the pieces of one JSON document over all pages: `{"pages": [`, the pages, `]}`."""
         (page,) = kept.keep({"pages": [report.model_dump(mode="json")]}).get("pages", [None])
         text = '{"pages": [' if report.index == 0 else ", "
         text += json.dumps(page, ensure_ascii=False)
@@ -186,7 +188,7 @@ class ChatAnswer:
             yield choice, text
 
     def _reach(self, choice: int, page: int) -> str:
-        """The separators between what a choice has and `page`."""
+        """Return the separators between the text of a choice and `page`."""
         further = page - self._page[choice]
         self._page[choice] = page
         return self._separator * further
@@ -205,12 +207,12 @@ class ChatAnswer:
         return self._texts_of[choice].feed(text)
 
     def _choices_of(self, choice: int) -> range:
-        """The choices that a choice of the engine's answers."""
+        """Return the choices of the answer that a choice of the engine's stands for."""
         return range(choice, choice + self._copies)
 
     def _count(self, reading: PageReading) -> None:
         if reading.error is None and not reading.deltas:
-            raise EngineFailure("The engine gave no answer.")
+            raise EngineFailure("The engine returned no answer.")
         self._prompt_tokens += reading.prompt_tokens
         self._completion_tokens += reading.completion_tokens
         self._image_tokens += reading.image_tokens
@@ -231,7 +233,7 @@ class ChatAnswer:
             usage=usage,
             system_fingerprint=self._fingerprint,
         )
-        # As OpenAI: a delta holds only what is new; `usage` is there only if it was asked for.
+        # As in OpenAI's API: a delta contains only what is new, and `usage` is present only if it was requested.
         exclude: dict[str, Any] = {}
         if not self._include_usage:
             exclude["usage"] = True
@@ -240,7 +242,7 @@ class ChatAnswer:
         return chunk.model_dump_json(exclude=exclude)
 
     def _text_chunk(self, choice: int, text: str) -> str:
-        """The chunk for every token: as `_chunk` makes it, which takes five times as long."""
+        """Return the same chunk as `_chunk`, but five times as fast, since it is needed for every token."""
         if choice not in self._around:
             chunk = self._chunk(ChunkChoice(index=choice, delta=Delta(content=_TEXT)))
             before, after = chunk.split(json.dumps(_TEXT))
@@ -268,8 +270,8 @@ class ChatAnswer:
         )
 
 
-def _token(token: Token) -> dict[str, object]:
-    # JSON has no −inf; OpenAI gives −9999 for tokens that can't occur.
+def _token(token: ScoredToken) -> dict[str, object]:
+    # JSON has no −inf; OpenAI uses −9999 for tokens that cannot occur.
     return {"token": token.token, "logprob": max(token.logprob, -9999.0), "bytes": list(token.token.encode())}
 
 

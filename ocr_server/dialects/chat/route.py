@@ -37,7 +37,7 @@ router = APIRouter(tags=["Chat"])
     },
 )
 async def create_chat_completion(request: Request) -> Response:
-    """Read the pictures and documents of a chat request, page by page. The pages' answers are joined in order."""
+    """Read the pictures and documents of a chat request. The texts of their pages are joined in order."""
     runtime = runtime_of(request)
     body = await parsed(request, ChatCompletionRequest)
 
@@ -56,7 +56,7 @@ async def create_chat_completion(request: Request) -> Response:
 
 
 async def respond(request: ChatCompletionRequest, session: Session, runtime: Runtime) -> str:
-    """Read all pages → the chat completion as JSON. Closes the session."""
+    """Read all pages and return the chat completion as JSON. Closes the session."""
     try:
         return (await ChatAnswer(request, session, runtime.fingerprint).completion()).model_dump_json()
     except BaseException:
@@ -67,7 +67,7 @@ async def respond(request: ChatCompletionRequest, session: Session, runtime: Run
 def check_batchable(request: ChatCompletionRequest) -> None:
     """Raise InvalidRequest for a stream."""
     if request.stream:
-        raise InvalidRequest("A request of a batch can't be streamed.", param="stream")
+        raise InvalidRequest("Requests of a batch cannot be streamed.", param="stream")
 
 
 CHAT: Dialect[ChatCompletionRequest] = Dialect(

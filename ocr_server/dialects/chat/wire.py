@@ -28,11 +28,11 @@ class TextPart(Wire):
 
 class File(Wire):
     file_data: str | None = None
-    """A PDF or picture: a `data:…;base64,…` URI, or its base64 alone."""
+    """A PDF or picture: a `data:…;base64,…` URI or bare base64."""
     filename: str | None = None
-    """Accepted; what the file is, its content decides."""
+    """Accepted without effect: the type of the file is determined from its content."""
     file_id: str | None = None
-    """Refused: files are kept for batches only."""
+    """Refused: uploaded files can only be used in batches."""
 
 
 class FilePart(Wire):
@@ -41,7 +41,7 @@ class FilePart(Wire):
 
 
 class OtherPart(BaseModel):
-    """A part this server has no use for in a user's message; history may hold such parts."""
+    """A part of any other type. It is refused in the user message that is read, and ignored elsewhere."""
 
     model_config = ConfigDict(extra="allow")
     type: Annotated[str, Field(json_schema_extra={"not": {"enum": ["text", "image_url", "file"]}})]
@@ -81,23 +81,24 @@ class Message(BaseModel):
 
 
 class OcrOptions(ReadingOptions):
-    """What is particular to this server; the SDK sends it with `extra_body={"ocr": {…}}`."""
+    """Options of this server. With OpenAI's SDK, pass them as `extra_body={"ocr": {…}}`."""
 
     output: Annotated[
         str, AfterValidator(partial(known, TEXT_FORMATS)), Field(json_schema_extra={"enum": list(TEXT_FORMATS)})
     ] = "raw"
-    """`raw`: what the model said, verbatim. `markdown`: without markers, figures linked. `blocks`: markdown, and beside
-    it each page's located blocks."""
+    """`raw`: the model's text, verbatim. `markdown`: markdown without markers, with links to figures. `blocks`: the
+    same markdown, and the blocks of each page with their bounding boxes."""
     pages: PageNumbers | None = None
-    """Which pages of the documents, from 1: `"1-3,7"`, `"5-"` or a list; all if not given."""
+    """Pages of the documents, counted from 1: `"1-3,7"`, `"5-"` or a list of numbers. The default is all pages."""
     page_separator: Annotated[str | None, Field(max_length=1000)] = None
-    """What stands between two pages."""
+    """Text between two pages. The default is a line `<--- Page Split --->` between blank lines."""
     include_figures: bool = False
-    """With blocks: send the figures as data URIs."""
+    """With `output: blocks`: return the figures as data URIs."""
     include_page_images: bool = False
-    """In a stream: send each page's picture before its text, also of a PDF, TIFF or HEIC; and a report after it."""
+    """With `stream: true`: send the picture of each page before its text, also for PDF, TIFF and HEIC, and a report on
+    the page after it."""
     confidence: bool = False
-    """With blocks: say how sure the model was of each page and block."""
+    """With `output: blocks`: return the model's confidence in each page and block."""
 
 
 class JsonSchema(Wire):
@@ -114,30 +115,32 @@ class ResponseFormat(Wire):
     @model_validator(mode="after")
     def _schema_with_its_type(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise PydanticCustomError("json_schema", "json_schema is needed with type json_schema, and only with it")
+            raise PydanticCustomError(
+                "json_schema", "json_schema is required with type json_schema and not allowed with other types"
+            )
         return self
 
 
 class StreamOptions(Wire):
     include_usage: bool = False
-    """Send the usage in a last chunk, with `choices: []`."""
+    """Send the usage in a final chunk with `choices: []`."""
     include_obfuscation: bool | None = None
-    """Accepted; there is nothing to obfuscate."""
+    """Accepted without effect."""
 
 
 _REFUSED: dict[str, str] = {
-    "tools": "DeepSeek-OCR can't call tools",
-    "tool_choice": "DeepSeek-OCR can't call tools",
-    "functions": "DeepSeek-OCR can't call functions",
-    "function_call": "DeepSeek-OCR can't call functions",
+    "tools": "DeepSeek-OCR cannot call tools",
+    "tool_choice": "DeepSeek-OCR cannot call tools",
+    "functions": "DeepSeek-OCR cannot call functions",
+    "function_call": "DeepSeek-OCR cannot call functions",
     "audio": "DeepSeek-OCR has no audio output",
     "modalities": "DeepSeek-OCR answers in text only",
     "prediction": "predicted outputs are not supported",
-    "web_search_options": "DeepSeek-OCR can't search the web",
+    "web_search_options": "DeepSeek-OCR cannot search the web",
     "reasoning_effort": "DeepSeek-OCR does not reason",
     "verbosity": "DeepSeek-OCR has no verbosity setting",
 }
-"""OpenAI's parameters that would change the answer and can't be honoured, with the reason."""
+"""Parameter of OpenAI's API that would change the answer but is not supported → the reason."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
@@ -146,11 +149,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
 }
-"""Values of them that ask for nothing, and are accepted."""
+"""Values of these parameters that ask for nothing. They are accepted."""
 
 
 class ChatCompletionRequest(Wire):
-    """OpenAI's request, with vLLM's and DeepSeek-OCR's own options beside it."""
+    """OpenAI's chat completion request, with further options of vLLM and of this server."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -175,44 +178,45 @@ class ChatCompletionRequest(Wire):
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
-    """The last user message is read. If it has no picture, the nearest earlier user message that has
-    one gives it."""
+    """The last user message is read. If it contains no picture, the pictures are those of the nearest earlier user
+    message that does."""
     stream: bool = False
     """Answer with server-sent events."""
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
-    """Most tokens to generate for each page; clamped to what the context leaves."""
+    """Maximum number of tokens to generate for each page, clamped to what the context leaves."""
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
-    """The newer name of `max_tokens`, and the one that counts where both are given."""
+    """Newer name of `max_tokens`. It takes precedence if both are given."""
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
-    """0 unless given: reading is no place for chance."""
+    """Sampling temperature. The default is 0 (greedy decoding), so that reading does not depend on chance."""
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
-    """Answers for each request."""
+    """Number of choices in the answer."""
     stop: str | list[str] | None = None
-    """Up to 16 texts at which a page's answer ends; they are not part of it."""
+    """Up to 16 texts that end the answer of a page where they occur. They are not part of the answer."""
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    """Token id → what is added to its logit."""
+    """Token id → value that is added to the logit of the token."""
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     response_format: ResponseFormat | None = None
-    """`json_object` and `json_schema` hold for a single picture."""
+    """`json_object` and `json_schema` constrain what the model generates and apply to a single page. With `ocr.output:
+    blocks` they return the blocks of all pages as JSON instead."""
 
     top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
-    """vLLM: sample from the k likeliest tokens; 0 or −1 is all."""
+    """vLLM: sample from the k most likely tokens; 0 or −1 for all tokens."""
     min_p: Annotated[float | None, Field(ge=0, le=1)] = None
-    """vLLM: least probability of a token, relative to the likeliest."""
+    """vLLM: minimum probability of a token, relative to that of the most likely token."""
     repetition_penalty: Annotated[float | None, Field(gt=0, le=10)] = None
-    """vLLM: above 1 discourages tokens that have occurred."""
+    """vLLM: values above 1 discourage tokens that have already occurred."""
     min_tokens: Annotated[int | None, Field(ge=0)] = None
-    """vLLM: no end before this many tokens."""
+    """vLLM: minimum number of tokens before the answer can end."""
     ignore_eos: bool | None = None
-    """vLLM: go on after the end token."""
+    """vLLM: continue after the end-of-sequence token."""
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]] | None, Field(max_length=16)] = None
-    """vLLM: further tokens that end the answer."""
+    """vLLM: ids of further tokens that end the answer."""
 
     ocr: OcrOptions | None = None
 
@@ -239,26 +243,26 @@ class ChatCompletionRequest(Wire):
 
     @model_validator(mode="after")
     def _parameters_agree(self) -> ChatCompletionRequest:
-        """The type of each error is the name of its parameter."""
+        """Check parameters that depend on each other. The type of each error is the name of the parameter."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > 16 or not all(stops):
-            raise PydanticCustomError("stop", "stop must be at most 16 texts, none of them empty")
+            raise PydanticCustomError("stop", "stop must be one or up to 16 texts, none of them empty")
         if self.top_logprobs is not None and not self.logprobs:
             raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs: true")
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("stream_options", "stream_options needs stream: true")
         if self.most_tokens is not None and (self.min_tokens or 0) > self.most_tokens:
-            raise PydanticCustomError("min_tokens", "min_tokens must not be above max_tokens")
+            raise PydanticCustomError("min_tokens", "min_tokens must not exceed max_tokens")
         return self
 
     @property
     def most_tokens(self) -> int | None:
-        """The limit under whichever name it was given."""
+        """The token limit, under whichever name it was given."""
         return self.max_completion_tokens or self.max_tokens
 
 
 class ChatTemplate(ChatCompletionRequest):
-    """A request without its picture, which a batch has elsewhere."""
+    """A request without a picture, which comes from a batch's file."""
 
     messages: Annotated[
         list[Message], Field(min_length=1, max_length=1000, default_factory=lambda: [Message(role="user")])
@@ -288,7 +292,7 @@ class AssistantMessage(Answer):
     content: str
     refusal: None = None
     ocr: Maybe[OcrExtension] = None
-    """What became of each page; there with documents, several pages, or an `ocr.output` other than raw."""
+    """Reports on the pages. Present with documents, with several pages, and with an `ocr.output` other than `raw`."""
 
 
 class Choice(Answer):
@@ -325,9 +329,9 @@ class Delta(Answer):
     role: Literal["assistant"] | None = None
     content: str | None = None
     ocr: Maybe[OcrExtension] = None
-    """After a page's text: what became of it."""
+    """After the text of a page: the report on it."""
     ocr_page: Maybe[PageOpened] = None
-    """Before a page's text, with `ocr.include_page_images`: how it looks."""
+    """Before the text of a page, with `ocr.include_page_images`: its picture."""
 
 
 class ChunkChoice(Answer):

@@ -1,4 +1,4 @@
-"""`/v1/files`: what batches read and leave."""
+"""`/v1/files`: the input and output files of batches."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _FORM = {
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
 )
 async def upload_file(request: Request) -> FileObject:
-    """Keep a file for a batch: requests as JSONL, a PDF, or a zip of pictures."""
+    """Upload the input file of a batch: requests as JSONL, a PDF, or a zip of pictures."""
     if not is_form(request):
-        raise InvalidRequest("A file is uploaded as multipart/form-data.", param="file")
+        raise InvalidRequest("Upload the file as multipart/form-data.", param="file")
     most = runtime_of(request).settings.MAX_FILE_MB * MEGA
     async with request.form(max_files=1, max_fields=10) as form:
         file, fields = form.get("file"), {name: value for name, value in form.items() if name != "file"}
         if not isinstance(file, UploadFile):
-            raise InvalidRequest("The form has no file.", param="file")
+            raise InvalidRequest("The form has no field file.", param="file")
         seconds = _checked(fields)
         size = file.size or 0
         if size == 0:
@@ -70,23 +70,23 @@ async def upload_file(request: Request) -> FileObject:
 
 
 def _checked(fields: dict[str, Any]) -> int | None:
-    """What an upload says beside the file; the seconds for which it is kept, if it says so."""
+    """Check the other fields of an upload. Return the lifetime in seconds, if it is given."""
     if fields.get("purpose") != "batch":
-        raise InvalidRequest("Files are kept for batches: the purpose is batch.", param="purpose")
+        raise InvalidRequest("purpose must be batch.", param="purpose")
     for name in fields.keys() - {"purpose", ANCHOR, SECONDS}:
         raise InvalidRequest(f"Unknown parameter: {name}.", param=name, code="unsupported_parameter")
     if ANCHOR not in fields and SECONDS not in fields:
         return None
     if fields.get(ANCHOR) != "created_at":
-        raise InvalidRequest("A file expires some seconds after created_at.", param=ANCHOR)
+        raise InvalidRequest(f"{ANCHOR} must be created_at.", param=ANCHOR)
     seconds = str(fields.get(SECONDS, ""))
     if not (seconds.isascii() and seconds.isdigit() and LEAST_SECONDS <= int(seconds[:12]) <= MOST_SECONDS):
-        raise InvalidRequest(f"seconds must be a number from {LEAST_SECONDS} to {MOST_SECONDS}.", param=SECONDS)
+        raise InvalidRequest(f"{SECONDS} must be an integer from {LEAST_SECONDS} to {MOST_SECONDS}.", param=SECONDS)
     return int(seconds)
 
 
 def _name(name: str | None) -> str:
-    """As it may be shown: no folders, no control characters."""
+    """Return the file name without folders and control characters."""
     shown = "".join(sign for sign in (name or "").replace("\\", "/").rsplit("/", 1)[-1] if sign.isprintable())
     return shown[:MOST_NAME_CHARS] or "file"
 
@@ -99,7 +99,7 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
     purpose: Annotated[str | None, Query(max_length=64, pattern=r"^[^\x00]*$")] = None,
 ) -> FileList:
-    """Your own, by the time they were made."""
+    """List your files, sorted by the time of their creation."""
     page = await batches_of(request).files.list(
         client_of(request), after=after, limit=limit, newest_first=order == "desc", purpose=purpose
     )
@@ -114,12 +114,13 @@ async def list_files(
 
 @router.get("/{file_id}")
 async def retrieve_file(request: Request, file_id: str) -> FileObject:
+    """Return one of your files, without its content."""
     return _object(await batches_of(request).files.get(client_of(request), file_id))
 
 
 @router.delete("/{file_id}")
 async def delete_file(request: Request, file_id: str) -> FileDeleted:
-    """Not while a batch needs it that has not ended."""
+    """Delete a file. The input file of a batch that has not ended cannot be deleted."""
     await batches_of(request).files.delete(client_of(request), file_id)
     return FileDeleted(id=file_id)
 
@@ -130,6 +131,7 @@ async def delete_file(request: Request, file_id: str) -> FileDeleted:
     responses={200: {"content": {"application/octet-stream": {}}}},
 )
 async def download_file(request: Request, file_id: str) -> StreamingResponse:
+    """Download the content of a file."""
     files = batches_of(request).files
     row = await files.get(client_of(request), file_id)
     return StreamingResponse(

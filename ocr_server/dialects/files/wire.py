@@ -1,4 +1,4 @@
-"""The wire types of `/v1/files`, as the official SDK has them."""
+"""The wire types of `/v1/files`, as OpenAI's SDK defines them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An OCR request → its plan. Pure: nothing is fetched or decoded here."""
+"""Turns an OCR request into a plan. Pure: nothing is fetched or decoded here."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 def plan_ocr(
     request: OcrParameters, settings: Settings, content: Content | None = None, *, parameter: str = "input_file_id"
 ) -> ReadPlan:
-    """Understand an OCR request.
+    """Return the plan of an OCR request.
 
     Args:
-        content: What is read, for a request that does not name its document itself: an upload, a batch's file.
-        parameter: What the client calls it.
+        content: What to read if the request does not name its document: an upload or a batch's file.
+        parameter: Name of the request parameter that gave `content`.
 
     Raises:
-        NotFound: There is no such model.
-        InvalidRequest: An option is not valid, or cannot be honoured.
+        NotFound: The model does not exist.
+        InvalidRequest: An option is not valid or not supported.
     """
     for name in ANNOTATIONS:
         if getattr(request, name) is not None:
             raise InvalidRequest(
-                f"{name} is not supported: annotations take another model.", param=name, code="unsupported_parameter"
+                f"{name} is not supported: annotations need another model.", param=name, code="unsupported_parameter"
             )
     if request.stream and request.output != "json":
-        raise InvalidRequest(f"A stream has no output {request.output}.", param="output")
+        raise InvalidRequest(f"With stream: true, output must be json, not {request.output}.", param="output")
     if isinstance(request, OcrRequest):
         content, parameter = _document(request)
-    assert content is not None, "a request without a document comes with its content"
+    assert content is not None, "a request without a document needs content"
     shared = SharedOptions(request, request.pages, settings, prefix="", first_page=0)
     written = FORMATS.get(request.output)
     return ReadPlan(
@@ -59,11 +59,11 @@ def plan_ocr(
 
 
 def _document(request: OcrRequest) -> tuple[Content, str]:
-    """The document's URL, and the parameter that gave it."""
+    """Return the document's URL and the name of the parameter that gave it."""
     if request.document.file_id is not None:
         raise InvalidRequest(
-            "Uploaded files are for batches only: send the document as a URL or data URI, or upload it with this "
-            "request.",
+            "Uploaded files can only be used in batches; send the document as a URL or data URI, or upload it with "
+            "this request.",
             param="document.file_id",
             code="unsupported_content",
         )

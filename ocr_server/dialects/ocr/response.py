@@ -1,4 +1,4 @@
-"""Pages as they are read → Mistral's OCR pages."""
+"""Turns the pages of a session into pages as Mistral's OCR API has them."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ TYPES = {
     "references": "references",
     "aside_text": "aside_text",
 }
-"""DeepSeek-OCR's labels → Mistral's block types; all others are text."""
+"""DeepSeek-OCR's label → Mistral's block type. All other labels are text."""
 
 
 class OcrPages:
-    """Makes the pages of one request, in order."""
+    """The pages of the answer to one request, in order."""
 
     def __init__(self, parameters: OcrParameters, session: Session) -> None:
         self._parameters = parameters
@@ -63,14 +63,14 @@ class OcrPages:
         )
 
     async def pages(self) -> AsyncGenerator[tuple[PageReading, OcrPage]]:
-        """Read all pages, in order. Closes the session."""
+        """Read all pages and yield them in order. Closes the session."""
         async with aclosing(self._session.events()) as events:
             async for event in events:
                 if isinstance(event, PageReading):
                     yield event, self.page(event)
 
     def page(self, reading: PageReading) -> OcrPage:
-        """The page's answer; for one that could not be read, its error."""
+        """Return the wire type of a page: what it contains, or the error if it could not be read."""
         self.usage.pages_processed += 1
         self.usage.prompt_tokens += reading.prompt_tokens
         self.usage.completion_tokens += reading.completion_tokens
@@ -104,7 +104,7 @@ class OcrPages:
         )
 
     def _without_headers(self, answer: str, blocks: Sequence[Block]) -> tuple[str, list[str], list[str]]:
-        """The answer without the headers and footers that are to stand apart, and those."""
+        """Return the answer without the headers and footers that the request wants separately, and those texts."""
         kept, end = [], 0
         apart: dict[str, list[str]] = {"header": [], "footer": []}
         wanted = {"header": self._parameters.extract_header, "footer": self._parameters.extract_footer}
@@ -117,7 +117,7 @@ class OcrPages:
         return "".join(kept) + answer[end:], apart["header"], apart["footer"]
 
     def _figures(self, figures: Sequence[Figure]) -> list[Figure]:
-        """Those that are large enough and within the limit."""
+        """Return the figures that are large enough and within the limit."""
         least = max(1, self._parameters.image_min_size or 0)
         large = [figure for figure in figures if min(figure.size) >= least]
         if self._figures_left is not None:
@@ -136,7 +136,7 @@ class OcrPages:
             kind = TYPES.get(block.label, "text")
             image_id = names.get(block.boxes[0]) if kind == "image" and block.boxes else None
             if kind == "image" and image_id is None:
-                continue  # left out by limit or size
+                continue  # excluded by its size or by the limit
             left, top, right, bottom = _around(block.boxes) if block.boxes else page
             made.append(
                 OcrBlock(
@@ -175,7 +175,7 @@ class OcrPages:
 
 
 def _linked(markdown: str, figures: Sequence[Figure], kept: Sequence[Figure]) -> str:
-    """Figures linked as Mistral does, `![id](id)`; those not kept without a link."""
+    """Return the markdown with figures linked as in Mistral's API, `![id](id)`, and without links to excluded ones."""
     for figure in figures:
         link = f"![{figure.name}]({figure.name})" if figure in kept else ""
         markdown = markdown.replace(f"![]({figure.name})", link, 1)
@@ -183,7 +183,7 @@ def _linked(markdown: str, figures: Sequence[Figure], kept: Sequence[Figure]) ->
 
 
 def _tables_apart(markdown: str, page: int, *, as_html: bool) -> tuple[str, list[OcrTable]]:
-    """The markdown with a link in the place of each table, and the tables."""
+    """Return the markdown with a link in place of each table, and the tables."""
     tables: list[OcrTable] = []
     kept, end = [], 0
     for place in html_tables(markdown):

@@ -1,4 +1,4 @@
-"""`POST /v1/ocr`: a document's pages as markdown, figures and blocks, in the shape of Mistral's OCR API."""
+"""`POST /v1/ocr`: the pages of a document as markdown, figures and blocks, compatible with Mistral's OCR API."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _MEDIA_TYPES = {each.media_type for each in FORMATS.values() if each.file is not
     },
 )
 async def read_document(request: Request) -> Response:
-    """Read a PDF or picture: uploaded as a form's `file`, or named in JSON by a URL or data URI."""
+    """Read a PDF or picture. Upload it as the field `file` of a form, or send JSON with its URL or data URI."""
     settings = runtime_of(request).settings
     if is_form(request):
         body, data = await _uploaded(request)
@@ -86,7 +86,7 @@ async def _answer(request: Request, body: OcrParameters, plan: ReadPlan) -> Resp
 
 
 async def respond(request: OcrParameters, session: Session, runtime: Runtime) -> str:
-    """Read all pages → the response as JSON. Closes the session."""
+    """Read all pages and return the response as JSON. Closes the session."""
     pages = OcrPages(request, session)
     try:
         made = [page async for _, page in pages.pages()]
@@ -113,24 +113,24 @@ async def _finished(body: OcrParameters, session: Session) -> AsyncGenerator[Fin
 
 
 async def _uploaded(request: Request) -> tuple[OcrParameters, bytes]:
-    """The parameters and the file of a form, as curl -F sends them."""
+    """Return the parameters and the file of a form."""
     async with request.form(max_files=1, max_fields=100) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
-            raise InvalidRequest("The form has no file: send it as -F file=@invoice.pdf.", param="file")
+            raise InvalidRequest("The form has no field file. With curl, add -F file=@invoice.pdf.", param="file")
         data = await file.read()
         fields = {name: value for name, value in form.items() if isinstance(value, str)}
     if "document" in fields:
-        raise InvalidRequest("A form sends its document as file.", param="document")
+        raise InvalidRequest("In a form, the document is the field file; document is not allowed.", param="document")
     return parse_fields(fields, OcrParameters), data
 
 
 def check_batchable(request: OcrParameters) -> None:
-    """Raise InvalidRequest for a stream, and for an output that is not JSON."""
+    """Raise InvalidRequest for a stream and for an output other than JSON."""
     if request.stream:
-        raise InvalidRequest("A request of a batch can't be streamed.", param="stream")
+        raise InvalidRequest("Requests of a batch cannot be streamed.", param="stream")
     if request.output != "json":
-        raise InvalidRequest("A request of a batch has output json.", param="output")
+        raise InvalidRequest("In requests of a batch, output must be json.", param="output")
 
 
 OCR: Dialect[OcrParameters] = Dialect(

@@ -1,6 +1,6 @@
-"""The wire types of `POST /v1/ocr`, in the shape of Mistral's OCR API.
+"""The wire types of `POST /v1/ocr`, compatible with Mistral's OCR API.
 
-Source of the shape: the models of the `mistralai` client, 3.7.
+Source: the models of the `mistralai` client, 3.7.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from ocr_server.output.tables import TableFormat
 OUTPUTS = ("json", *FILE_FORMATS)
 
 ANNOTATIONS = ("bbox_annotation_format", "document_annotation_format", "document_annotation_prompt")
-"""Parameters that ask another model to say something about the document; this server has none."""
+"""Parameters that ask a second model to annotate the document, which this server does not have."""
 
 
 class DocumentRef(Wire):
-    """What to read: exactly one of the three."""
+    """The document to read: exactly one of `document_url` and `image_url`."""
 
     type: Literal["document_url", "image_url", "file"] | None = None
     document_url: str | None = None
     """A PDF or picture: an http(s) URL or a data URI."""
     image_url: str | ImageUrl | None = None
     document_name: str | None = None
-    """Accepted; what the file is, its content decides."""
+    """Accepted without effect: the type of the file is determined from its content."""
     file_id: str | None = None
-    """Refused: files are kept for batches only."""
+    """Refused: uploaded files can only be used in batches."""
 
     @model_validator(mode="after")
     def _one(self) -> DocumentRef:
         given = [name for name in ("document_url", "image_url", "file_id") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise PydanticCustomError("document", "one of document_url and image_url is needed")
+            raise PydanticCustomError("document", "exactly one of document_url and image_url is required")
         return self
 
     @property
     def address(self) -> tuple[str, str]:
-        """The URL, and the name of the field that gave it."""
+        """The URL and the name of the field that gave it."""
         if self.document_url is not None:
             return self.document_url, "document_url"
         if isinstance(self.image_url, ImageUrl):
@@ -52,37 +52,39 @@ class DocumentRef(Wire):
 
 
 class OcrParameters(ReadingOptions):
-    """A request without its document, which a form or a batch has elsewhere."""
+    """A request without its document: the other parameters of a form or of a batch's requests."""
 
     model: str | None = None
     pages: PageNumbers | None = None
-    """Which pages, from 0: `"0,2-4"` or a list; all if not given."""
+    """Pages of the document, counted from 0: `"0,2-4"` or a list of numbers. The default is all pages."""
     prompt: str | None = None
-    """What the model is asked about each page, if not the server's default prompt."""
+    """Prompt for each page. The default is the server's default prompt."""
     max_tokens: Annotated[int | None, Field(ge=1)] = None
-    """Most tokens to generate for each page."""
+    """Maximum number of tokens to generate for each page."""
     include_image_base64: bool | None = None
-    """Send the figures, as data URIs."""
+    """Return the figures as data URIs."""
     image_limit: Annotated[int | None, Field(ge=0)] = None
-    """Most figures to give, of all pages together."""
+    """Maximum number of figures in the response, over all pages."""
     image_min_size: Annotated[int | None, Field(ge=0)] = None
-    """Least width and height of a figure, pixels."""
+    """Minimum width and height of a figure, pixels. Smaller figures are left out."""
     table_format: TableFormat | None = None
-    """Put tables into `tables`, in this format, and a link into the markdown. If not given they stay in the
-    markdown, as markdown tables."""
+    """Return tables in `tables`, in this format, and replace them with links in the markdown. By default they stay in
+    the markdown, as markdown tables."""
     extract_header: bool | None = None
-    """Put page headers into `header` instead of the markdown."""
+    """Return page headers in `header` instead of in the markdown."""
     extract_footer: bool | None = None
+    """Return page footers in `footer` instead of in the markdown."""
     include_blocks: bool | None = None
-    """Give the located blocks; true if not given."""
+    """Return the blocks with their bounding boxes. The default is true."""
     confidence_scores_granularity: Literal["word", "page", "block"] | None = None
+    """Return the model's confidence in each page, and in each word or block."""
     stream: bool = False
-    """Answer with server-sent events, one for each finished page."""
+    """Answer with server-sent events, one for each page that has been read."""
     output: Annotated[
         str, AfterValidator(partial(known, OUTPUTS)), Field(json_schema_extra={"enum": list(OUTPUTS)})
     ] = "json"
-    """`json`: the response as described. `markdown`: the document's markdown alone. `raw`: what the model said,
-    verbatim. `overlay`: the pages with their blocks drawn on them, as a PDF (a PNG for a single picture)."""
+    """`json`: an OcrResponse. `markdown`: only the markdown of the document. `raw`: only the model's text, verbatim.
+    `overlay`: the pages with their blocks drawn on them, as a PDF (a PNG for a single picture)."""
     id: str | None = None
     """Accepted without effect."""
     bbox_annotation_format: Any = None
@@ -113,16 +115,18 @@ class OcrTable(Answer):
 
 class OcrDimensions(Answer):
     dpi: int
-    """At which the page was rendered; 72 for pictures, which have none."""
+    """Resolution at which the page was rendered, pixels per inch; 72 for pictures, which are not rendered."""
     height: int
+    """Height of the page, pixels."""
     width: int
+    """Width of the page, pixels."""
 
 
 class OcrWord(Answer):
     text: str
     confidence: float
     start_index: int
-    """In the page's markdown."""
+    """Index of the word's first character in the page's markdown."""
 
 
 class OcrPageConfidence(Answer):
@@ -151,7 +155,7 @@ class OcrBlock(Answer):
 
 class OcrPage(Answer):
     index: int
-    """In the document, from 0."""
+    """Index of the page in the document, from 0."""
     markdown: str
     images: list[OcrImage]
     tables: list[OcrTable]
@@ -159,12 +163,13 @@ class OcrPage(Answer):
     header: str | None
     footer: str | None
     dimensions: OcrDimensions | None
-    """None if the page could not be had."""
+    """Null if the page could not be loaded."""
     confidence_scores: OcrPageConfidence | None
     blocks: list[OcrBlock] | None
     finish_reason: PageFinish
-    """This server's own: whether the page is whole."""
+    """Extension of this server: `stop` if the answer is complete, otherwise why it is not."""
     error: Maybe[PageError] = None
+    """Extension of this server: why the page could not be read."""
 
 
 class OcrUsage(Answer):
@@ -182,17 +187,18 @@ class OcrResponse(Answer):
 
 
 class OcrPageEvent(Answer):
-    """In a stream: a page is done."""
+    """Event of a stream: a page has been read."""
 
     object: Literal["ocr.page"] = "ocr.page"
     done: int
-    """Pages done so far, this one included."""
+    """Number of pages read so far, including this one."""
     total: int
+    """Number of pages to read."""
     page: OcrPage
 
 
 class OcrDoneEvent(Answer):
-    """In a stream: all pages are done."""
+    """Last event of a stream: all pages have been read."""
 
     object: Literal["ocr.done"] = "ocr.done"
     model: str

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the one model, once for each resolution mode."""
+"""`GET /v1/models`: the served model, once under its plain name and once for each resolution mode."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ router = APIRouter(prefix="/v1/models", tags=["Models"])
 
 @router.get("")
 async def list_models(request: Request) -> ModelList:
-    """The model under its plain name and as `<name>:<mode>` for clients that can set nothing else."""
+    """List the model under its plain name, and as `<name>:<mode>` for clients that can only set the model's name."""
     return ModelList(data=list(_models(runtime_of(request)).values()))
 
 
 @router.get("/{model_id}", responses={404: ERRORS[404]})
 async def retrieve_model(request: Request, model_id: str) -> Model:
+    """Return one of the names of the model."""
     models = _models(runtime_of(request))
     if model_id not in models:
-        raise NotFound(f"The model {model_id!r} does not exist.", param="model", code="model_not_found")
+        raise NotFound(
+            f"The model {model_id!r} does not exist; GET /v1/models lists the available models.",
+            param="model",
+            code="model_not_found",
+        )
     return models[model_id]
 
 

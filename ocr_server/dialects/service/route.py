@@ -1,4 +1,4 @@
-"""What the server says of itself: `/`, the probes, `/metrics`."""
+"""Information about the server: `/`, the health probes, `/metrics`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ router = APIRouter(tags=["Service"])
 
 
 @router.head("/", include_in_schema=False, response_model=None)
-@router.get("/", response_model=ApiInformation, responses={307: {"description": "To the page, for a browser."}})
+@router.get("/", response_model=ApiInformation, responses={307: {"description": "Redirects browsers to the web page."}})
 async def api_information(request: Request, response: Response) -> ApiInformation | Response:
-    """What is served here, and how to ask for it. A browser, which asks for HTML, is sent to the page at `/ui/`."""
+    """List what the server offers. A browser, which asks for HTML, is redirected to the web page at `/ui/`."""
     if prefers_html(request.headers.get("accept", "")):
         return Response(status_code=307, headers={"location": PAGE.lstrip("/"), "vary": "accept"})
     response.headers["vary"] = "accept"
@@ -41,7 +41,7 @@ async def api_information(request: Request, response: Response) -> ApiInformatio
 @router.head("/health", include_in_schema=False)
 @router.get("/health", responses={503: {"model": Health}})
 async def health(request: Request, response: Response) -> Health:
-    """200 if pages can be read; 503 with the reason while the model loads or after the engine broke."""
+    """Return 200 if pages can be read, or 503 with the reason, as while the model is being loaded."""
     runtime = runtime_of(request)
     if (reason := runtime.engine.unavailable()) is not None:
         response.status_code = 503
@@ -52,21 +52,21 @@ async def health(request: Request, response: Response) -> Health:
 @router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 async def livez() -> Liveness:
-    """200 as long as the process answers, whatever its engine does."""
+    """Return 200 as long as the process answers, whatever the state of the engine."""
     return Liveness()
 
 
 @router.head("/ping", include_in_schema=False)
 @router.get("/ping", response_class=Response)
 async def ping() -> Response:
-    """The same with an empty body, where only the status is looked at."""
+    """Return 200 with an empty body, for health checks that look at the status only."""
     return Response()
 
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": Readiness}})
 async def readyz(request: Request, response: Response) -> Readiness:
-    """200 if pages can be read, 503 with the reason if not; and how much there is to do."""
+    """Return 200 if pages can be read, or 503 with the reason, and the number of pages in flight and waiting."""
     runtime = runtime_of(request)
     reason = runtime.engine.unavailable()
     response.status_code = 200 if reason is None else 503
@@ -82,7 +82,7 @@ async def readyz(request: Request, response: Response) -> Readiness:
 @router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics() -> Response:
-    """The server's metrics (`ocr_…`) and vLLM's (`vllm:…`) in Prometheus' text format."""
+    """Return the metrics of the server (`ocr_…`) and of vLLM (`vllm:…`) in Prometheus' text format."""
     return Response(generate_latest(registry()), media_type=CONTENT_TYPE_LATEST)
 
 

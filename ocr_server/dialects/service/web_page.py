@@ -1,4 +1,4 @@
-"""The web page at `/ui/`: static files, under a policy that lets nothing in from outside."""
+"""The web page at `/ui/`: static files, with a content security policy that allows nothing from other origins."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-"""What the page shows a model has read off pages of strangers: no script, style or request of theirs gets through."""
-
+"""The page shows text that the model has read from untrusted documents. No script, style or request in it may run."""
 
 FAMILY_SCRIPT = "family.js"
 """The script that tells the page what the served model has: modes, prompts and labels."""

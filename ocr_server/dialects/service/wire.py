@@ -18,9 +18,9 @@ class Model(BaseModel):
     """The checkpoint that is served."""
     max_model_len: int
     mode: str
-    """The resolution mode that this name asks for; `default` is the server's."""
+    """The resolution mode that this name selects; `default` for the server's default mode."""
     max_vision_tokens: int
-    """Most tokens that one picture takes in this mode."""
+    """Maximum number of tokens that a picture takes in this mode."""
 
 
 class ModelList(BaseModel):
@@ -33,10 +33,10 @@ class Health(BaseModel):
 
     status: Literal["ok", "unavailable"]
     reason: str | None = None
-    """Why no page can be read now."""
+    """Why no page can be read at the moment."""
     model: str
     version: str
-    """The server's."""
+    """Version of the server."""
 
 
 class Liveness(BaseModel):
@@ -48,12 +48,13 @@ class Readiness(BaseModel):
 
     status: Literal["ready", "unavailable"]
     reason: str | None = None
-    """Why no page can be read now."""
+    """Why no page can be read at the moment."""
     version: str
+    """Version of the server."""
     pages_in_flight: int
-    """Pages being loaded, prepared or read."""
+    """Number of pages that are being loaded, prepared or read."""
     pages_waiting: int
-    """Pages of accepted requests that have not had their turn."""
+    """Number of pages of accepted requests that are still in the queue."""
 
 
 class ApiInformation(BaseModel):
@@ -64,8 +65,11 @@ class ApiInformation(BaseModel):
     model: str
     checkpoint: str
     endpoints: dict[str, str]
+    """Name → method and path."""
     modes: list[str]
+    """Names of the model's resolution modes."""
     prompts: list[str]
+    """Prompts that the model was trained with."""
     formats: dict[str, str]
     """Output formats: name → description."""
     documentation: str

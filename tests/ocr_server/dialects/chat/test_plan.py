@@ -99,7 +99,7 @@ class TestPictures:
     def test_at_most_so_many(self, read: Any, settings: Settings) -> None:
         few = changed(settings, MAX_IMAGES=2)
         assert len(read(message(picture(A), picture(B)), with_settings=few).sources) == 2
-        with pytest.raises(InvalidRequest, match="at most 2 pictures, not 3") as caught:
+        with pytest.raises(InvalidRequest, match="3 pictures; the limit is 2") as caught:
             read(message(picture(A), picture(B), picture(C)), with_settings=few)
         assert caught.value.param == "messages"
 

@@ -18,7 +18,7 @@ from ocr_server.dialects.chat.wire import ChatCompletionRequest
 from ocr_server.errors import EngineFailure, InvalidRequest
 from ocr_server.output.artifacts import PageArtifacts
 from ocr_server.output.blocks import blocks
-from ocr_server.reading.page import LogprobStep, PageDelta, PageReading, TokenLogprob
+from ocr_server.reading.page import LogprobStep, PageDelta, PageReading, ScoredToken
 from ocr_server.reading.reader import Event, Opened, Piece
 from tests.ocr_server.conftest import chat, delta, examples, message, picture
 from tests.ocr_server.dialects.sessions import events_of, replayed
@@ -258,7 +258,7 @@ class TestChunks:
 
 class TestLogprobs:
     STEP = LogprobStep(
-        TokenLogprob("é", -0.5), [TokenLogprob("é", -0.5), TokenLogprob("b", -1.0), TokenLogprob("c", -math.inf)]
+        ScoredToken("é", -0.5), [ScoredToken("é", -0.5), ScoredToken("b", -1.0), ScoredToken("c", -math.inf)]
     )
 
     async def test_conversion(self) -> None:
@@ -280,7 +280,7 @@ class TestLogprobs:
         }
 
     async def test_an_impossible_token_that_was_chosen(self) -> None:
-        step = LogprobStep(TokenLogprob("a", -math.inf), [])
+        step = LogprobStep(ScoredToken("a", -math.inf), [])
         got = await completed(delta("a", logprobs=[step], finish="stop"), logprobs=True)
         (token,) = got["choices"][0]["logprobs"]["content"]
         assert token["logprob"] == -9999.0
@@ -486,7 +486,7 @@ class TestWholeEqualsStream:
             for choice in range(1 if greedy else choices):
                 pieces, end = texts[page * 3 + choice], ends[page * 3 + choice]
                 for place, words in enumerate(pieces):
-                    steps = [LogprobStep(TokenLogprob(words, -float(place)), [])] if with_logprobs else None
+                    steps = [LogprobStep(ScoredToken(words, -float(place)), [])] if with_logprobs else None
                     finish = end if place == len(pieces) - 1 else None
                     deltas.append((page, delta(words, choice=choice, finish=finish, logprobs=steps)))
         options = {"pages": pages, "n": choices, "temperature": 0.0 if greedy else 1.0, "logprobs": with_logprobs}
