@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from deepseek_ocr.families import mode_name
 
-if TYPE_CHECKING:  # every package imports this module, so it imports none of them at run time
+if TYPE_CHECKING:  # most packages of the server import this module: at run time it would be circular
     from ocr_server.reading.page import PageReading
 
 _REPETITION = "repetition"
