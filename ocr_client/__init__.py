@@ -1,3 +1,5 @@
 """The command `deepseek-ocr`, which reads files with a server. It communicates with the server by HTTP only."""
 
-__version__ = "0.1.0"
+from ocr_server import __version__
+
+__all__ = ["__version__"]

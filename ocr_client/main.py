@@ -8,7 +8,6 @@ import os
 import sys
 import tempfile
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NoReturn
 from urllib.parse import urlsplit
@@ -17,6 +16,7 @@ import typer
 
 from ocr_client import __version__
 from ocr_client.client import DEFAULT_URL, OcrClient, ReadOptions
+from ocr_client.machine import server_root
 from ocr_client.output import JsonLinesOutput, MarkdownOutput, NoOutput, Output
 from ocr_client.progress import print_error
 from ocr_client.read import USAGE_ERROR, Run, RunOptions
@@ -252,10 +252,10 @@ def serve(context: typer.Context) -> None:
 
     All flags are passed to the server: deepseek-ocr serve --port 8080 --model /path/to/DeepSeek-OCR
     """
-    server = find_spec("openai_api_server")
-    if server is None or server.origin is None:
+    root = server_root()
+    if root is None:
         _fail("The server is not installed in this environment. Run ./start_server.sh in the project's folder.")
-    os.execv(sys.executable, [sys.executable, server.origin, *context.args])
+    os.execv(sys.executable, [sys.executable, str(root / "openai_api_server.py"), *context.args])
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The HTTP side: OpenAI's API over an engine that reads pages."""
+"""The server: OpenAI's API, and others, over an engine that reads pages."""
 
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
