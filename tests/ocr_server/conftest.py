@@ -1,4 +1,4 @@
-"""What the tests of the HTTP side share: a played engine, requests, and what comes back of a stream."""
+"""Helpers for the tests of the server: a fake engine, request bodies, and parsers of streams and errors."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from ocr_server.reading.page import Page, PageDelta
 from ocr_server.runtime import Runtime
 
 Script = Callable[[int, Page], AsyncGenerator[PageDelta]]
-"""What the engine does with the n-th page that it is given, counted from 0."""
+"""What the fake engine does with a page; the first argument is the number of the page, from 0."""
 
 CHAT = "/v1/chat/completions"
 
 
 def examples(count: int) -> hypothesis_settings:
-    """So many examples, the same ones every time; a slow machine makes none of them wrong."""
+    """Return Hypothesis settings for this many examples: the same ones each time, without a time limit."""
     return hypothesis_settings(
         max_examples=count,
         deadline=None,
@@ -45,7 +45,7 @@ def examples(count: int) -> hypothesis_settings:
 
 
 class FakeEngine:
-    """An engine that plays a script instead of reading."""
+    """A fake engine that follows a script instead of reading pages."""
 
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or says("Hello")
@@ -53,7 +53,7 @@ class FakeEngine:
         self.retry_after = 3.0
         self.starts = self.closes = 0
         self.forgets = False
-        """Whether the pages it was given are kept without their pictures."""
+        """Whether pages are recorded without their pictures, to save memory."""
         self.pages: list[Page] = []
         self.finished: list[int] = []
         self.aborted: list[int] = []
@@ -95,7 +95,7 @@ def delta(text: str = "", *, choice: int = 0, tokens: int = 1, finish: str | Non
 
 
 def says(*texts: str, finish: str = "stop") -> Script:
-    """Every page reads as `texts`, one piece each."""
+    """Return a script that answers every page with `texts`, each of them one piece."""
 
     async def script(_: int, page: Page) -> AsyncGenerator[PageDelta]:
         for choice in range(page.decoding.n):
@@ -107,7 +107,7 @@ def says(*texts: str, finish: str = "stop") -> Script:
 
 
 def fails(error: Exception, *texts: str) -> Script:
-    """Every page breaks with `error`, after `texts`."""
+    """Return a script that raises `error` on every page, after the pieces `texts`."""
 
     async def script(_: int, __: Page) -> AsyncGenerator[PageDelta]:
         for text in texts:
@@ -118,25 +118,25 @@ def fails(error: Exception, *texts: str) -> Script:
 
 
 async def never(_: int, __: Page) -> AsyncGenerator[PageDelta]:
-    """Every page takes for ever, and says nothing."""
+    """A script that never answers."""
     await asyncio.Event().wait()
     yield delta()
 
 
 async def endless(_: int, __: Page) -> AsyncGenerator[PageDelta]:
-    """Every page goes on and on."""
+    """A script whose answers never end."""
     while True:
         yield delta("on ")
         await asyncio.sleep(0.005)
 
 
 def prepared(tokens: int = 7) -> PreparedImage:
-    """A picture as the engine takes it, for tests that don't look at it."""
+    """Return a minimal prepared image, for tests that do not look at it."""
     return PreparedImage(torch.zeros(1, 1, 3), torch.empty(0, 0, 0, 3), NO_TILES, tokens)
 
 
 def png(width: int = 8, height: int = 8, colour: tuple[int, int, int] = (255, 255, 255)) -> str:
-    """A data URI."""
+    """Return a PNG of one colour as a data URI."""
     file = io.BytesIO()
     Image.new("RGB", (width, height), colour).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -154,22 +154,22 @@ def text(words: str) -> dict[str, Any]:
 
 
 def message(*parts: dict[str, Any] | str, role: str = "user") -> dict[str, Any]:
-    """With one string alone, the content is that string."""
+    """Return a message. If its only part is a string, that string is the content; otherwise a list of parts is."""
     if len(parts) == 1 and isinstance(parts[0], str):
         return {"role": role, "content": parts[0]}
     return {"role": role, "content": [text(part) if isinstance(part, str) else part for part in parts]}
 
 
 def chat(*messages: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """A request's body; without messages, one white picture in tiny mode."""
+    """Return a request body. Without messages, it has one white picture, read in tiny mode."""
     if not messages:
         messages, more = (message(picture(), "Free OCR."),), {"ocr": {"mode": "tiny"}, **more}
     return {"model": "deepseek-ocr", "messages": list(messages), **more}
 
 
 def events(stream: str) -> list[Any]:
-    """What the events of a stream hold, `[DONE]` as it is; comments are left out."""
-    assert stream.endswith("\n\n"), "the last event is not closed"
+    """Parse a stream into the data of its events, without comments. `[DONE]` stays a string."""
+    assert stream.endswith("\n\n"), "the last event does not end with an empty line"
     found = []
     for event in stream[:-2].split("\n\n"):
         lines = [line for line in event.split("\n") if not line.startswith(":")]
@@ -182,12 +182,13 @@ def events(stream: str) -> list[Any]:
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    """The error in OpenAI's envelope, which is checked."""
+    """Check the status and the form of an error response. Return the error."""
     assert response.status_code == status, response.text
     return envelope(response.json())
 
 
 def envelope(body: Any) -> dict[str, Any]:
+    """Check that a body is OpenAI's error body. Return the error."""
     assert list(body) == ["error"]
     error: dict[str, Any] = body["error"]
     assert list(error) == ["message", "type", "param", "code"]
@@ -199,13 +200,13 @@ def envelope(body: Any) -> dict[str, Any]:
 
 
 def client_of(app: FastAPI) -> httpx.AsyncClient:
-    """Without the lifespan; what the app fails on comes back as its answer."""
+    """Return a client of an application. The lifespan is not run, and unexpected errors are answered, not raised."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://server")
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait for something that happens elsewhere."""
+    """Wait until a condition holds. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  # it may happen in another thread
             await asyncio.sleep(0.005)
@@ -213,7 +214,7 @@ async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    """Without batches, which would leave files; their tests turn them on, in folders of their own."""
+    """Settings without batches, which would create files. Tests of batches enable them in temporary folders."""
     return Settings(
         MODEL_PATH=str(EMBEDDED_CHECKPOINT),
         MODEL_NAME="deepseek-ocr",

@@ -1,4 +1,4 @@
-"""`include_page_images`: a stream brings each page's picture before its text."""
+"""`ocr.include_page_images`: a stream contains the picture of each page before its text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_each_page_of_a_document_comes_before_its_text(client: httpx.Async
     assert order == ["picture", "text", "report", "picture", "text", "report"]
 
 
-async def test_a_picture_comes_as_it_is_read(client: httpx.AsyncClient) -> None:
+async def test_the_picture_is_the_page_as_it_is_read(client: httpx.AsyncClient) -> None:
     found = await deltas(client, asked(picture(png(30, 20, (200, 40, 40)))))
     (page,) = [delta["ocr_page"] for delta in found if "ocr_page" in delta]
     red, green, blue = shown(page).getpixel((15, 10))
@@ -59,19 +59,17 @@ async def test_a_picture_comes_as_it_is_read(client: httpx.AsyncClient) -> None:
     assert [delta["ocr"]["pages"][0]["finish_reason"] for delta in found if "ocr" in delta] == ["stop"]
 
 
-async def test_without_it_no_picture_comes(client: httpx.AsyncClient) -> None:
+async def test_no_pictures_unless_requested(client: httpx.AsyncClient) -> None:
     body = asked(picture(PDF), include_page_images=False)
     assert not any("ocr_page" in delta for delta in await deltas(client, body))
 
 
 @pytest.mark.parametrize("output", ["markdown", "blocks"])
-async def test_it_goes_with_every_output(client: httpx.AsyncClient, output: str) -> None:
+async def test_every_output_supports_it(client: httpx.AsyncClient, output: str) -> None:
     assert any("ocr_page" in delta for delta in await deltas(client, asked(picture(), output=output)))
 
 
-async def test_a_page_that_fails_has_its_picture_and_then_its_error(
-    client: httpx.AsyncClient, engine: FakeEngine
-) -> None:
+async def test_a_page_that_fails_has_a_picture_and_an_error(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     whole, broken = says("fine"), fails(InvalidRequest("This page is too much."))
     engine.script = lambda number, page: (broken if number == 1 else whole)(number, page)
     found = await deltas(client, asked(picture(PDF)))

@@ -78,7 +78,7 @@ class TestPictures:
         assert plan.prompt == "And now?"
 
     @pytest.mark.parametrize("role", ["assistant", "system", "developer", "tool"])
-    def test_only_a_user_gives_pictures(self, read: Any, role: str) -> None:
+    def test_only_user_messages_give_pictures(self, read: Any, role: str) -> None:
         with pytest.raises(InvalidRequest) as caught:
             read(message(picture(A), role=role), message("What is it?"))
         assert caught.value.code == "missing_image"
@@ -88,28 +88,28 @@ class TestPictures:
         with pytest.raises(InvalidRequest, match="no user message"):
             read(message("Free OCR.", role="system"))
 
-    def test_the_place_of_each_picture_is_named(self, read: Any) -> None:
+    def test_the_parameter_of_each_picture_is_known(self, read: Any) -> None:
         plan = read(message("x", role="system"), message("a", picture(A), picture(B)), message("b"))
         assert places(plan) == ["messages[1].content[1].image_url.url", "messages[1].content[2].image_url.url"]
 
-    def test_the_place_is_right_where_messages_repeat(self, read: Any) -> None:
+    def test_the_parameter_is_right_where_messages_repeat(self, read: Any) -> None:
         plan = read(ONE, message("answer", role="assistant"), ONE)
         assert places(plan) == ["messages[2].content[0].image_url.url"]
 
-    def test_at_most_so_many(self, read: Any, settings: Settings) -> None:
+    def test_the_number_of_pictures_is_limited(self, read: Any, settings: Settings) -> None:
         few = changed(settings, MAX_IMAGES=2)
         assert len(read(message(picture(A), picture(B)), with_settings=few).sources) == 2
         with pytest.raises(InvalidRequest, match="3 pictures; the limit is 2") as caught:
             read(message(picture(A), picture(B), picture(C)), with_settings=few)
         assert caught.value.param == "messages"
 
-    def test_other_parts_are_refused_by_their_place(self, read: Any) -> None:
+    def test_other_parts_are_refused_by_name(self, read: Any) -> None:
         with pytest.raises(InvalidRequest, match="input_audio") as caught:
             read(message("hm", role="assistant"), message(picture(A), "x", AUDIO))
         assert caught.value.param == "messages[1].content[2].type"
         assert caught.value.code == "unsupported_content"
 
-    def test_other_parts_in_an_assistants_message_do_not_matter(self, read: Any) -> None:
+    def test_other_parts_in_an_assistants_message_are_ignored(self, read: Any) -> None:
         assert urls(read(ONE, message({"type": "refusal", "refusal": "no"}, role="assistant"), message("x"))) == [A]
 
 
@@ -118,7 +118,7 @@ class TestPrompt:
         assert read(message("one", picture(A), "two", "three")).prompt == "one\ntwo\nthree"
 
     @pytest.mark.parametrize("typed", ["Free OCR. ", "Free OCR.\n", "  Free OCR.\t\r\n "])
-    def test_space_around_it_is_dropped(self, read: Any, typed: str) -> None:
+    def test_surrounding_white_space_is_dropped(self, read: Any, typed: str) -> None:
         assert read(message(picture(A), typed)).prompt == "Free OCR."
 
     @pytest.mark.parametrize("role", ["system", "developer"])
@@ -142,7 +142,7 @@ class TestPrompt:
         assert read(message(text("a"), text("b"), role="system"), message(picture(A), "  ")).prompt == "a\nb"
 
     @pytest.mark.parametrize("content", [[picture(A)], [picture(A), text("")], [picture(A), text(" \n")]])
-    def test_the_default(self, read: Any, settings: Settings, content: list[Any]) -> None:
+    def test_the_default_prompt(self, read: Any, settings: Settings, content: list[Any]) -> None:
         assert read({"role": "user", "content": content}).prompt == settings.DEFAULT_PROMPT
 
     @pytest.mark.parametrize("content", [None, "", [], "  "])
@@ -152,7 +152,7 @@ class TestPrompt:
         plan = read(ONE, {"role": "user", "content": content})
         assert (urls(plan), plan.prompt) == ([A], settings.DEFAULT_PROMPT)
 
-    def test_its_length_is_bounded(self, read: Any, settings: Settings) -> None:
+    def test_the_length_is_limited(self, read: Any, settings: Settings) -> None:
         short = changed(settings, MAX_PROMPT_CHARS=5)
         assert read(message(picture(A), "12345 "), with_settings=short).prompt == "12345"
         for given in [(message(picture(A), "123456"),), (message("123456", role="system"), message(picture(A)))]:
@@ -165,7 +165,7 @@ class TestMode:
         (planned,) = plan.sources
         return planned.mode
 
-    def test_the_servers_default(self, read: Any, settings: Settings) -> None:
+    def test_the_default_mode_of_the_server(self, read: Any, settings: Settings) -> None:
         of_server = changed(settings, BASE_SIZE=640, IMAGE_SIZE=320, MAX_CROPS=4)
         assert self.mode(read(with_settings=of_server)) == ResolutionMode(640, 320, max_crops=4)
 
@@ -179,17 +179,17 @@ class TestMode:
         assert [planned.mode for planned in plan.sources] == [MODES["tiny"], MODES["gundam"]]
 
     @pytest.mark.parametrize("name", MODES)
-    def test_the_models_name_over_detail(self, read: Any, name: str) -> None:
+    def test_the_models_name_takes_precedence_over_detail(self, read: Any, name: str) -> None:
         for detail in ("low", "high", "auto"):
             plan = read(message(picture(A, detail=detail)), model=f"deepseek-ocr:{name}")
             assert self.mode(plan) == MODES[name]
 
     @pytest.mark.parametrize("name", MODES)
-    def test_options_over_the_models_name(self, read: Any, name: str) -> None:
+    def test_options_take_precedence_over_the_models_name(self, read: Any, name: str) -> None:
         plan = read(message(picture(A, detail="low")), model="deepseek-ocr:small", ocr={"mode": name})
         assert self.mode(plan) == MODES[name]
 
-    def test_fields_change_what_the_rest_asks_for(self, read: Any) -> None:
+    def test_fields_override_parts_of_the_mode(self, read: Any) -> None:
         change = {"max_crops": 9, "min_crops": 1}
         expected = ResolutionMode(1024, 640, min_crops=1, max_crops=9)
         assert self.mode(read(message(picture(A, detail="high")), ocr=change)) == expected
@@ -217,7 +217,7 @@ class TestMode:
             ({"whitelist_token_ids": [1] * 33}, "whitelist_token_ids"),
         ],
     )
-    def test_an_illegal_option_is_named(self, read: Any, options: dict[str, Any], field: str) -> None:
+    def test_an_invalid_option_is_named(self, read: Any, options: dict[str, Any], field: str) -> None:
         with pytest.raises(InvalidRequest) as caught:
             read(ocr=options)
         assert caught.value.param == f"ocr.{field}"
@@ -274,7 +274,7 @@ class TestDecoding:
         assert read(stop="END").decoding.stop == "END"
 
     @pytest.mark.parametrize("everything", [-1, 0])
-    def test_all_tokens(self, read: Any, everything: int) -> None:
+    def test_top_k_for_all_tokens(self, read: Any, everything: int) -> None:
         assert read(temperature=1.0, top_k=everything).decoding.top_k == 0
 
     def test_logit_bias(self, read: Any) -> None:
@@ -289,7 +289,7 @@ class TestDecoding:
             ({"max_tokens": 7, "max_completion_tokens": 6}, 6),
         ],
     )
-    def test_the_newer_name_counts(self, read: Any, given: dict[str, int], expected: int) -> None:
+    def test_the_newer_name_takes_precedence(self, read: Any, given: dict[str, int], expected: int) -> None:
         assert read(**given).decoding.max_tokens == expected
 
     @pytest.mark.parametrize("temperature", [None, 0, 0.0])
@@ -478,7 +478,7 @@ class TestTemplate:
         assert template(messages=[message("one"), message(text("two"))]).prompt == "two"
         assert template(messages=[message("Read.", role="system")]).prompt == "Read."
 
-    def test_its_options_count(self, template: Any) -> None:
+    def test_its_options_apply(self, template: Any) -> None:
         plan = template(ocr={"pages": "2-3", "mode": "tiny", "dpi": 72})
         (planned,) = plan.sources
         assert planned.mode == MODES["tiny"]
@@ -492,11 +492,11 @@ class TestTemplate:
             template(messages=[message(part, "Free OCR.")])
         assert caught.value.param == "messages"
 
-    def test_other_parts_are_refused_by_their_place(self, template: Any) -> None:
+    def test_other_parts_are_refused_by_name(self, template: Any) -> None:
         with pytest.raises(InvalidRequest, match="input_audio") as caught:
             template(messages=[message("x"), message("y", AUDIO)])
         assert (caught.value.param, caught.value.code) == ("messages[1].content[1].type", "unsupported_content")
 
-    def test_other_parts_in_an_assistants_message_do_not_matter(self, template: Any) -> None:
+    def test_other_parts_in_an_assistants_message_are_ignored(self, template: Any) -> None:
         refusal = message({"type": "refusal", "refusal": "no"}, role="assistant")
         assert template(messages=[message("x"), refusal]).prompt == "x"

@@ -86,10 +86,11 @@ HELLO = (delta("Hel"), delta("lo"), delta("", tokens=1, finish="stop"))
 
 
 class TestCompletion:
-    async def test_all_of_it(self) -> None:
+    async def test_a_whole_completion(self) -> None:
+        before = int(time.time())
         got = await completed(*HELLO)
         assert got.pop("id").startswith("chatcmpl-")
-        assert abs(got.pop("created") - time.time()) < 60
+        assert before <= got.pop("created") <= time.time()
         assert got == {
             "object": "chat.completion",
             "model": "deepseek-ocr",
@@ -125,14 +126,14 @@ class TestCompletion:
             (["repetition", "length", "stop"], "length"),
         ],
     )
-    async def test_how_it_ended(self, ends: list[str], reason: str) -> None:
+    async def test_the_finish_reason(self, ends: list[str], reason: str) -> None:
         deltas = [(page, delta("x", finish=end)) for page, end in enumerate(ends)]
         got = await completed(*deltas, pages=len(ends))
         assert got["choices"][0]["finish_reason"] == reason
         reasons = [chunk["choices"][0]["finish_reason"] for chunk in await chunks(*deltas, pages=len(ends))]
         assert reasons == [None] * (len(reasons) - 1) + [reason]
 
-    async def test_each_choice_ends_for_itself(self) -> None:
+    async def test_each_choice_has_its_own_finish_reason(self) -> None:
         deltas = [delta("a", choice=0, finish="stop"), delta("b", choice=1, finish="length")]
         got = await completed(*deltas, n=2, temperature=1.0)
         assert [
@@ -156,7 +157,7 @@ class TestCompletion:
             "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 201},
         }
 
-    async def test_copies_cost_nothing(self) -> None:
+    async def test_usage_counts_copies_once(self) -> None:
         got = await completed(*HELLO, n=3)
         assert [choice["message"]["content"] for choice in got["choices"]] == ["Hello"] * 3
         assert [choice["index"] for choice in got["choices"]] == [0, 1, 2]
@@ -168,7 +169,7 @@ class TestCompletion:
 
 
 class TestChunks:
-    async def test_as_openai_sends_them(self) -> None:
+    async def test_chunks_as_openai_sends_them(self) -> None:
         got = await chunks(*HELLO)
         assert [list(chunk) for chunk in got] == [[*COMMON, "system_fingerprint"]] * 4
         assert [chunk["choices"] for chunk in got] == [
@@ -208,8 +209,8 @@ class TestChunks:
             *((index, {}) for index in range(3)),
         ]
 
-    async def test_nothing_before_the_first_piece(self) -> None:
-        """Until then an error can still have a status of its own."""
+    async def test_an_early_error_is_raised_before_the_first_chunk(self) -> None:
+        """Until then, an error can be answered with its own status."""
 
         async def broken() -> AsyncGenerator[Event]:
             raise ValueError("early")
@@ -235,12 +236,12 @@ class TestChunks:
         got = await chunks(delta(""), delta("a"), delta(""), delta("", finish="length"))
         assert [chunk["choices"][0]["delta"] for chunk in got] == [FIRST, {"content": "a"}, {}]
 
-    async def test_copies(self) -> None:
+    async def test_usage_counts_copies_once_in_a_stream(self) -> None:
         got = await chunks(*HELLO, n=2, stream_options={"include_usage": True})
         assert [chunk["choices"][0]["finish_reason"] for chunk in got[-3:-1]] == ["stop", "stop"]
         assert got[-1]["usage"]["completion_tokens"] == 3
 
-    async def test_closing_it_closes_its_source(self) -> None:
+    async def test_closing_the_stream_closes_the_session(self) -> None:
         closed = []
 
         async def source() -> AsyncGenerator[Event]:
@@ -306,7 +307,7 @@ class TestLogprobs:
 
 
 class TestPages:
-    """Several pages, and what is said of each."""
+    """Several pages, and the reports on them."""
 
     ENDS = (
         (0, delta("a", finish="stop")),
@@ -319,11 +320,11 @@ class TestPages:
         got = await completed(*self.ENDS, pages=3)
         assert got["choices"][0]["message"]["content"] == "a|bc|"
 
-    async def test_it_comes_with_the_page_after_it(self) -> None:
+    async def test_the_separator_comes_with_the_page_after_it(self) -> None:
         found = [chunk["choices"][0]["delta"] for chunk in await chunks(*self.ENDS, pages=3)]
         assert [each["content"] for each in found if "content" in each] == ["", "a", "|b", "c", "|"]
 
-    async def test_each_choice_has_its_own(self) -> None:
+    async def test_each_choice_has_its_own_separators(self) -> None:
         deltas = [
             (0, delta("a", choice=0, finish="stop")),
             (0, delta("A", choice=1, finish="stop")),
@@ -342,7 +343,7 @@ class TestPages:
         "options",
         [{"pages": 2}, {"is_document": True}, {"ocr": {"output": "markdown"}}, {"ocr": {"output": "blocks"}}],
     )
-    async def test_everything_else_has_one(self, options: dict[str, Any]) -> None:
+    async def test_every_other_answer_has_reports(self, options: dict[str, Any]) -> None:
         pieces = [(page, delta("x", finish="stop")) for page in range(options.get("pages", 1))]
         got = await completed(*pieces, **options)
         assert len(got["choices"][0]["message"]["ocr"]["pages"]) == len(pieces)
@@ -378,7 +379,7 @@ class TestPages:
         assert (report["page"], report["finish_reason"]) == (5, "error")
         assert report["error"] == {"message": "It is torn.", "code": "torn"}
 
-    async def test_an_engine_that_says_nothing_has_failed(self) -> None:
+    async def test_an_engine_that_returns_nothing_has_failed(self) -> None:
         with pytest.raises(EngineFailure):
             await answer([PageReading(0, 0, 0)]).completion()
 
@@ -432,7 +433,7 @@ class TestFormats:
         text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in got)
         assert text == "# Hi\n\n![](images/page-7-figure-1.jpeg)"
 
-    async def test_blocks_stand_beside_it(self) -> None:
+    async def test_blocks_are_in_the_report(self) -> None:
         got = await whole(answer([located()], ocr={"output": "blocks"}))
         (page,) = got["choices"][0]["message"]["ocr"]["pages"]
         assert page["blocks"] == [
@@ -478,7 +479,7 @@ class TestWholeEqualsStream:
         with_logprobs=st.booleans(),
     )
     @examples(100)
-    def test_whatever_the_pieces(
+    def test_any_pieces(
         self, pages: int, texts: list[list[str]], ends: list[str], choices: int, greedy: bool, with_logprobs: bool
     ) -> None:
         deltas: list[tuple[int, PageDelta]] = []

@@ -1,4 +1,4 @@
-"""What is accepted from a client, what is refused, and that nothing whatever brings the server down."""
+"""Validation of chat requests: what is accepted, what is refused, and that no input makes the server fail."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REFUSED = ChatCompletionRequest.REFUSED
 
 
 async def refused(client: httpx.AsyncClient, param: str | None, **fields: Any) -> dict[str, Any]:
-    """The error of a request with these fields, sent as `json.dumps` writes it, NaN and all."""
+    """Send a request with these fields, NaN included, and return the error, which names `param`."""
     error = error_of(await client.post(CHAT, content=json.dumps(chat(**fields))), 400)
     assert error["param"] == param, error
     assert error["type"] == "invalid_request_error"
@@ -80,14 +80,16 @@ class TestStrictness:
             ("user", 5),
         ],
     )
-    async def test_values_are_not_bent(self, client: httpx.AsyncClient, field: str, value: Any) -> None:
+    async def test_types_are_not_coerced_and_ranges_are_checked(
+        self, client: httpx.AsyncClient, field: str, value: Any
+    ) -> None:
         await refused(client, field, **{field: value})
 
     @pytest.mark.parametrize("value", [NOT_A_NUMBER, float("inf"), -float("inf")])
     @pytest.mark.parametrize(
         "field", ["temperature", "top_p", "presence_penalty", "frequency_penalty", "min_p", "repetition_penalty"]
     )
-    async def test_numbers_are_finite(self, client: httpx.AsyncClient, field: str, value: float) -> None:
+    async def test_numbers_must_be_finite(self, client: httpx.AsyncClient, field: str, value: float) -> None:
         await refused(client, field, **{field: value})
 
     @pytest.mark.parametrize("value", [NOT_A_NUMBER, 101, -101, "1", None])
@@ -98,10 +100,10 @@ class TestStrictness:
     async def test_stop(self, client: httpx.AsyncClient, stop: Any) -> None:
         await refused(client, "stop", stop=stop)
 
-    async def test_a_least_above_the_most(self, client: httpx.AsyncClient) -> None:
+    async def test_min_tokens_above_max_tokens(self, client: httpx.AsyncClient) -> None:
         await refused(client, "min_tokens", min_tokens=6, max_tokens=5)
 
-    async def test_parameters_that_need_others(self, client: httpx.AsyncClient) -> None:
+    async def test_parameters_that_require_others(self, client: httpx.AsyncClient) -> None:
         await refused(client, "top_logprobs", top_logprobs=1)
         await refused(client, "stream_options", stream_options={"include_usage": True})
 
@@ -144,34 +146,34 @@ class TestUnknownAndRefused:
         assert error["param"] == "ocr.modus"
 
     @pytest.mark.parametrize("output", ["docx", "overlay", "json", ""])
-    async def test_an_unknown_output_is_refused_with_the_names_there_are(
+    async def test_an_unknown_output_is_refused_with_the_known_names(
         self, client: httpx.AsyncClient, output: str
     ) -> None:
         error = await refused(client, "ocr.output", ocr={"output": output})
         assert "raw, markdown, blocks" in error["message"]
 
     @pytest.mark.parametrize("mode", ["huge", "Tiny", ""])
-    async def test_an_unknown_mode_is_refused_with_the_names_there_are(
-        self, client: httpx.AsyncClient, mode: str
-    ) -> None:
+    async def test_an_unknown_mode_is_refused_with_the_known_names(self, client: httpx.AsyncClient, mode: str) -> None:
         error = await refused(client, "ocr.mode", ocr={"mode": mode})
         assert ", ".join(MODES) in error["message"]
 
     @pytest.mark.parametrize("name", REFUSED)
-    async def test_a_parameter_that_would_change_the_answer(self, client: httpx.AsyncClient, name: str) -> None:
+    async def test_an_unsupported_parameter_is_refused_with_the_reason(
+        self, client: httpx.AsyncClient, name: str
+    ) -> None:
         error = await refused(client, name, **{name: ["something"]})
         assert error["code"] == "unsupported_parameter"
         assert error["message"] == f"{name} is not supported: {REFUSED[name]}."
 
     @pytest.mark.parametrize(("name", "value"), [(name, value) for name in NEUTRAL for value in (*NEUTRAL[name], None)])
-    async def test_a_value_that_asks_for_nothing(self, client: httpx.AsyncClient, name: str, value: Any) -> None:
+    async def test_a_neutral_value_is_accepted(self, client: httpx.AsyncClient, name: str, value: Any) -> None:
         assert (await client.post(CHAT, json=chat(**{name: value}))).status_code == 200
 
     @pytest.mark.parametrize("name", [name for name in REFUSED if name not in NEUTRAL])
-    async def test_null_asks_for_nothing(self, client: httpx.AsyncClient, name: str) -> None:
+    async def test_null_is_accepted_for_unsupported_parameters(self, client: httpx.AsyncClient, name: str) -> None:
         assert (await client.post(CHAT, json=chat(**{name: None}))).status_code == 200
 
-    async def test_harmless_parameters(self, client: httpx.AsyncClient) -> None:
+    async def test_parameters_without_effect_are_accepted(self, client: httpx.AsyncClient) -> None:
         harmless = {
             "user": "me",
             "metadata": {"a": "b"},
@@ -189,7 +191,7 @@ class TestUnknownAndRefused:
         assert set(ChatCompletionRequest.model_fields) - set(optional) == {"model", "messages", "stream"}
         assert (await client.post(CHAT, json=chat(**dict.fromkeys(optional)))).status_code == 200
 
-    async def test_a_named_person_may_speak(self, client: httpx.AsyncClient) -> None:
+    async def test_a_message_may_have_a_name(self, client: httpx.AsyncClient) -> None:
         assert (await client.post(CHAT, json=chat({**message(picture()), "name": "Ada"}))).status_code == 200
 
 
@@ -211,7 +213,7 @@ VALID: list[dict[str, Any]] = [
 NAMES = sorted(
     {*ChatCompletionRequest.model_fields, *OcrOptions.model_fields, *REFUSED, "role", "content", "type", "url"}
 )
-ANY_TEXT = st.text(st.characters(), max_size=8)  # lone surrogates too, which JSON can express
+ANY_TEXT = st.text(st.characters(), max_size=8)  # including lone surrogates, which JSON can express
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -237,7 +239,7 @@ def containers(value: Any) -> Iterator[Any]:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> dict[str, Any]:
-    """A valid request with up to three values replaced, added or taken away, anywhere in it."""
+    """A valid request with up to three values replaced, added or removed anywhere in it."""
     body = copy.deepcopy(draw(st.sampled_from(VALID)))
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.sampled_from(list(containers(body))))
@@ -271,7 +273,7 @@ def answered_properly(response: httpx.Response) -> None:
 
 class TestHostileInput:
     @pytest.mark.parametrize("body", VALID)
-    async def test_what_is_mutated_was_right(self, app: FastAPI, body: dict[str, Any]) -> None:
+    async def test_the_requests_that_are_mutated_are_valid(self, app: FastAPI, body: dict[str, Any]) -> None:
         response = await post(app, json.dumps(body))
         assert response.status_code == 200, response.text
         answered_properly(response)
@@ -296,7 +298,7 @@ class TestHostileInput:
         envelope(response.json())
 
     @pytest.mark.parametrize("place", ["unknown", "metadata", "messages", "type", "content", "schema", "tools"])
-    def test_nesting(self, app: FastAPI, place: str) -> None:
+    def test_deep_nesting_is_refused(self, app: FastAPI, place: str) -> None:
         for depth in (50, 300, 600, *range(700, 1000, 20), 20_000):
             deep = "[" * depth + "]" * depth
             parts = f'[{{"type": "image_url", "image_url": {{"url": "{WHITE}"}}}}, PART]'
@@ -317,6 +319,6 @@ class TestHostileInput:
             envelope(response.json())
 
     @pytest.mark.parametrize("name", ["\ud800", "a\udfffb", "\0", "\u2028", "😀"])
-    async def test_names_that_cannot_be_written_back(self, app: FastAPI, name: str) -> None:
+    async def test_names_with_unusual_characters(self, app: FastAPI, name: str) -> None:
         for body in (chat(**{name: 1}), chat(ocr={name: 1}), chat(logit_bias={name: 1.0}), chat(metadata={name: 1})):
             answered_properly(await post(app, json.dumps(body)))

@@ -62,7 +62,7 @@ async def read(client: httpx.AsyncClient, **more: Any) -> dict[str, Any]:
 
 
 class TestResponse:
-    async def test_all_of_it(self, client: httpx.AsyncClient) -> None:
+    async def test_a_whole_response(self, client: httpx.AsyncClient) -> None:
         got = await read(client)
         assert got["model"] == "deepseek-ocr"
         assert got["document_annotation"] is None
@@ -116,7 +116,7 @@ class TestResponse:
         }
         assert page["blocks"][4]["image_id"] == FIGURE
 
-    async def test_an_answer_without_places_is_one_block(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    async def test_an_answer_without_boxes_is_one_block(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
         engine.script = says("Only words.")
         (page,) = (await read(client))["pages"]
         (block,) = page["blocks"]
@@ -140,7 +140,7 @@ class TestResponse:
         assert figure.getpixel((5, 95))[0] > 240  # type: ignore[index]
         assert figure.getpixel((5, 95))[1] < 15  # type: ignore[index]
 
-    async def test_least_size_and_most_figures(self, client: httpx.AsyncClient) -> None:
+    async def test_image_min_size_and_image_limit(self, client: httpx.AsyncClient) -> None:
         for more in ({"image_min_size": 10}, {"image_limit": 1}):
             (page,) = (await read(client, **more))["pages"]
             assert [image["id"] for image in page["images"]] == [FIGURE]
@@ -154,7 +154,9 @@ class TestResponse:
             ("markdown", "page-1-table-1.md", "| a | b |\n| --- | --- |\n| 1 | 2 |"),
         ],
     )
-    async def test_tables_apart(self, client: httpx.AsyncClient, table_format: str, name: str, content: str) -> None:
+    async def test_tables_are_returned_separately(
+        self, client: httpx.AsyncClient, table_format: str, name: str, content: str
+    ) -> None:
         (page,) = (await read(client, table_format=table_format))["pages"]
         (table,) = page["tables"]
         assert (table["id"], table["content"].strip(), table["format"]) == (name, content, table_format)
@@ -162,7 +164,7 @@ class TestResponse:
         assert "<table>" not in page["markdown"]
         assert page["blocks"][3]["table_id"] == name
 
-    async def test_header_and_footer_apart(self, client: httpx.AsyncClient) -> None:
+    async def test_header_and_footer_are_returned_separately(self, client: httpx.AsyncClient) -> None:
         (page,) = (await read(client, extract_header=True, extract_footer=True))["pages"]
         assert (page["header"], page["footer"]) == ("ACME Inc.", "page 1")
         assert page["markdown"].startswith("# Report")
@@ -221,8 +223,8 @@ class TestDocuments:
             assert page["markdown"] == ("" if page["finish_reason"] == "error" else "fine")
 
     @pytest.mark.slow
-    async def test_a_thousand_pages_are_never_in_memory(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
-        """As pictures they would take 720 MB, and prepared as much again."""
+    async def test_a_thousand_pages_are_not_all_in_memory(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        """Decoded, they would take 720 MB, and prepared for the engine as much again."""
         engine.script, engine.forgets = says("x"), True
         process = psutil.Process()
         before = process.memory_info().rss

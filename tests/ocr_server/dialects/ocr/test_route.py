@@ -28,7 +28,7 @@ def engine() -> FakeEngine:
 
 
 class TestJson:
-    async def test_what_is_asked_reaches_the_engine(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    async def test_options_reach_the_engine(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
         options = {"prompt": "Free OCR.", "mode": "tiny", "ngram_size": 20, "window_size": 50, "max_tokens": 7}
         assert (await client.post(OCR, json=body(**options))).status_code == 200
         (page,) = engine.pages
@@ -90,7 +90,7 @@ class TestUpload:
     @pytest.mark.parametrize(
         ("form", "param"), [({"dpi": "many"}, "dpi"), ({"colour": "red"}, "colour"), ({"document": "{}"}, "document")]
     )
-    async def test_wrong_fields(self, client: httpx.AsyncClient, form: dict[str, str], param: str) -> None:
+    async def test_invalid_fields(self, client: httpx.AsyncClient, form: dict[str, str], param: str) -> None:
         response = await client.post(OCR, files={"file": ("a.png", b"x")}, data=form)
         assert error_of(response, 400)["param"] == param
 
@@ -113,7 +113,7 @@ class TestUpload:
         assert error_of(response, 400)["param"] == param
         assert engine.pages == []
 
-    async def test_the_size_is_that_of_the_file(self, client: httpx.AsyncClient) -> None:
+    async def test_the_size_in_the_response_is_that_of_the_file(self, client: httpx.AsyncClient) -> None:
         file = pdf(1)
         response = await client.post(OCR, files={"file": ("invoice.pdf", file)}, data={"dpi": "72"})
         assert response.json()["usage_info"]["doc_size_bytes"] == len(file)
@@ -140,7 +140,7 @@ class TestOutputs:
         response = await client.post(OCR, json={"document": {"document_url": uri(pdf(1))}, "output": output})
         assert response.headers["content-type"].partition(";")[0] == FORMATS[output].media_type
 
-    async def test_an_unknown_output_is_refused_with_the_names_there_are(self, client: httpx.AsyncClient) -> None:
+    async def test_an_unknown_output_is_refused_with_the_known_names(self, client: httpx.AsyncClient) -> None:
         error = error_of(await client.post(OCR, json=body(output="docx")), 400)
         assert error["param"] == "output"
         assert ", ".join(("json", *FILE_FORMATS)) in error["message"]
@@ -176,7 +176,7 @@ class TestQueue:
     def settings(self) -> Settings:
         return Settings(MODEL_PATH=str(EMBEDDED_CHECKPOINT), MAX_CONCURRENCY=1, MAX_WAITING_PAGES=1, ALLOW_URLS=False)
 
-    async def test_where_too_much_waits_more_is_refused_before_it_is_looked_at(
+    async def test_a_full_queue_refuses_requests_before_they_are_opened(
         self, app: FastAPI, client: httpx.AsyncClient, engine: FakeEngine
     ) -> None:
         engine.script = never
@@ -196,7 +196,7 @@ class TestQueue:
         assert (await client.post(OCR, json=body())).status_code == 200
 
 
-async def test_it_is_documented(client: httpx.AsyncClient) -> None:
+async def test_the_route_is_documented(client: httpx.AsyncClient) -> None:
     schema = (await client.get("/openapi.json")).json()
     assert {"OcrRequest", "OcrPageEvent", "OcrResponse"} <= set(schema["components"]["schemas"])
     assert set(schema["paths"]["/v1/ocr"]["post"]["requestBody"]["content"]) == {

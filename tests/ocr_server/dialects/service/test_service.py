@@ -1,4 +1,4 @@
-"""The probes, and the headers that answers carry."""
+"""The health probes, and the security headers of all responses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.ocr_server.conftest import CHAT, FakeEngine, chat, fails
 
 class TestProbes:
     @pytest.mark.parametrize("path", ["/livez", "/ping"])
-    async def test_alive(self, client: httpx.AsyncClient, engine: FakeEngine, path: str) -> None:
+    async def test_liveness(self, client: httpx.AsyncClient, engine: FakeEngine, path: str) -> None:
         engine.reason = "The engine has stopped working."
         assert (await client.get(path)).status_code == 200
         head = await client.head(path)
@@ -21,7 +21,7 @@ class TestProbes:
     async def test_ping_is_empty(self, client: httpx.AsyncClient) -> None:
         assert (await client.get("/ping")).content == b""
 
-    async def test_ready(self, client: httpx.AsyncClient, app: FastAPI, engine: FakeEngine) -> None:
+    async def test_readiness(self, client: httpx.AsyncClient, app: FastAPI, engine: FakeEngine) -> None:
         admission = app.state.runtime.admission
         admission.pages_in_flight, admission.pages_waiting = 3, 40
         response = await client.get("/readyz")
@@ -34,14 +34,14 @@ class TestProbes:
 
 
 class TestHeaders:
-    async def test_nothing_is_sniffed(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    async def test_content_types_are_not_sniffed(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
         for path in ("/", "/docs", "/livez", "/metrics", "/nothing", "/static-offline-docs/swagger-ui.css"):
             assert (await client.get(path)).headers["x-content-type-options"] == "nosniff", path
         engine.script = fails(RuntimeError())
         response = await client.post(CHAT, json=chat())
         assert (response.status_code, response.headers["x-content-type-options"]) == (500, "nosniff")
 
-    async def test_pages_are_not_framed(self, client: httpx.AsyncClient) -> None:
+    async def test_pages_cannot_be_framed(self, client: httpx.AsyncClient) -> None:
         page = (await client.get("/docs")).headers
         assert (page["x-frame-options"], page["referrer-policy"]) == ("DENY", "no-referrer")
         assert "x-frame-options" not in (await client.get("/")).headers
