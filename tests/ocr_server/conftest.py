@@ -23,6 +23,7 @@ from config import EMBEDDED_CHECKPOINT, Settings
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import NO_TILES
 from ocr_server.app import create_app
+from ocr_server.errors import DecodingError
 from ocr_server.reading.decoding import Decoding
 from ocr_server.reading.page import Page, PageDelta
 from ocr_server.runtime import Runtime
@@ -50,6 +51,9 @@ class FakeEngine:
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or says("Hello")
         self.reason: str | None = None
+        """Why no page can be read."""
+        self.refusal: DecodingError | None = None
+        """What `check` raises."""
         self.retry_after = 3.0
         self.starts = self.closes = 0
         self.forgets = False
@@ -66,7 +70,8 @@ class FakeEngine:
         return self.reason
 
     def check(self, decoding: Decoding) -> None:
-        pass
+        if self.refusal is not None:
+            raise self.refusal
 
     def start(self) -> None:
         self.starts += 1

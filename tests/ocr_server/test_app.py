@@ -18,7 +18,7 @@ from deepseek_ocr.modes import MODES
 from ocr_server import __version__
 from ocr_server.app import create_app
 from ocr_server.dialects.chat.wire import ChatCompletionRequest
-from ocr_server.errors import ApiError, EngineFailure, InvalidRequest, NotFound, TooLarge, Unavailable
+from ocr_server.errors import ApiError, DecodingError, EngineFailure, InvalidRequest, NotFound, TooLarge, Unavailable
 from ocr_server.runtime import Runtime
 from tests.ocr_server.conftest import (
     CHAT,
@@ -92,6 +92,11 @@ class TestErrors:
     async def test_a_picture_that_cannot_be_loaded(self, client: httpx.AsyncClient, url: str) -> None:
         error = error_of(await client.post(CHAT, json=chat(message("a", picture(url)))), 400)
         assert error["param"] == "messages[0].content[1].image_url.url"
+
+    async def test_a_page_that_does_not_exist(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        error = error_of(await client.post(CHAT, json=chat(message(picture()), ocr={"pages": "2"})), 400)
+        assert (error["code"], error["param"]) == ("invalid_pages", "ocr.pages")
+        assert not engine.pages
 
     async def test_a_picture_that_is_too_large(self, narrow_client: httpx.AsyncClient, engine: FakeEngine) -> None:
         body = chat(message(picture(), picture(png(1001, 1000))))
@@ -223,6 +228,31 @@ class TestAvailability:
         engine.reason = "The model is being loaded."
         error_of(await client.post(CHAT, json=chat(model="gpt-4o")), 404)
         error_of(await client.post(CHAT, json=chat(max_tokens=0)), 400)
+
+    @pytest.mark.parametrize("reason", [None, "The model is being loaded."])
+    @pytest.mark.parametrize(
+        ("path", "body", "field", "param"),
+        [
+            (CHAT, chat(logit_bias={"word": 1.0}), "logit_bias", "logit_bias"),
+            (CHAT, chat(response_format={"type": "json_object"}), "json_schema", "response_format"),
+            (CHAT, chat(), "", None),
+            ("/v1/ocr", {"document": {"image_url": png()}}, "max_tokens", "max_tokens"),
+        ],
+    )
+    async def test_decoding_options_are_checked_by_the_engine(
+        self,
+        client: httpx.AsyncClient,
+        engine: FakeEngine,
+        path: str,
+        body: dict[str, Any],
+        field: str,
+        param: str | None,
+        reason: str | None,
+    ) -> None:
+        engine.reason, engine.refusal = reason, DecodingError("This is not valid.", field=field)
+        error = error_of(await client.post(path, json=body), 400)
+        assert (error["message"], error["param"]) == ("This is not valid.", param)
+        assert not engine.pages
 
     @pytest.mark.parametrize("path", ["/", "/v1/models", "/docs", "/openapi.json", "/metrics"])
     async def test_other_routes_work_while_the_engine_is_unavailable(

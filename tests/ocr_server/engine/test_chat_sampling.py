@@ -16,8 +16,8 @@ from ocr_server.engine.sampling import sampling_params
 from ocr_server.errors import InvalidRequest
 from ocr_server.plan import ReadPlan
 from ocr_server.reading.decoding import Decoding
-from ocr_server.session import Caller
 from ocr_server.runtime import Runtime
+from ocr_server.session import Caller
 from tests.ocr_server.conftest import FakeEngine, chat, message, picture
 
 pytestmark = pytest.mark.engine
