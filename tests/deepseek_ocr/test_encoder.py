@@ -84,6 +84,7 @@ class TestSam:
         pixels = torch.rand(1, 3, 160, 160) * 2 - 1
         close(sam(pixels), sam_oracle(sam, SMALL.sam)(pixels))
 
+    @pytest.mark.slow
     def test_a_layer_of_the_published_size(self) -> None:
         config = SamConfig(layers=2, global_layers=(1,))
         sam = randomised(Sam(config)).eval()

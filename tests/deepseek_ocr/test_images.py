@@ -44,6 +44,7 @@ def assert_same_picture(ours: torch.Tensor, expected: np.ndarray) -> None:
     assert (difference > 0).mean() <= 0.01
 
 
+@pytest.mark.slow
 def test_pixels_match_pillow_in_every_mode() -> None:
     cut = 0
     for name, mode in MODES.items():

@@ -12,6 +12,8 @@ import pytest
 
 from tests.ocr_client.conftest import ROOT, environment, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("arguments", "words"),

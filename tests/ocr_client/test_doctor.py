@@ -15,6 +15,8 @@ from ocr_client.checks import CHECKS, Finding, check_gpu, check_memory, check_mo
 from ocr_client.machine import Gpu, Machine
 from tests.ocr_client.conftest import ROOT, FakeServer, free_port, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def here() -> Machine:

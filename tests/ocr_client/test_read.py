@@ -14,6 +14,8 @@ from ocr_server.errors import EngineFailure
 from tests.ocr_client.conftest import Done, FakeServer, document, pages_of, run, start, write_image
 from tests.ocr_server.intake.pdfs import encrypted
 
+pytestmark = pytest.mark.slow
+
 FIGURE = (
     "<|ref|>image<|/ref|><|det|>[[0, 0, 500, 500]]<|/det|>\n\n"
     "<|ref|>text<|/ref|><|det|>[[0, 500, 999, 999]]<|/det|>\nBelow it."

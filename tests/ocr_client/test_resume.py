@@ -23,6 +23,8 @@ from ocr_client.sources import find_sources
 from ocr_server.errors import Unavailable
 from tests.ocr_client.conftest import Done, FakeServer, document, pages_of, run, start, wait_until, write_image
 
+pytestmark = pytest.mark.slow
+
 THIRTY = dict.fromkeys(range(1, 31), 1)
 """Thirty pages, each of which has been read once."""
 

@@ -21,18 +21,20 @@ import ocr_server
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKAGES = {"deepseek_ocr", "ocr_client", "ocr_server"}
+PURE = {"ocr_server", "ocr_server.intake.page_selection"}
+"""The modules of the server that its client uses: they import nothing but the standard library."""
 DOCTOR = {"checks.py", "machine.py"}
 """The modules of the client that look at an installed server."""
 
 
 def imported(body: list[ast.stmt]) -> Iterator[str]:
-    """The top-level names of the modules that are imported when these statements are executed, functions not called."""
+    """The names of the modules that are imported when these statements are executed, functions not called."""
     for statement in body:
         match statement:
             case ast.Import(names=names):
-                yield from (each.name.partition(".")[0] for each in names)
+                yield from (each.name for each in names)
             case ast.ImportFrom(module=str(module), level=0):
-                yield module.partition(".")[0]
+                yield module
             case ast.If(test=ast.Name(id="TYPE_CHECKING"), orelse=orelse):
                 yield from imported(orelse)
             case ast.If(body=body, orelse=orelse):
@@ -44,7 +46,7 @@ def imported(body: list[ast.stmt]) -> Iterator[str]:
 
 
 def third_party(names: Iterator[str]) -> set[str]:
-    return set(names) - set(sys.stdlib_module_names) - {"ocr_client"}
+    return {name.partition(".")[0] for name in set(names) - PURE} - set(sys.stdlib_module_names) - {"ocr_client"}
 
 
 def client_modules() -> dict[str, ast.Module]:
@@ -61,6 +63,13 @@ def test_only_the_doctor_of_the_client_looks_at_the_server() -> None:
     for name, tree in client_modules().items():
         everywhere = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
         assert name in DOCTOR or third_party(imported(list(everywhere))) <= extra, name
+
+
+def test_what_the_client_uses_of_the_server_needs_no_package() -> None:
+    for name in PURE:
+        path = ROOT / name.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        assert third_party(imported(ast.parse(path.read_text(encoding="utf-8")).body)) == set(), name
 
 
 def test_the_client_extra_has_the_versions_of_the_server() -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ["start_server.sh", "run_tests.sh", ".ci/run", "scripts/setup_env.sh"]
 
@@ -54,7 +56,7 @@ class Project:
         text = FAKE_PYTHON.format(here=self.tools, python=shlex.quote(sys.executable))
         self.fake_python = self.tool("fake-python", text)
         self.env = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("SETUP_")},
+            **{k: v for k, v in os.environ.items() if not k.startswith(("SETUP_", "OCR_TESTS_"))},
             "PYTHON": str(self.fake_python),
             "SETUP_KIND": "cpu",
             "PATH": f"{self.tools}:/usr/local/bin:/usr/bin:/bin",
@@ -259,7 +261,7 @@ def test_fast_tests_get_an_environment_of_their_own_without_vllm(fast: Project) 
     assert rest.endswith("-r requirements_fast.txt")
     assert not fast.venv.exists()
     assert (fast.root / ".venv-fast" / "setup-state").read_text().startswith("ready fast ")
-    expected = f"PYTEST 1 {SELECTED}, '-k', 'two words', 'tests/ocr_server', 'tests/ocr_client', "
+    expected = f"PYTEST 1 {SELECTED}, '-k', 'two words', '-n', 'auto', 'tests/ocr_server', 'tests/ocr_client', "
     assert expected in done.stdout
     assert "'tests/test_one.py']" in done.stdout
 

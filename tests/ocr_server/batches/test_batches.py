@@ -177,6 +177,7 @@ async def test_a_cancelled_batch_keeps_its_answers(serve: Serve) -> None:
         assert refusal(caught.value) == (400, "batch_id", "batch_ended")
 
 
+@pytest.mark.slow
 async def test_an_expired_batch_has_an_error_for_each_unanswered_request(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +193,7 @@ async def test_an_expired_batch_has_an_error_for_each_unanswered_request(
         assert done.request_counts.failed == 3
 
 
+@pytest.mark.slow
 async def test_a_request_waits_for_the_engine_and_is_tried_again(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ocr_server.batches.answer.MAX_WAIT_S", 0.01)
 
@@ -231,6 +233,7 @@ async def test_a_failure_of_the_engine_is_an_error_of_the_request(serve: Serve) 
         assert len(served.engine.pages) == 1
 
 
+@pytest.mark.slow
 async def test_other_requests_have_priority(serve: Serve) -> None:
     """When the pages of a batch occupy all slots, the next free slot goes to another request."""
     gate = asyncio.Semaphore(0)
@@ -255,6 +258,7 @@ async def test_other_requests_have_priority(serve: Serve) -> None:
         assert (await served.ended(batch)).request_counts.completed == 60
 
 
+@pytest.mark.slow
 async def test_batches_take_turns(serve: Serve) -> None:
     """A short batch does not have to wait for the end of a long one."""
     async with serve(FakeEngine(says("Hello")), BATCH_CONCURRENCY=1) as served:
@@ -265,6 +269,7 @@ async def test_batches_take_turns(serve: Serve) -> None:
         await served.ended(long)
 
 
+@pytest.mark.slow
 async def test_the_number_of_concurrent_requests_is_limited(serve: Serve) -> None:
     running = 0
     most = 0

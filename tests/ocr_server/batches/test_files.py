@@ -149,6 +149,7 @@ async def test_the_stored_bytes_are_limited(serve: Serve) -> None:
         await upload(served, b"{" * 1_000_000)
 
 
+@pytest.mark.slow
 async def test_small_files_count_with_a_minimum(serve: Serve) -> None:
     async with serve(MAX_STORED_MB=1) as served:
         for _ in range(200):

@@ -34,6 +34,7 @@ def key() -> str:
     return f"sk-{uuid.uuid4().hex}"
 
 
+@pytest.mark.slow
 async def test_a_batch_from_its_upload_to_its_files(serve: Serve, key: str) -> None:
     async with serve(**GIVEN, API_KEYS=key) as served:
         served.api = served.sdk(key)
@@ -66,6 +67,7 @@ async def lease_end(served: Served, batch_id: str) -> float:
     return end
 
 
+@pytest.mark.slow
 async def test_only_one_server_holds_the_lease_of_a_batch(serve: Serve, key: str) -> None:
     """And renews it. When it stops, another server continues the batch."""
     async with serve(FakeEngine(never), **GIVEN, API_KEYS=key, BATCH_LEASE=60) as first:

@@ -386,6 +386,7 @@ class TestLimits:
             tracemalloc.stop()
         assert peak < 5 << 20
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["no answer", "slow answer", "slow body", "slow redirects"])
     async def test_timeout(self, kind: str, server: Server, impatient: Fetcher) -> None:
         drip: list[tuple[float, bytes]] = [(0.2, b"x")] * 30

@@ -269,6 +269,7 @@ class TestFailures:
             await until_connected(silent, 0)
             assert silent.accepted == 3
 
+    @pytest.mark.slow
     async def test_cancelling_while_it_connects_leaves_no_connection(self, intake: Intake) -> None:
         silent = SilentServer()
         async with await asyncio.start_server(silent.serve, "127.0.0.1") as server:

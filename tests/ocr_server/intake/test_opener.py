@@ -203,6 +203,7 @@ class TestPdf:
         gc.collect()
         assert not path.exists()
 
+    @pytest.mark.slow
     async def test_timeout(self, limits: IntakeLimits, threads: ThreadPoolExecutor) -> None:
         own = Workers(count=1, timeout_s=1.5, memory_bytes=2 << 30)
         opened = await Opener(limits, threads, own).open(Source(pdfs.endless()))
@@ -258,6 +259,7 @@ class TestPictures:
             while released() is not None:  # noqa: ASYNC110  # the event loop may still refer to the last result
                 await asyncio.sleep(0.001)
 
+    @pytest.mark.slow
     async def test_a_large_picture_is_not_kept_until_its_page_is_read(self, files: OpenFiles) -> None:
         """It is decoded when it is opened, to find out whether it is damaged, and again for its page."""
         for extra, decoded in ((0, 1), (1, 2)):

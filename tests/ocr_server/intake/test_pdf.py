@@ -216,6 +216,7 @@ class TestLostProcesses:
         assert (await page(shared, two, 1)).image.getpixel((9, 9)) == BLUE
         assert worker not in running()
 
+    @pytest.mark.slow
     async def test_too_slow(self, two: PdfFile, endless: PdfFile) -> None:
         own = Renderer(timeout_s=1.5)
         before = running()
@@ -258,6 +259,7 @@ class TestLostProcesses:
             await page(own, two)
         await own.close()
 
+    @pytest.mark.slow
     def test_workers_end_with_the_server_also_while_rendering(self) -> None:
         script = """
             import asyncio, psutil

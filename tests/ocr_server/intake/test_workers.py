@@ -68,6 +68,7 @@ async def read(opener: Opener, data: bytes) -> SourcePage:
     return page
 
 
+@pytest.mark.slow
 async def test_a_call_that_takes_too_long(start: Start) -> None:
     opener = start(timeout_s=2.0)
     await read(opener, saved())
@@ -125,6 +126,7 @@ async def test_workers_have_their_own_process_group_but_the_session_of_the_serve
     assert os.getsid(process.pid) == os.getsid(0)
 
 
+@pytest.mark.slow
 async def test_the_memory_of_a_large_page_is_released(start: Start) -> None:
     opener = start()
     assert (await read(opener, LARGE)).image.size == (6000, 6000)

@@ -223,6 +223,7 @@ async def loops(_: int, __: Page) -> AsyncGenerator[PageDelta]:
 
 
 @pytest.mark.usefixtures("_logging")
+@pytest.mark.slow
 class TestSecrets:
     @pytest.mark.parametrize("keys", ["", f"sk-{MARK}"])
     async def test_nothing_of_a_document_a_prompt_or_a_key_is_logged(

@@ -136,6 +136,7 @@ class TestMarkers:
 
 
 class TestAnyAnswer:
+    @pytest.mark.slow
     @given(answer=answers)
     @example(answer=GOOD * 2)
     @examples(500)
@@ -171,6 +172,7 @@ class TestAnyAnswer:
         assert parser.feed(GOOD) + parser.close() == [Located("a", ((1, 2, 3, 4),), GOOD)]
 
 
+@pytest.mark.slow
 class TestTime:
     @pytest.mark.parametrize(
         "unit",

@@ -158,6 +158,7 @@ class TestLimits:
         larger = f"<table>{rows_of_1000}<tr><td>b</table>"
         assert html_tables_to_markdown(larger) == larger
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "html",
         [

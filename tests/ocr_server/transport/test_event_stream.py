@@ -235,6 +235,7 @@ class TestShutdown:
             "[DONE]",
         ]
 
+    @pytest.mark.slow
     async def test_the_time_to_finish_is_limited(self) -> None:
         closed = []
 

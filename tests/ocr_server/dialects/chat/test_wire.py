@@ -278,6 +278,7 @@ class TestHostileInput:
         assert response.status_code == 200, response.text
         answered_properly(response)
 
+    @pytest.mark.slow
     @given(body=mutated())
     @examples(400)
     def test_any_json_object(self, app: FastAPI, body: dict[str, Any]) -> None:
