@@ -31,7 +31,7 @@ from ocr_server.transport.connections import protocol, set_options
 
 TRIM_SECONDS = 10.0
 LAST_STEPS_SECONDS = 3.0
-"""At a stop at once: for closing what the application holds, when the engine is gone."""
+"""After an immediate stop: the time to close what the application holds, once the engine is gone."""
 
 
 def main() -> int:
@@ -42,7 +42,7 @@ def main() -> int:
         listener = listen(settings.HOST, settings.PORT)
     except OSError as error:
         print(f"error: can't listen on {settings.HOST}:{settings.PORT}: {error.strerror}.", file=sys.stderr)
-        print("Something else may use the port: stop it, or choose another with --port 8080.", file=sys.stderr)
+        print("Another program may be using the port. Stop it, or choose another port: --port 8080.", file=sys.stderr)
         return 1
     set_options(listener, settings.SEND_TIMEOUT)
     prepare_process(settings)
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, bound before the model loads, so that a taken port is known at once."""
+    """Return a listening socket. It is bound before the model loads, so that a port in use is reported at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -64,10 +64,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def give_memory_back() -> None:
-    """Return the memory of pages that are done to the system, time and again.
+    """Periodically return freed heap memory to the operating system.
 
-    glibc keeps it for the next ones. That spares half of what it takes to prepare a page, most of which would be page
-    faults, but after a crowd of requests it is half a gigabyte.
+    glibc keeps it for later allocations. That halves the time to prepare a page, most of which would be page faults,
+    but after many simultaneous requests it is half a gigabyte.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     while trim is not None:  # None in another C library
@@ -76,7 +76,7 @@ async def give_memory_back() -> None:
 
 
 class Server(uvicorn.Server):
-    """After one signal, requests in flight have time to finish; a second one, of either kind, ends it at once."""
+    """After a first signal, requests in flight have time to finish. A second signal ends the server immediately."""
 
     stop_at_once: Callable[[], object] | None = None
 
@@ -87,10 +87,10 @@ class Server(uvicorn.Server):
 
 
 async def serve(settings: config.Settings, listener: socket.socket) -> int:
-    """Serve until a signal ends it, the model turns out not to load, or the engine dies too often.
+    """Serve until a signal arrives, the model fails to load, or the engine dies too often.
 
     Returns:
-        The exit code: 0 only if it ended because it was told to, and with every request answered or timed out.
+        The exit code: 0 only if the server ended because of a signal, with every request answered or timed out.
     """
     from ocr_server.app import create_app
     from ocr_server.engine.build import dedicated_engine
@@ -103,13 +103,13 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
             create_app(Runtime.build(settings, engine), tracing.provider()),
             log_config=None,
             http=protocol(receive_timeout=settings.RECEIVE_TIMEOUT, send_timeout=settings.SEND_TIMEOUT),
-            access_log=False,  # logs.py has one line for each request
+            access_log=False,  # observability/logs.py writes one line for each request
             timeout_graceful_shutdown=int(settings.SHUTDOWN_TIMEOUT),
             timeout_keep_alive=60,
         )
     )
     for number in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn acts on these, then passes them on to what was there before: an end in good order is no failure.
+        # uvicorn acts on these and then calls the earlier handlers: a regular end is not a failure.
         signal.signal(number, lambda *_: None)
     print(f"Loading {settings.checkpoint_name} …", flush=True)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -118,7 +118,7 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
     trimming = asyncio.create_task(give_memory_back())
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
     failed = False
-    if serving.done() or loading.cancelled():  # told to stop before the model was there
+    if serving.done() or loading.cancelled():  # a signal came before the model was loaded
         loading.cancel()
     elif (error := loading.exception()) is not None:
         failed = server.should_exit = True
@@ -133,28 +133,28 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
     await asyncio.wait({serving})
     trimming.cancel()
     if serving.cancelled():
-        logging.warning("stopped at once: requests in flight were cut off")
+        logging.warning("Stopped immediately: requests in flight were aborted.")
         await engine.kill()
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_STEPS_SECONDS):
-                await server.lifespan.shutdown()  # else its task would be cut off, too, and say so at length
+                await server.lifespan.shutdown()  # otherwise its task is cancelled, too, and logs a traceback
         return 1
     serving.result()
     return 1 if failed else 0
 
 
 def explain(error: BaseException) -> None:
-    """Say why the model could not be loaded: without a traceback where the user can do something about it."""
+    """Report why the model could not be loaded, without a traceback where the user can do something about it."""
     from ocr_server.engine.preflight import LoadError
 
     if isinstance(error, LoadError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     else:
-        logging.error("the model could not be loaded", exc_info=error)
+        logging.error("The model could not be loaded.", exc_info=error)
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with all below it. Threads that may still load a model are not waited for."""
+    """End the process and its children, without waiting for threads that may still be loading a model."""
     for child in multiprocessing.active_children():
         child.kill()
     logging.shutdown()
@@ -164,10 +164,10 @@ def leave(code: int) -> NoReturn:
 
 
 def welcome(settings: config.Settings, port: int) -> str:
-    """What is served, and how to try it."""
+    """Return the text that says what is served and how to try it."""
     host = "localhost" if settings.HOST in ("0.0.0.0", "::") else settings.HOST
     base = f"http://{host}:{port}"
-    key = "one of yours" if settings.API_KEYS.get_secret_value() or settings.API_KEYS_FILE else "'EMPTY'"
+    key = "one of your API keys" if settings.API_KEYS.get_secret_value() or settings.API_KEYS_FILE else "'EMPTY'"
     python = ".venv/bin/python" if Path(sys.prefix) == config.ROOT / ".venv" else "python"
     lines = [
         "",
@@ -176,7 +176,7 @@ def welcome(settings: config.Settings, port: int) -> str:
     ]
     if settings.is_embedded:
         lines += [
-            "This is the small embedded checkpoint, for trying things out: it reads clean, large print only.",
+            "This is the small embedded checkpoint, for trying things out. It reads clean, large print only.",
             f"The real model on this machine (slow without a GPU): ./start_server.sh --model {config.PUBLISHED_MODEL}",
         ]
     lines += [

@@ -55,7 +55,7 @@ def test_a_folder_is_read(base_url: str, tmp_path: Path) -> None:
     code, _, error = run(tmp_path, *read)
     assert code == 1
     assert "0 pages read" in error
-    assert f"{pages + 2} pages from before" in error
+    assert f"{pages + 2} pages from an earlier run" in error
 
 
 def test_a_killed_run_is_resumed(base_url: str, engine_idle: Server, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_killed_run_is_resumed(base_url: str, engine_idle: Server, tmp_path: P
     code, _, error = run(tmp_path, *read)
     assert code == 0, error
     assert f"{total - len(kept)} pages read" in error
-    assert f"{len(kept)} pages from before" in error
+    assert f"{len(kept)} pages from an earlier run" in error
     assert kept.items() <= pages().items()
     assert len(list(tmp_path.glob("texts/*/document.md"))) == 4
 
@@ -95,4 +95,4 @@ def test_overlays_and_json(base_url: str, tmp_path: Path) -> None:
 def test_doctor_finds_the_running_server(server: Server, tmp_path: Path) -> None:
     code, out, _ = run(tmp_path, "doctor", "--port", str(server.port))
     assert code == 0, out
-    assert f"a server runs at {server.url}" in out
+    assert f"a server is running at {server.url}" in out

@@ -256,7 +256,7 @@ class TestCorpus:
         first = modification_times(out, done_first)
         done = subprocess.run(command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-4000:]
-        assert "Going on" in done.stdout
+        assert "Resuming" in done.stdout
         rows = {
             Path(row["url"]).name: row
             for path in sorted(out.glob("pages/*.parquet"))

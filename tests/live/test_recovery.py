@@ -123,7 +123,7 @@ def test_a_second_signal_stops_immediately(tmp_path: Path) -> None:
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(WAIT_SECONDS) == 1
         wait_until("no process is left", lambda: not server.orphans())
-        assert "stopped at once" in server.log
+        assert "Stopped immediately" in server.log
 
 
 def _status(server: Server) -> int | None:
