@@ -1,8 +1,8 @@
 """Runs the server on a Ray cluster. Each replica is a complete server with an engine on its own GPUs.
 
     pip install -r deploy/requirements_ray.txt
-    ray start --head                      # in the project's folder; on the other machines, in a copy of it at the same
-                                          # path: ray start --address=HEAD:6379
+    export PYTHONPATH=$PWD                # in the project's folder: Ray's processes import from it
+    ray start --head                      # and `ray start --address=HEAD:6379` on the other machines, likewise
     serve deploy deploy/ray_serve.yaml    # again after every change of the file, for a rolling update
 
 `deploy/ray_serve.yaml` contains the whole configuration. A replica accepts requests when its model is loaded. While its

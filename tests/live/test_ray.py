@@ -46,7 +46,11 @@ class Cluster:
         self._folder = folder
         self._port, self._dashboard, self.http, self.metrics = (free_port() for _ in range(4))
         self.url = f"http://127.0.0.1:{self.http}"
-        self.environment = environment() | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+        self.environment = environment() | {
+            "PYTHONPATH": str(ROOT),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "disabled",
+        }
         with (folder / "ray.log").open("wb") as log:
             flags = [
                 f"--port={self._port}",
