@@ -1,1 +1,1 @@
-"""The embedded checkpoint: how it is made, and how well it reads."""
+"""Training and evaluation of the embedded checkpoint."""

@@ -1,8 +1,8 @@
-"""Average checkpoints.
+"""Average the weights of several checkpoints.
 
     python -m nano.average runs/mean 0.6 runs/more/checkpoint 0.4 nano/checkpoint
 
-Runs that began with the same weights have averages that often read better than any of them.
+The average of runs that started from the same weights often reads better than any single one of them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ from nano.train import export
 
 
 def average(parts: Iterable[tuple[float, Path]]) -> NanoOcr:
-    """The mean of the weights in folders of checkpoints, each with how much it counts."""
+    """Return a model whose weights are the weighted mean of several checkpoints.
+
+    Args:
+        parts: pairs of a share and the folder of a checkpoint. The shares need not add up to 1.
+    """
     models = [(share, load(folder)) for share, folder in parts]
-    whole = sum(share for share, _ in models)
-    states = [(share / whole, model.state_dict()) for share, model in models]
+    total = sum(share for share, _ in models)
+    states = [(share / total, model.state_dict()) for share, model in models]
     mean = models[0][1]
     mean.load_state_dict({name: sum(share * state[name] for share, state in states) for name in mean.state_dict()})
     return mean
@@ -34,14 +38,16 @@ def average(parts: Iterable[tuple[float, Path]]) -> NanoOcr:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder for the average")
-    parser.add_argument("parts", nargs="+", metavar="share checkpoint", help="how much it counts, and its folder")
+    parser.add_argument("out", type=Path, help="folder to write the averaged checkpoint to")
+    parser.add_argument(
+        "parts", nargs="+", metavar="share checkpoint", help="the share of a checkpoint, and its folder; repeatable"
+    )
     options = parser.parse_args()
     try:
         shares = [float(share) for share in options.parts[::2]]
         parts = list(zip(shares, map(Path, options.parts[1::2]), strict=True))
     except ValueError as error:
-        parser.error(f"shares and checkpoints have to take turns, as in 0.6 one 0.4 other ({error})")
+        parser.error(f"give shares and checkpoints alternately, for example: 0.6 one 0.4 other ({error})")
     export(average(parts), options.out)
 
 

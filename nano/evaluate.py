@@ -1,12 +1,16 @@
-"""How well a checkpoint reads, on pages, words and fonts that it has not been trained on.
+"""Measure how well a checkpoint reads pages, words and fonts that do not occur in its training set.
 
     python -m nano.evaluate nano/checkpoint                          # through the training code
     python -m nano.evaluate --base-url http://localhost:8000/v1      # through the running server
 
-Character error is the edit distance over the length of the truth, summed over all pages; word error the
-same over words. Each box of the truth (of a line, a block or a word) is held against the box of the answer
-that covers it best, each taken once: box overlap is the mean intersection over union, and labels right the
-share of blocks whose box has the right label. Ended is the share of answers that came to an end by themselves.
+The metrics are:
+
+- Character error: the edit distance between answers and ground truth, divided by the length of the ground truth,
+  both summed over all pages. Word error is the same for words.
+- Box overlap: each box of the ground truth (a line, a block or a word) is matched with the box of the answer that
+  overlaps it most; no box is matched twice. The metric is the mean intersection over union (IoU).
+- Labels right: the share of blocks whose matched box has the right label.
+- Ended: the share of answers that the model ended itself, before the token limit.
 """
 
 from __future__ import annotations
@@ -40,20 +44,20 @@ from nano.render import Page, Sheet, Task, render
 from nano.samples import A4, PAGE
 from nano.tokenizer import make
 
-LOCATED = re.compile(r"<\|ref\|>(.*?)<\|/ref\|><\|det\|>\[\[(\d+), (\d+), (\d+), (\d+)\]\]<\|/det\|>", re.DOTALL)
-Said = tuple[str, bool]
-"""An answer, and whether it came to an end by itself."""
-Asked = tuple[Page, str]
-"""A page, and the prompt with which it is shown."""
-Read = Callable[[Sequence[Asked], str], list[Said]]
-"""What is asked, and the name of a mode → the answers."""
+GROUNDED = re.compile(r"<\|ref\|>(.*?)<\|/ref\|><\|det\|>\[\[(\d+), (\d+), (\d+), (\d+)\]\]<\|/det\|>", re.DOTALL)
+Answer = tuple[str, bool]
+"""The text of an answer, and whether the model ended it itself."""
+Question = tuple[Page, str]
+"""A page and a prompt."""
+Reader = Callable[[Sequence[Question], str], list[Answer]]
+"""A function that takes questions and the name of a resolution mode, and returns the answers."""
 Box = tuple[int, ...]
-"""Left, top, right, bottom, from 0 to 999."""
+"""Left, top, right and bottom edge, each from 0 to 999."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One row of the results: the kind of pages, the prompt and the mode. Its name is part of the pages' seed."""
 
     name: str
     sheet: Sheet
@@ -61,12 +65,12 @@ class Row:
     mode: str = "gundam"
 
 
-AT_ONCE = 10
-"""Pages that the model reads at a time."""
-REQUESTS = 32
-"""Pages that a server is asked for at a time."""
+BATCH_SIZE = 10
+"""Number of pages that the model reads in one batch."""
+CONCURRENT_REQUESTS = 32
+"""Number of concurrent requests to a server."""
 CLEAN = replace(PAGE, clean=True, noise=False, alike=0, kerned=0)
-"""Print without blemish; words, numbers, prices, dates, codes."""
+"""Undamaged print of words, numbers, prices, dates and codes, without random characters."""
 ROWS = (
     Row("clean pages, seen fonts", CLEAN),
     Row("clean pages, unseen fonts", replace(CLEAN, split="eval")),
@@ -90,10 +94,14 @@ ROWS = (
 )
 
 
-def page_of(row: Row, number: int) -> tuple[Page, str, str]:
-    """A page that training never sees, with a prompt and the right answer.
+def evaluation_page(row: Row, number: int) -> tuple[Page, str, str]:
+    """Return a page that does not occur in training, a prompt, and the correct answer.
 
-    Words are always of the evaluation's half; fonts are of the row's.
+    The words always belong to the evaluation split; the fonts belong to the split of the row.
+
+    Args:
+        row: the kind of page.
+        number: index of the page in the row. Row name and index determine the page.
     """
     rng = random.Random(f"evaluation/{row.name}/{number}")
     page = render(replace(row.sheet, words="eval"), rng)
@@ -101,98 +109,126 @@ def page_of(row: Row, number: int) -> tuple[Page, str, str]:
     return page, prompt, answer
 
 
-def character_error(said: str, truth: str) -> float:
-    return Levenshtein.distance(said, truth) / max(1, len(truth))
+def character_error(answer: str, truth: str) -> float:
+    """Return the edit distance between an answer and the ground truth, divided by the length of the ground truth."""
+    return Levenshtein.distance(answer, truth) / max(1, len(truth))
 
 
-def plain(text: str) -> str:
-    """An answer without its boxes: what a reader would call its text."""
+def without_boxes(text: str) -> str:
+    """Return the text of an answer without its boxes and special tokens."""
     return re.sub(r"<\|det\|>.*?<\|/det\|>|<\|/?ref\|>", "", text, flags=re.DOTALL)
 
 
-def boxes(text: str) -> list[tuple[str, Box]]:
-    """What an answer locates, in order."""
-    return [(found[1], tuple(map(int, found.groups()[1:]))) for found in LOCATED.finditer(text)]
+def grounded_boxes(text: str) -> list[tuple[str, Box]]:
+    """Return the label or text and the box of everything that an answer locates, in order."""
+    return [(found[1], tuple(map(int, found.groups()[1:]))) for found in GROUNDED.finditer(text)]
 
 
-def overlap(a: Box, b: Box) -> float:
-    """Intersection over union."""
+def iou(a: Box, b: Box) -> float:
+    """Return the intersection over union of two boxes, from 0 to 1."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0, width) * max(0, height)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-    return shared / union if union else 1.0
+    intersection = max(0, width) * max(0, height)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection
+    return intersection / union if union else 1.0
 
 
-def matched(truth: str, said: str) -> list[tuple[float, bool]]:
-    """For each box of the truth: how much of it was found, and whether under the same name."""
-    left = boxes(said)
+def match_boxes(truth: str, answer: str) -> list[tuple[float, bool]]:
+    """Match the boxes of the ground truth with those of an answer, which are used at most once each.
+
+    Returns:
+        For each box of the ground truth, the IoU with its match, and whether both have the same label or text.
+    """
+    candidates = grounded_boxes(answer)
     result = []
-    for name, box in boxes(truth):
-        best = max(left, key=lambda found: overlap(found[1], box), default=None)
+    for name, box in grounded_boxes(truth):
+        best = max(candidates, key=lambda found: iou(found[1], box), default=None)
         if best is None:
             result.append((0.0, False))
             continue
-        left.remove(best)
-        covered = overlap(best[1], box)
-        result.append((covered, covered > 0 and best[0] == name))
+        candidates.remove(best)
+        overlap = iou(best[1], box)
+        result.append((overlap, overlap > 0 and best[0] == name))
     return result
 
 
-def measure(row: Row, read: Read, pages: int) -> dict[str, float]:
-    """The figures of a row."""
-    asked = [page_of(row, number) for number in range(pages)]
-    answers = read([(page, prompt) for page, prompt, _ in asked], row.mode)
-    wrong = length = wrong_words = words = ended = 0
-    found: list[tuple[float, bool]] = []
-    for (_, _, truth), (said, whole) in zip(asked, answers, strict=True):
-        ended += whole
-        wrong += Levenshtein.distance(plain(said), plain(truth))
-        length += len(plain(truth))
-        wrong_words += Levenshtein.distance(plain(said).split(), plain(truth).split())
-        words += len(plain(truth).split())
-        found += matched(truth, said)
-    result = {"character error": wrong / max(1, length), "word error": wrong_words / max(1, words)}
-    if found:
-        result["box overlap"] = sum(covered for covered, _ in found) / len(found)
-        result["boxes over 0.5"] = sum(covered >= 0.5 for covered, _ in found) / len(found)
+def measure(row: Row, read: Reader, pages: int) -> dict[str, float]:
+    """Return the metrics of a row, by name.
+
+    Args:
+        row: the kind of pages, the prompt and the mode.
+        read: reads the pages.
+        pages: number of pages.
+    """
+    questions = [evaluation_page(row, number) for number in range(pages)]
+    answers = read([(page, prompt) for page, prompt, _ in questions], row.mode)
+    errors = characters = word_errors = words = ended = 0
+    matches: list[tuple[float, bool]] = []
+    for (_, _, truth), (text, has_ended) in zip(questions, answers, strict=True):
+        ended += has_ended
+        said, wanted = without_boxes(text), without_boxes(truth)
+        errors += Levenshtein.distance(said, wanted)
+        characters += len(wanted)
+        word_errors += Levenshtein.distance(said.split(), wanted.split())
+        words += len(wanted.split())
+        matches += match_boxes(truth, text)
+    result = {"character error": errors / max(1, characters), "word error": word_errors / max(1, words)}
+    if matches:
+        result["box overlap"] = sum(overlap for overlap, _ in matches) / len(matches)
+        result["boxes over 0.5"] = sum(overlap >= 0.5 for overlap, _ in matches) / len(matches)
     if row.task == "markdown":
-        result["labels right"] = sum(right for _, right in found) / len(found)
+        result["labels right"] = sum(right for _, right in matches) / len(matches)
     return result | {"ended": ended / pages}
 
 
 @torch.no_grad()
-def answer(model: NanoOcr, device: torch.device, asked: Sequence[Asked], mode: ResolutionMode, most: int) -> list[Said]:
-    """What the model says, of `most` tokens each; it reads those together that come to as many vision tokens."""
+def answer(
+    model: NanoOcr, device: torch.device, questions: Sequence[Question], mode: ResolutionMode, most: int
+) -> list[Answer]:
+    """Return the model's answers. Pages with the same prompt and the same crop grid are read in one batch.
+
+    Args:
+        model: the model, on `device`.
+        device: where to compute.
+        questions: pages and prompts.
+        mode: the resolution mode for all of them.
+        most: maximum number of tokens in each answer.
+    """
     tokenizer = make()
-    alike: dict[tuple[str, CropGrid], list[tuple[int, Views]]] = defaultdict(list)
-    for number, (page, prompt) in enumerate(asked):
+    groups: dict[tuple[str, CropGrid], list[tuple[int, Views]]] = defaultdict(list)
+    for number, (page, prompt) in enumerate(questions):
         prepared = prepare_image(page.image, mode)
         views = Views(prepared.global_view.to(device), prepared.tiles.to(device), prepared.grid)
-        alike[prompt, prepared.grid].append((number, views))
-    answers: dict[int, Said] = {}
+        groups[prompt, prepared.grid].append((number, views))
+    answers: dict[int, Answer] = {}
     with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bf16(device)):
-        for (prompt, _), pages in alike.items():
+        for (prompt, _), pages in groups.items():
             ids = torch.tensor(tokenizer.encode("\n" + prompt, add_special_tokens=False).ids, device=device)
-            for start in range(0, len(pages), AT_ONCE):
-                numbers, views_of = zip(*pages[start : start + AT_ONCE], strict=True)
-                for number, said in zip(numbers, model.read(model.embed(views_of), ids, most), strict=True):
-                    text = str(tokenizer.decode(said, skip_special_tokens=False))
-                    answers[number] = text, len(said) < most
-    return [answers[number] for number in range(len(asked))]
+            for start in range(0, len(pages), BATCH_SIZE):
+                numbers, batch = zip(*pages[start : start + BATCH_SIZE], strict=True)
+                for number, output in zip(numbers, model.read(model.embed(batch), ids, most), strict=True):
+                    text = str(tokenizer.decode(output, skip_special_tokens=False))
+                    answers[number] = text, len(output) < most
+    return [answers[number] for number in range(len(questions))]
 
 
-def through_the_code(folder: Path) -> Read:
+def local_reader(folder: Path) -> Reader:
+    """Return a reader that loads the checkpoint in `folder` and runs the training code."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load(folder).to(device).eval()
-    return lambda asked, mode: answer(model, device, asked, MODES[mode], most=4000)
+    return lambda questions, mode: answer(model, device, questions, MODES[mode], most=4000)
 
 
-def through_the_server(base_url: str) -> Read:
+def server_reader(base_url: str) -> Reader:
+    """Return a reader that sends the pages to a running server.
+
+    Args:
+        base_url: URL of the API, including `/v1`.
+    """
     from openai import OpenAI
 
     client = OpenAI(base_url=base_url, api_key="EMPTY")
 
-    def read_one(page: Page, prompt: str, mode: str) -> Said:
+    def read_one(page: Page, prompt: str, mode: str) -> Answer:
         buffer = io.BytesIO()
         page.image.save(buffer, "PNG")
         url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -211,27 +247,36 @@ def through_the_server(base_url: str) -> Read:
         (choice,) = response.choices
         return choice.message.content or "", choice.finish_reason == "stop"
 
-    def read(asked: Sequence[Asked], mode: str) -> list[Said]:
-        with ThreadPoolExecutor(REQUESTS) as pool:
-            return list(pool.map(lambda one: read_one(one[0], one[1], mode), asked))
+    def read(questions: Sequence[Question], mode: str) -> list[Answer]:
+        with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
+            return list(pool.map(lambda question: read_one(question[0], question[1], mode), questions))
 
     return read
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="?", type=Path, default=Path(__file__).parent / "checkpoint")
-    parser.add_argument("--base-url", help="ask a running server instead of loading the checkpoint")
-    parser.add_argument("--pages", type=int, default=50, help="pages for each row (default: %(default)s)")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        type=Path,
+        default=Path(__file__).parent / "checkpoint",
+        help="folder of the checkpoint (default: the embedded one)",
+    )
+    parser.add_argument("--base-url", help="send the pages to a running server instead of loading a checkpoint")
+    parser.add_argument("--pages", type=int, default=50, help="number of pages in each row (default: %(default)s)")
     options = parser.parse_args()
     if options.base_url:
         require_packages("python -m nano.evaluate", "openai")
     if absent := missing():
-        parser.error(f"no font of {', '.join(absent)} on this machine, so the figures would be others: {ADVICE}")
-    read = through_the_server(options.base_url) if options.base_url else through_the_code(options.checkpoint)
+        parser.error(
+            f"these fonts are not installed: {', '.join(absent)}. Without them the figures cannot be compared with "
+            f"others; {ADVICE}."
+        )
+    read = server_reader(options.base_url) if options.base_url else local_reader(options.checkpoint)
     for row in ROWS:
-        figures = measure(row, read, options.pages)
-        print(f"{row.name}: " + ", ".join(f"{name} {value:.1%}" for name, value in figures.items()), flush=True)
+        metrics = measure(row, read, options.pages)
+        print(f"{row.name}: " + ", ".join(f"{name} {value:.1%}" for name, value in metrics.items()), flush=True)
 
 
 if __name__ == "__main__":

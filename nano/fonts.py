@@ -1,11 +1,11 @@
-"""The fonts that pages are set in: free ones, from Debian's packages.
+"""The free fonts in which pages are rendered. All of them are packaged by Debian:
 
     apt-get install fonts-dejavu fonts-liberation2 fonts-freefont-ttf fonts-roboto-unhinted fonts-open-sans \
         fonts-lato fonts-ebgaramond fonts-linuxlibertine fonts-crosextra-carlito fonts-crosextra-caladea \
         fonts-inconsolata fonts-hack fonts-cantarell fonts-cabin fonts-tuffy fonts-quicksand fonts-b612 libfribidi0
 
-A family is for training or for evaluation, never for both. Pages can be made where some are missing; a checkpoint that
-is trained there forgets what those look like. Without libfribidi no page is kerned.
+Each family belongs either to training or to evaluation. Pages can be rendered on a machine where some families are
+missing, but a checkpoint that is trained there forgets what these look like. Without libfribidi, no page is kerned.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FOLDERS = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), Path.home()
 @dataclass(frozen=True)
 class Family:
     prefix: str
-    """What the names of its files begin with."""
+    """The beginning of the names of its font files."""
     licence: str
     split: Split = "train"
 
@@ -53,28 +53,29 @@ FAMILIES = (
     Family("Cantarell", "OFL 1.1", "eval"),
     Family("Cabin", "OFL 1.1", "eval"),
 )
-UNFIT = (
+EXCLUDED = (
     "Italic Oblique Thin Hairline ExtraLight Light Cond Black Heavy ExtraBold Initials"
     " _DR _I _RI _RBI _RZI"  # Linux Libertine's display, initials and italics
 ).split()
-"""Only upright faces of usual weight and width are used."""
-ADVICE = "install the packages that nano/fonts.py names"
+"""Parts of the names of files that are not used: only upright faces of regular weight and width are."""
+ADVICE = "install the packages listed in nano/fonts.py"
+"""What to do about missing fonts, for the end of an error message."""
 
 
 @cache
 def fonts(split: Split) -> tuple[Path, ...]:
-    """The files of `split` on this machine, in an order that does not depend on it.
+    """Return the installed font files of a split, sorted by name, so that the order is the same on every machine.
 
     Raises:
-        RuntimeError: there are none.
+        RuntimeError: no font of the split is installed.
     """
-    found = _found(split)
-    if not found:
-        raise RuntimeError(f"no font for {split}: {ADVICE}")
-    return found
+    installed = _installed(split)
+    if not installed:
+        raise RuntimeError(f"no font of the split '{split}' is installed: {ADVICE}")
+    return installed
 
 
-def _found(split: Split) -> tuple[Path, ...]:
+def _installed(split: Split) -> tuple[Path, ...]:
     prefixes = tuple(family.prefix for family in FAMILIES if family.split == split)
     found: dict[str, Path] = {}
     for folder in FOLDERS:
@@ -82,24 +83,26 @@ def _found(split: Split) -> tuple[Path, ...]:
             name = path.stem
             if path.suffix.lower() not in (".ttf", ".otf") or not name.startswith(prefixes):
                 continue
-            if not any(unfit in name for unfit in UNFIT):
+            if not any(part in name for part in EXCLUDED):
                 found.setdefault(name, path)
     return tuple(found[name] for name in sorted(found))
 
 
 def missing() -> list[str]:
-    """The families of which this machine has no file."""
-    there = [path.stem for split in SPLITS for path in _found(split)]
-    return [family.prefix for family in FAMILIES if not any(name.startswith(family.prefix) for name in there)]
+    """Return the prefixes of the families that are not installed."""
+    installed = [path.stem for split in SPLITS for path in _installed(split)]
+    return [family.prefix for family in FAMILIES if not any(name.startswith(family.prefix) for name in installed)]
 
 
 @cache
 def font(path: Path, size: int, *, kerned: bool = False) -> ImageFont.FreeTypeFont:
-    """A face at `size` pixels.
+    """Load a font.
 
     Args:
-        kerned: whether letters move together as the font's tables of pairs say, as most programs print them (it takes
-            libraqm and libfribidi; without them they don't).
+        path: the font file.
+        size: font size in pixels.
+        kerned: apply the font's kerning tables, as most programs do. This requires libraqm and libfribidi; without
+            them, Pillow does not kern.
     """
     layout = ImageFont.Layout.RAQM if kerned else ImageFont.Layout.BASIC
     return ImageFont.truetype(str(path), size, layout_engine=layout)

@@ -1,7 +1,7 @@
-"""Where the letters of a page come to lie in the encoder's views, as targets for patches and vision tokens.
+"""Training targets that follow from where the characters of a page are in the encoder's views.
 
-On the next-token loss alone a small model does not begin to read; taught what stands under each patch and
-in each vision token, it does.
+With the next-token loss alone, a small model does not begin to read. It does if it is also taught which character is
+under each patch and which characters are in each vision token.
 """
 
 from __future__ import annotations
@@ -19,36 +19,41 @@ from deepseek_ocr.modes import CropGrid, ResolutionMode
 from nano.render import Box, Glyph, Piece
 
 PATCH = 16
+"""Side of a patch, in pixels of a view."""
 CELL = 64
-"""Pixels a side of a patch and of a vision token, in a view."""
-LEAN = 16
-"""Pixels of a view by which what a vision token is asked for begins above its square, and left of it: the compressor's
-two strides see three patches before the first of the square and three after it."""
-EDGE = 95
-"""What stands beside a line's first character, and beside its last."""
+"""Side of the square of a vision token, in pixels of a view."""
+CELL_OFFSET = 16
+"""Offset, in pixels of a view, by which the area whose characters a vision token is asked for lies above its square and
+to the left of it. The two convolutions with stride 2 in the compressor see three patches before the first one of the
+square and three after it."""
+LINE_EDGE = 95
+"""The class that precedes the first character of a line and follows the last one."""
 CLASSES = 96
-"""0 is nothing; 1 to 94 are the printable ASCII characters from `!` to `~`."""
+"""Number of classes: 0 is no character, 1 to 94 are the printable ASCII characters from `!` to `~`, and 95 is
+`LINE_EDGE`."""
 PER_LINE = 8
-"""Most characters taught of a line in one vision token."""
+"""Maximum number of characters of one line that a vision token is asked for, without the neighbouring ones."""
 SLOTS = PER_LINE + 2
-"""What is asked of a line in one vision token: the character before the token's first, its own, and the one after its
-last. Two tokens that see a letter between them can agree then on whose it is, and on whether it is one or two."""
+"""Maximum number of classes that a vision token is asked for in one line: the character before its first one, its own
+characters, and the one after its last. With their neighbours, two tokens that both see a letter on their border can
+agree on which of them it belongs to, and on whether it is one letter or two."""
 PLACES = 128
-"""Columns, and rows, in which the decoder has to say where it reads on: 8 pixels, the narrowest letters, in the default
-mode."""
+"""Number of columns, and of rows, in which the decoder states where it reads next. In the default mode, each is 8
+pixels of the view, which is the width of the narrowest letters."""
 LINES = 48
-"""Lines that are told apart by their numbers; those that follow have the last one's."""
-NOTHING = -100
-"""Where no answer is asked."""
+"""Number of lines that are distinguished by their numbers; all further lines have the number of the last one."""
+IGNORED = -100
+"""The target where there is nothing to predict; the default `ignore_index` of torch's cross entropy."""
 
 Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class ViewMap:
-    """How page coordinates become those of one view: `x · scale_x + shift_x`."""
+    """The mapping from page coordinates to those of a view: `x · scale_x + shift_x`, and the same for y."""
 
     size: int
+    """Side of the view, in pixels."""
     scale_x: float
     scale_y: float
     shift_x: float
@@ -56,7 +61,14 @@ class ViewMap:
 
 
 def view_maps(width: int, height: int, mode: ResolutionMode, grid: CropGrid) -> Iterator[ViewMap]:
-    """The global view, then the tiles row by row, as `prepare_image` makes them."""
+    """Yield the mappings of the global view and of the tiles, row by row, in the order of `prepare_image`.
+
+    Args:
+        width: width of the page, in pixels.
+        height: height of the page, in pixels.
+        mode: the resolution mode.
+        grid: the crop grid of the page.
+    """
     base = mode.base_size
     if mode.squashes:
         yield ViewMap(base, base / width, base / height, 0, 0)
@@ -71,172 +83,196 @@ def view_maps(width: int, height: int, mode: ResolutionMode, grid: CropGrid) -> 
 
 
 @dataclass(frozen=True)
-class Sign:
-    """A character where it lies in a view, in its pixels."""
+class Character:
+    """A character in a view, in pixels of the view."""
 
     kind: int
     """Its class."""
     box: tuple[float, float, float, float]
     x: float
+    """Its horizontal centre."""
     y: float
-    """The middle of its own width, and of its line's low letters."""
+    """The vertical centre of the lowercase letters of its line."""
     line: int
+    """Index of its line."""
     spaced: bool
-    """Whether a space stands before it."""
+    """Whether a space precedes it."""
 
 
 def view_labels(glyphs: list[Glyph], view: ViewMap) -> tuple[Labels, Labels, Labels, Labels]:
-    """Targets for one view: those of `patch_labels`, and the three of `token_labels`."""
-    signs = list(signs_in(glyphs, view))
-    return patch_labels(signs, view.size), *token_labels(signs, view.size)
+    """Return all targets of one view: that of `patch_labels`, and the three of `token_labels`."""
+    characters = list(characters_in(glyphs, view))
+    return patch_labels(characters, view.size), *token_labels(characters, view.size)
 
 
-def signs_in(glyphs: list[Glyph], view: ViewMap) -> Iterator[Sign]:
-    """The characters that have a class and whose middles lie in the view."""
+def characters_in(glyphs: list[Glyph], view: ViewMap) -> Iterator[Character]:
+    """Yield the characters that have a class and whose centres are in the view."""
     for glyph in glyphs:
         kind = ord(glyph.char) - 32
         left, right, x = (each * view.scale_x + view.shift_x for each in (glyph.box[0], glyph.box[2], glyph.middle[0]))
         top, bottom, y = (each * view.scale_y + view.shift_y for each in (glyph.box[1], glyph.box[3], glyph.middle[1]))
-        if 0 < kind < EDGE and 0 <= x < view.size and 0 <= y < view.size:
-            yield Sign(kind, (left, top, right, bottom), x, y, glyph.line, glyph.spaced)
+        if 0 < kind < LINE_EDGE and 0 <= x < view.size and 0 <= y < view.size:
+            yield Character(kind, (left, top, right, bottom), x, y, glyph.line, glyph.spaced)
 
 
-def patch_labels(signs: list[Sign], size: int) -> Labels:
-    """[size / 16, size / 16]: which character covers the patch, 0 for none.
+def patch_labels(characters: list[Character], size: int) -> Labels:
+    """Return the class of the character that covers each patch, or 0.
 
-    A patch is the character's if its centre lies within; narrow ones keep the patch of their own centre.
+    A character covers the patches whose centres are in its box. Even a narrow character covers the patch that contains
+    its own centre.
+
+    Args:
+        characters: the characters in the view.
+        size: side of the view, in pixels.
+
+    Returns:
+        [size / 16, size / 16].
     """
     side = size // PATCH
     patches = np.zeros((side, side), np.int64)
-    for sign in signs:
-        left, top, right, bottom = (max(0, round(each / PATCH)) for each in sign.box)
-        patches[top : max(top + 1, bottom), left : max(left + 1, right)] = sign.kind
-        middle = (sign.box[1] + sign.box[3]) / 2
-        patches[min(max(0, int(middle / PATCH)), side - 1), int(sign.x / PATCH)] = sign.kind
+    for character in characters:
+        left, top, right, bottom = (max(0, round(each / PATCH)) for each in character.box)
+        patches[top : max(top + 1, bottom), left : max(left + 1, right)] = character.kind
+        middle = (character.box[1] + character.box[3]) / 2
+        patches[min(max(0, int(middle / PATCH)), side - 1), int(character.x / PATCH)] = character.kind
     return patches
 
 
-def token_labels(signs: list[Sign], size: int) -> tuple[Labels, Labels, Labels]:
-    """What the vision tokens of a view are asked for.
+def token_labels(characters: list[Character], size: int) -> tuple[Labels, Labels, Labels]:
+    """Return the targets of the vision tokens of a view.
+
+    The area of a token is its square, moved up and to the left by `CELL_OFFSET`. A line as a whole belongs to one row
+    of areas, regardless of how far its characters reach up and down. A token is asked for the first and the last line
+    in its area.
+
+    Args:
+        characters: the characters in the view.
+        size: side of the view, in pixels.
 
     Returns:
-        cells [(size / 64)², 2, SLOTS]: of the first and of the last line in the token's square, `LEAN` higher up and
-        further left, the characters whose middles lie in it, from left to right, with the one before them and the one
-        after them, then zeros. A line is a token's as a whole, however its characters reach up and down; where there
-        is but one, the last has no characters.
-        spaces [(size / 64)², 2, SLOTS]: 1 for those of these characters that a space stands before, 0 for the
-        others; `NOTHING` where there is no character, and for the one before the token's own.
-        lines [(size / 64)², 2]: the numbers of these two lines, out of `LINES`; `NOTHING` without any.
+        cells [(size / 64)², 2, SLOTS]: the classes of the characters of these two lines whose centres are in the area,
+        from left to right, with the one before them and the one after them, padded with zeros. If there is only one
+        line, the second one is empty.
+        spaces [(size / 64)², 2, SLOTS]: 1 for those of these characters that are preceded by a space, 0 for the others,
+        and `IGNORED` where there is no character and for the one before the token's own characters.
+        lines [(size / 64)², 2]: the numbers of the two lines, limited to `LINES` - 1; `IGNORED` if there is no line.
     """
-    cells_a_side = size // CELL
-    printed: dict[int, list[tuple[float, int, int, bool]]] = {}
-    for sign in signs:
-        row, column = (min(int((each + LEAN) / CELL), cells_a_side - 1) for each in (sign.y, sign.x))
-        printed.setdefault(sign.line, []).append((sign.x, row * cells_a_side + column, sign.kind, sign.spaced))
-    cells: dict[int, dict[int, tuple[list[int], list[int]]]] = {}
-    for line, unsorted in printed.items():
+    side = size // CELL
+    by_line: dict[int, list[tuple[float, int, int, bool]]] = {}
+    for each in characters:
+        row, column = (min(int((centre + CELL_OFFSET) / CELL), side - 1) for centre in (each.y, each.x))
+        by_line.setdefault(each.line, []).append((each.x, row * side + column, each.kind, each.spaced))
+    by_cell: dict[int, dict[int, tuple[list[int], list[int]]]] = {}
+    for line, unsorted in by_line.items():
         ordered = sorted(unsorted)
-        kinds = [EDGE, *(kind for *_, kind, _ in ordered), EDGE]
-        spaces = [NOTHING, *(int(spaced) for *_, spaced in ordered), NOTHING]
+        kinds = [LINE_EDGE, *(kind for *_, kind, _ in ordered), LINE_EDGE]
+        spaced = [IGNORED, *(int(spaced) for *_, spaced in ordered), IGNORED]
         for cell, group in groupby(enumerate(ordered), lambda each: each[1][1]):
-            first, *others = (place for place, _ in group)
+            first, *others = (index for index, _ in group)
             own = min(1 + len(others), PER_LINE)
             end = first + own + 1
-            asked = cells.setdefault(cell, {})
-            asked[line] = kinds[first : end + 1], [NOTHING, *spaces[first + 1 : end + 1]]
-    in_cells = np.zeros((cells_a_side**2, 2, SLOTS), np.int64)
-    in_spaces = np.full(in_cells.shape, NOTHING)
-    lines = np.full((cells_a_side**2, 2), NOTHING)
-    for cell, found in cells.items():
-        top_line, bottom_line = min(found), max(found)
+            by_cell.setdefault(cell, {})[line] = kinds[first : end + 1], [IGNORED, *spaced[first + 1 : end + 1]]
+    cells = np.zeros((side**2, 2, SLOTS), np.int64)
+    spaces = np.full(cells.shape, IGNORED)
+    lines = np.full((side**2, 2), IGNORED)
+    for cell, targets in by_cell.items():
+        top_line, bottom_line = min(targets), max(targets)
         lines[cell] = min(top_line, LINES - 1), min(bottom_line, LINES - 1)
-        for place, line in enumerate(sorted({top_line, bottom_line})):
-            kinds, spaces = found[line]
-            in_cells[cell, place, : len(kinds)], in_spaces[cell, place, : len(spaces)] = kinds, spaces
-    return in_cells, in_spaces, lines
+        for index, line in enumerate(sorted({top_line, bottom_line})):
+            kinds, spaced = targets[line]
+            cells[cell, index, : len(kinds)], spaces[cell, index, : len(spaced)] = kinds, spaced
+    return cells, spaces, lines
 
 
 def token_places(views: list[ViewMap], grid: CropGrid) -> Labels:
-    """Where on the page each vision token lies, in the decoder's order (`DeepEncoder.assemble`).
+    """Return where on the page each vision token is, in the order of the decoder (`DeepEncoder.assemble`).
 
     Args:
-        views: those of `view_maps`.
-        grid: how the tiles lie.
+        views: the mappings of `view_maps`.
+        grid: the crop grid.
 
     Returns:
-        [tokens, 2]: column and row of its square's middle in the global view, out of `PLACES`; `NOTHING` for what is
-        no square.
+        [tokens, 2]: the place (`place`) of the centre of the token's square in the global view; `IGNORED` for newlines
+        and the separator.
     """
-    whole, *tiles = views
-    grids = [_squares(whole, whole)]
-    if tiles:  # one grid: that of the first tile, gone on with
-        grids.insert(0, _squares(tiles[0], whole, grid.wide, grid.tall))
-    return in_order(grids)
+    global_view, *tiles = views
+    grids = [_token_grid(global_view, global_view)]
+    if tiles:  # The tokens of all tiles form one grid, which begins in the first tile.
+        grids.insert(0, _token_grid(tiles[0], global_view, grid.wide, grid.tall))
+    return in_decoder_order(grids)
 
 
 def token_lines(numbers: list[Labels], grid: CropGrid) -> Labels:
-    """The numbers of lines of each vision token, in the decoder's order, as `token_places` has their places.
+    """Return the line numbers of each vision token, in the order of the decoder.
 
     Args:
-        numbers: for each view what `view_labels` says, in the order of `view_maps`.
-        grid: how the tiles lie.
+        numbers: the line numbers from `view_labels` for each view, in the order of `view_maps`.
+        grid: the crop grid.
 
     Returns:
-        [tokens, 2]: `NOTHING` for what is no square, and for squares without characters.
+        [tokens, 2]: the numbers of the first and the last line; `IGNORED` for newlines, the separator, and tokens
+        without characters.
     """
-    whole, *tiles = (each.reshape(math.isqrt(len(each)), -1, 2) for each in numbers)
-    grids = [whole]
+    global_view, *tiles = (each.reshape(math.isqrt(len(each)), -1, 2) for each in numbers)
+    grids = [global_view]
     if tiles:
         side = len(tiles[0])
         stacked = np.stack(tiles).reshape(grid.tall, grid.wide, side, side, 2)
         grids.insert(0, stacked.swapaxes(1, 2).reshape(grid.tall * side, grid.wide * side, 2))
-    return in_order(grids)
+    return in_decoder_order(grids)
 
 
-def in_order(grids: list[Labels]) -> Labels:
-    """[tokens, 2] of grids [rows, columns, 2]: a newline after every row, the separator at the end."""
-    lines = [np.pad(each, ((0, 0), (0, 1), (0, 0)), constant_values=NOTHING).reshape(-1, 2) for each in grids]
-    return np.concatenate([*lines, np.full((1, 2), NOTHING)])
+def in_decoder_order(grids: list[Labels]) -> Labels:
+    """Flatten grids [rows, columns, 2] to [tokens, 2], with a newline after every row and the separator at the end."""
+    lines = [np.pad(each, ((0, 0), (0, 1), (0, 0)), constant_values=IGNORED).reshape(-1, 2) for each in grids]
+    return np.concatenate([*lines, np.full((1, 2), IGNORED)])
 
 
-def _squares(view: ViewMap, whole: ViewMap, wide: int = 1, tall: int = 1) -> Labels:
-    """[rows, columns, 2]: the places of the tokens of `wide` × `tall` views, of which `view` is the first."""
+def _token_grid(view: ViewMap, global_view: ViewMap, wide: int = 1, tall: int = 1) -> Labels:
+    """Return the places of the tokens of `wide` × `tall` views, of which `view` is the first, [rows, columns, 2]."""
     columns = (np.arange(CELL / 2, wide * view.size, CELL) - view.shift_x) / view.scale_x
     rows = (np.arange(CELL / 2, tall * view.size, CELL) - view.shift_y) / view.scale_y
-    return np.array([[place(x, y, whole) for x in columns] for y in rows])
+    return np.array([[place(x, y, global_view) for x in columns] for y in rows])
 
 
 def answer_labels(
     pieces: list[Piece], tokenizer: Tokenizer, view: ViewMap
 ) -> tuple[list[int], list[tuple[int, int]], list[int]]:
-    """What the decoder has to say, and where on the page it has to look for it.
+    """Return the targets of the decoder for an answer.
+
+    Args:
+        pieces: the answer, from `Page.pieces`.
+        tokenizer: encodes each piece.
+        view: the mapping of the global view.
 
     Returns:
-        The answer's ids, and as many places (column, row) in the global view, out of `PLACES`: of the sign that
-        an id writes; of the corner that it gives; or, for what is neither, of the next sign. And as many numbers of
-        lines, out of `LINES`: of the line in which an id is printed, `NOTHING` for ids that are not.
+        ids: the token ids of the answer.
+        places: for each id, where on the page it is read, as (column, row) from `place`: the centre of the character
+        that it writes; the corner whose coordinates it gives; for other ids, the same as the next character.
+        lines: for each id, the number of the line in which it is printed, limited to `LINES` - 1; `IGNORED` for ids
+        that are not printed.
     """
     ids: list[int] = []
     places: list[tuple[int, int]] = []
     lines: list[int] = []
-    following = (NOTHING, NOTHING)
+    following = (IGNORED, IGNORED)
     for piece in reversed(pieces):
-        signs = iter(reversed(piece.glyphs))
+        glyphs = iter(reversed(piece.glyphs))
         tokens = tokenizer.encode(piece.text, add_special_tokens=False).ids
         ids += reversed(tokens)
-        lines += [min(piece.glyphs[0].line, LINES - 1) if piece.glyphs else NOTHING] * len(tokens)
+        lines += [min(piece.glyphs[0].line, LINES - 1) if piece.glyphs else IGNORED] * len(tokens)
         if piece.located is not None:
             places += reversed(list(corners(tokens, piece.located, tokenizer, view)))
             continue
         for token in reversed(tokens):
             if piece.glyphs and tokenizer.decode([token]) != " ":
-                following = place(*next(signs).middle, view)
+                following = place(*next(glyphs).middle, view)
             places.append(following)
     return ids[::-1], places[::-1], lines[::-1]
 
 
 def corners(tokens: list[int], box: Box, tokenizer: Tokenizer, view: ViewMap) -> Iterator[tuple[int, int]]:
-    """For each token of a box as text: the place of its first corner until that has been given, then of the second."""
+    """Yield a place for each token of the text of a box: its first corner up to the second comma, then its second."""
     commas = 0
     for token in tokens:
         yield place(*(box[:2] if commas < 2 else box[2:]), view)
@@ -244,7 +280,7 @@ def corners(tokens: list[int], box: Box, tokenizer: Tokenizer, view: ViewMap) ->
 
 
 def place(x: float, y: float, view: ViewMap) -> tuple[int, int]:
-    """A point of the page as column and row of the view."""
-    seen = (x * view.scale_x + view.shift_x, y * view.scale_y + view.shift_y)
-    column, row = (min(PLACES - 1, max(0, int(each / view.size * PLACES))) for each in seen)
+    """Return the column and row, each from 0 to `PLACES` - 1, in which a point of the page is in a view."""
+    point = (x * view.scale_x + view.shift_x, y * view.scale_y + view.shift_y)
+    column, row = (min(PLACES - 1, max(0, int(each / view.size * PLACES))) for each in point)
     return column, row

@@ -1,6 +1,6 @@
-"""The small DeepSeek-OCR as it is trained: the server's own encoder, and a plain decoder of the published shape.
+"""The small DeepSeek-OCR model as it is trained: the server's own encoder, and a decoder with the published layout.
 
-Parameter names are the published ones less their leading `model.`, which `state` puts back.
+Parameters have their published names without the prefix `model.`, which `NanoOcr.state` adds.
 """
 
 from __future__ import annotations
@@ -90,11 +90,13 @@ CONFIG: dict[str, Any] = {
         "tie_word_embeddings": False,
     },
 }
-"""The whole of the checkpoint's `config.json`. `neck` and `window_size` are the two keys that the published
-config has not; absent, they are 256 and 14."""
+"""The complete `config.json` of the checkpoint. Only the keys `neck` and `window_size` do not occur in the published
+config, where their values are 256 and 14."""
 
 
 class NanoOcr(nn.Module):
+    """DeepSeek-OCR: a vision encoder, and a decoder that reads its vision tokens."""
+
     def __init__(self, config: dict[str, Any] = CONFIG) -> None:
         super().__init__()
         self.config = config
@@ -106,22 +108,24 @@ class NanoOcr(nn.Module):
         nn.init.normal_(self.encoder.image_newline, std=0.02)
         nn.init.normal_(self.encoder.view_seperator, std=0.02)
         nn.init.normal_(self.encoder.vision_model.embeddings.class_embedding, std=0.02)
-        give_positions(self.encoder)
+        initialize_positions(self.encoder)
 
-    def embed(self, pictures: Sequence[Views]) -> list[torch.Tensor]:
-        return self.encoder.embed(pictures)
+    def embed(self, images: Sequence[Views]) -> list[torch.Tensor]:
+        """Return the vision tokens of each image, [vision tokens, hidden]."""
+        return self.encoder.embed(images)
 
     def forward(self, images: list[torch.Tensor], tokens: torch.Tensor, questions: Sequence[int] = ()) -> torch.Tensor:
-        """Logits of the positions of `tokens` after the picture.
+        """Return the logits of the next token after each of `tokens`.
 
         Args:
-            images: B × [vision tokens, hidden], all of one length.
-            tokens: [B, T] ids that follow the picture.
-            questions: how many of the T are of each of several questions, which stand one after another. Each is read
-                as if it came right after the picture and the others weren't there. Empty for one question.
+            images: B × [vision tokens, hidden], all with the same number of vision tokens.
+            tokens: [B, T], the ids that follow the image.
+            questions: if `tokens` is the concatenation of several questions about the image, their lengths. Each
+                question is evaluated as if it directly followed the image and the others did not exist. Empty for a
+                single question.
 
         Returns:
-            [B, T, vocabulary]: after each of `tokens`, what comes next.
+            [B, T, vocabulary].
         """
         first = torch.zeros(len(images), 1, dtype=torch.long, device=tokens.device)  # bos
         embedded = torch.cat(
@@ -133,7 +137,16 @@ class NanoOcr(nn.Module):
 
     @torch.no_grad()
     def read(self, images: list[torch.Tensor], prompt: torch.Tensor, most: int) -> list[list[int]]:
-        """Greedy answers to `prompt` [T], without eos; recomputes nothing, as keys and values are kept."""
+        """Generate answers greedily, with a cache of keys and values.
+
+        Args:
+            images: B × [vision tokens, hidden], all with the same number of vision tokens.
+            prompt: [T], the ids of the prompt, which is the same for all images.
+            most: maximum number of tokens in each answer.
+
+        Returns:
+            The ids of each of the B answers, without the eos token.
+        """
         batch = len(images)
         cache: list[list[torch.Tensor]] = [[] for _ in self.decoder.layers]
         first = torch.zeros(batch, 1, dtype=torch.long, device=prompt.device)
@@ -146,20 +159,20 @@ class NanoOcr(nn.Module):
             dim=1,
         )
         answers: list[list[int]] = [[] for _ in range(batch)]
-        going = torch.ones(batch, dtype=torch.bool, device=prompt.device)
+        unfinished = torch.ones(batch, dtype=torch.bool, device=prompt.device)
         for _ in range(most):
-            token = self.decoder.lm_head(self.decoder(x, cache=cache)[:, -1]).argmax(-1)
-            going &= token != self.config["eos_token_id"]
-            if not going.any():
+            tokens = self.decoder.lm_head(self.decoder(x, cache=cache)[:, -1]).argmax(-1)
+            unfinished &= tokens != self.config["eos_token_id"]
+            if not unfinished.any():
                 break
-            for answer, one, goes in zip(answers, token.tolist(), going.tolist(), strict=True):
-                if goes:
-                    answer.append(one)
-            x = self.decoder.embed_tokens(token[:, None])
+            for answer, token, goes_on in zip(answers, tokens.tolist(), unfinished.tolist(), strict=True):
+                if goes_on:
+                    answer.append(token)
+            x = self.decoder.embed_tokens(tokens[:, None])
         return answers
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The parameters by their published names, bf16."""
+        """Return the parameters by their published names, in bf16."""
         named = {f"model.{name}": value for name, value in self.encoder.state_dict().items()}
         for name, value in self.decoder.state_dict().items():
             named[name if name.startswith("lm_head") else f"model.{name}"] = value
@@ -170,7 +183,7 @@ class NanoOcr(nn.Module):
 
 
 def load(checkpoint: Path) -> NanoOcr:
-    """The model of a checkpoint's folder, fp32: `NanoOcr.state` undone."""
+    """Load the checkpoint in a folder. Its weights are converted to fp32."""
     model = NanoOcr(json.loads((checkpoint / "config.json").read_text()))
     weights = {
         name.removeprefix("model."): value.float()
@@ -181,30 +194,42 @@ def load(checkpoint: Path) -> NanoOcr:
     return model
 
 
-def give_positions(encoder: DeepEncoder) -> None:
-    """2-D waves in SAM's and CLIP's tables, random relative positions: from zeros SAM can't tell neighbours apart,
-    and the decoder does not learn which line comes after which."""
+def initialize_positions(encoder: DeepEncoder) -> None:
+    """Initialize the position tables of SAM and CLIP with 2-D sinusoids, and relative positions with random values.
+
+    If they are initialized with zeros, SAM cannot distinguish neighbouring patches, and the decoder does not learn the
+    order of lines.
+    """
     sam = encoder.sam_model.pos_embed
     clip = encoder.vision_model.embeddings.position_embedding.weight
     with torch.no_grad():
-        sam.copy_(0.3 * waves(sam.shape[1], sam.shape[3], longest=63)[None])
+        sam.copy_(0.3 * sinusoids(sam.shape[1], sam.shape[3], longest=63)[None])
         side = encoder.vision_model.embeddings.table_side
-        clip[1:] += 0.7 * waves(side, clip.shape[1], longest=40).flatten(0, 1)
+        clip[1:] += 0.7 * sinusoids(side, clip.shape[1], longest=40).flatten(0, 1)
         for name, parameter in encoder.named_parameters():
             if "rel_pos" in name:
                 nn.init.normal_(parameter, std=0.3)
 
 
-def waves(side: int, width: int, *, longest: float) -> torch.Tensor:
-    """[side, side, width]: sines and cosines of columns, then of rows, of wavelengths from 4 places to `longest`."""
-    rates = 2 * math.pi * torch.exp(-torch.linspace(math.log(4), math.log(longest), width // 4))
-    place = torch.arange(side, dtype=torch.float32)[:, None] * rates
-    each = torch.cat([place.sin(), place.cos()], dim=1)
-    return torch.cat([each[None].expand(side, -1, -1), each[:, None].expand(-1, side, -1)], dim=2)
+def sinusoids(side: int, width: int, *, longest: float) -> torch.Tensor:
+    """Return a 2-D sinusoidal position embedding.
+
+    Args:
+        side: number of rows, and of columns.
+        width: size of each embedding; a multiple of 4.
+        longest: the longest wavelength, in positions. The shortest is 4.
+
+    Returns:
+        [side, side, width]: sines and cosines of the column, followed by those of the row.
+    """
+    frequencies = 2 * math.pi * torch.exp(-torch.linspace(math.log(4), math.log(longest), width // 4))
+    phases = torch.arange(side, dtype=torch.float32)[:, None] * frequencies
+    one_axis = torch.cat([phases.sin(), phases.cos()], dim=1)
+    return torch.cat([one_axis[None].expand(side, -1, -1), one_axis[:, None].expand(-1, side, -1)], dim=2)
 
 
 class Decoder(nn.Module):
-    """DeepSeek-V2 without multi-head latent attention: plain attention, a dense layer, then experts."""
+    """DeepSeek-V2 with standard multi-head attention: the first layer has a dense MLP, the others have experts."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -213,8 +238,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config["num_hidden_layers"]))
         self.norm = nn.RMSNorm(config["hidden_size"], eps=config["rms_norm_eps"])
         self.lm_head = nn.Linear(config["hidden_size"], config["vocab_size"], bias=False)
-        self.between: list[torch.Tensor] = []
-        """What came into each layer in the last step."""
+        self.layer_inputs: list[torch.Tensor] = []
+        """The input of each layer in the last call, [B, T, hidden]."""
 
     def forward(
         self,
@@ -222,30 +247,34 @@ class Decoder(nn.Module):
         questions: Sequence[int] = (),
         cache: list[list[torch.Tensor]] | None = None,
     ) -> torch.Tensor:
-        """[B, T, hidden] → the same after all layers; with `cache`, T follows what the cache holds.
+        """Return the hidden states after the last layer, [B, T, hidden].
 
         Args:
-            questions: how many of the last of T are of each question. A token sees what comes before all of them and,
-                of its own, what comes before itself.
+            x: [B, T, hidden], the embedded tokens. If there is a cache, they follow the tokens in it.
+            questions: lengths of the questions at the end of T. A token attends to everything before the first
+                question, and to the preceding tokens of its own question.
+            cache: for each layer an empty list, or its keys and values. They are updated.
         """
         start = cache[0][0].shape[2] if cache and cache[0] else 0
         common = x.shape[1] - sum(questions)
-        places = [*range(common), *(common + place for length in questions for place in range(length))]
-        turns = rotations(self.config, start + torch.tensor(places, device=x.device))
-        self.between = []
+        positions = [*range(common), *(common + index for length in questions for index in range(length))]
+        rotations = rotary_embedding(self.config, start + torch.tensor(positions, device=x.device))
+        self.layer_inputs = []
         for number, layer in enumerate(self.layers):
-            self.between.append(x)
-            x = layer(x, turns, questions, None if cache is None else cache[number])
+            self.layer_inputs.append(x)
+            x = layer(x, rotations, questions, None if cache is None else cache[number])
         out: torch.Tensor = self.norm(x)
         return out
 
     def balance(self) -> torch.Tensor:
-        """How unevenly the experts were used in the last step; 1 is even."""
+        """Return the load-balancing loss of the experts in the last call; it is 1 if they are used evenly."""
         losses = [layer.mlp.balance for layer in self.layers if isinstance(layer.mlp, Experts)]
         return torch.stack(losses).mean()
 
 
 class Layer(nn.Module):
+    """A layer of the decoder: attention and an MLP, both with a residual connection."""
+
     def __init__(self, config: dict[str, Any], number: int) -> None:
         super().__init__()
         hidden, eps = config["hidden_size"], config["rms_norm_eps"]
@@ -256,14 +285,16 @@ class Layer(nn.Module):
         self.mlp = GatedMlp(hidden, config["intermediate_size"]) if dense else Experts(config)
 
     def forward(
-        self, x: torch.Tensor, turns: torch.Tensor, questions: Sequence[int], cache: list[torch.Tensor] | None
+        self, x: torch.Tensor, rotations: torch.Tensor, questions: Sequence[int], cache: list[torch.Tensor] | None
     ) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), turns, questions, cache)
+        x = x + self.self_attn(self.input_layernorm(x), rotations, questions, cache)
         x = x + self.mlp(self.post_attention_layernorm(x))
         return x
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention with rotary position embeddings."""
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         hidden = config["hidden_size"]
@@ -274,14 +305,14 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(hidden, hidden, bias=False)
 
     def forward(
-        self, x: torch.Tensor, turns: torch.Tensor, questions: Sequence[int], cache: list[torch.Tensor] | None
+        self, x: torch.Tensor, rotations: torch.Tensor, questions: Sequence[int], cache: list[torch.Tensor] | None
     ) -> torch.Tensor:
         batch, length, hidden = x.shape
         q, k, v = (
             project(x).view(batch, length, self.heads, -1).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotate(q, turns), rotate(k, turns)
+        q, k = rotate(q, rotations), rotate(k, rotations)
         if cache is not None:
             if cache:
                 k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
@@ -292,33 +323,47 @@ class Attention(nn.Module):
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, questions: Sequence[int]) -> torch.Tensor:
-    """Causal attention, [B, heads, T, size] each, in which no question sees another.
+    """Return causal attention in which no question attends to another one.
 
-    What comes before all of them is attended to by itself, then by each of them in a call of its own: of one square
-    with a mask most would be hidden. Keys and values may begin before the queries.
+    The part that all questions share is computed first, then each question by itself, because a single call with a mask
+    would mostly compute scores that are masked out.
+
+    Args:
+        q: [B, heads, T, size]. The last `sum(questions)` tokens belong to the questions.
+        k: [B, heads, T', size] with T' ≥ T; the additional keys precede the queries.
+        v: the same shape as `k`.
+        questions: lengths of the questions.
     """
-    (first, *own_q), (before_k, *own_k), (before_v, *own_v) = (
-        one.split([one.shape[2] - sum(questions), *questions], dim=2) for one in (q, k, v)
+    (shared_q, *own_q), (shared_k, *own_k), (shared_v, *own_v) = (
+        each.split([each.shape[2] - sum(questions), *questions], dim=2) for each in (q, k, v)
     )
-    parts = [causal(first, before_k, before_v)]
+    parts = [causal(shared_q, shared_k, shared_v)]
     for queries, keys, values in zip(own_q, own_k, own_v, strict=True):
-        parts.append(causal(queries, torch.cat([before_k, keys], dim=2), torch.cat([before_v, values], dim=2)))
+        parts.append(causal(queries, torch.cat([shared_k, keys], dim=2), torch.cat([shared_v, values], dim=2)))
     return torch.cat(parts, dim=2)
 
 
 def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Attention of [B, heads, Q, size] that are the last of [B, heads, K, size].
+    """Return causal attention.
 
-    In plain products without a GPU: forwards and backwards they take two thirds of the time of torch's own there.
+    On a CPU it is computed by plain matrix products: forward and backward pass together take two thirds of the time of
+    torch's `scaled_dot_product_attention`.
+
+    Args:
+        q: [B, heads, Q, size], the last Q of the K positions.
+        k: [B, heads, K, size].
+        v: [B, heads, K, size].
     """
-    seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+    mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
     if q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
 
 
 class GatedMlp(nn.Module):
+    """An MLP with a SiLU gate."""
+
     def __init__(self, hidden: int, inner: int) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(hidden, inner, bias=False)
@@ -331,10 +376,10 @@ class GatedMlp(nn.Module):
 
 
 class Experts(nn.Module):
-    """Softmax over all experts, the best few used and not renormalised, the shared ones always.
+    """A mixture of experts: for each token the top few by softmax score, not renormalized, and the shared experts.
 
-    All experts are asked about every token, and those not used weigh nothing: as narrow as they are, that takes less
-    time than to sort the tokens, and shapes stay the same from batch to batch.
+    All experts are evaluated for every token, and those that are not chosen have a weight of zero. As the experts are
+    narrow, this takes less time than sorting the tokens, and shapes are the same in every batch.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -345,6 +390,7 @@ class Experts(nn.Module):
         self.experts = nn.ModuleList(GatedMlp(hidden, inner) for _ in range(config["n_routed_experts"]))
         self.shared_experts = GatedMlp(hidden, inner * config["n_shared_experts"])
         self.balance = torch.ones(())
+        """The load-balancing loss of the last call."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.flatten(0, -2)
@@ -361,16 +407,30 @@ class Experts(nn.Module):
         return (self.shared_experts(tokens) + F.linear(inner, down)).view_as(x)
 
 
-def rotations(config: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
-    """[2, T, head size]: cosines and sines of positions [T]."""
+def rotary_embedding(config: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
+    """Return the cosines and sines of the rotary position embedding.
+
+    Args:
+        config: the language config.
+        positions: [T].
+
+    Returns:
+        [2, T, head size].
+    """
     size = config["hidden_size"] // config["num_attention_heads"]
-    rates = config["rope_theta"] ** (-torch.arange(0, size, 2, device=positions.device).float() / size)
-    angles = positions.float()[:, None] * rates
+    frequencies = config["rope_theta"] ** (-torch.arange(0, size, 2, device=positions.device).float() / size)
+    angles = positions.float()[:, None] * frequencies
     angles = torch.cat([angles, angles], dim=-1)
     return torch.stack([angles.cos(), angles.sin()])
 
 
-def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
+    """Apply the rotary position embedding.
+
+    Args:
+        x: [B, heads, T, head size].
+        rotations: the result of `rotary_embedding`.
+    """
     low, high = x.chunk(2, dim=-1)
-    cosine, sine = turns
+    cosine, sine = rotations
     return (x * cosine + torch.cat([-high, low], dim=-1) * sine).to(x.dtype)

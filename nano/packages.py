@@ -1,4 +1,4 @@
-"""A check at the start of a long command that every package it will use is installed."""
+"""Check at the start of a long command that every package it will use is installed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("requirements_dev.txt", "requirements_cpu.txt")
-"""Where the versions are looked up. The GPU set has the same ones."""
+"""The requirement files in which versions are looked up. The locked set for GPUs has the same versions."""
 MODULES = {"pillow": "PIL"}
-"""The import names that differ from the names of the packages."""
+"""Import names of the packages whose import name differs from their name in the package index."""
 ENGINE = frozenset({"torch", "transformers", "vllm"})
-"""Packages that differ between a GPU and a CPU, so that the set-up script has to choose them."""
+"""Packages whose builds differ between GPUs and CPUs, so that the set-up script has to choose the right one."""
 
 
 def require_packages(command: str, *packages: str) -> None:
-    """End the process with a message if a package is missing. None of them is imported.
+    """Exit with an error message if a package is missing. The packages are not imported.
 
     Args:
-        command: how the user calls the command, for the message.
-        packages: their names in the package index, as in the requirement files.
+        command: the command as the user types it, for the message.
+        packages: names in the package index, as in the requirement files.
 
     Raises:
         SystemExit: a package is not installed. The message names the packages and the command that installs them.
@@ -46,7 +46,7 @@ def _is_installed(package: str) -> bool:
 
 
 def _pinned(package: str) -> str:
-    """`package==version` from the requirement files, or the name alone if it is in none of them."""
+    """Return `package==version` from the requirement files, or only the name if none of them lists the package."""
     for lock in LOCKS:
         found = re.search(rf"^{re.escape(package)}==[^\s;]+", (ROOT / lock).read_text(encoding="utf-8"), re.MULTILINE)
         if found:

@@ -1,7 +1,7 @@
-"""Synthetic pages with their truth: what stands on them, where, and what the model should answer.
+"""Render synthetic pages with their ground truth: text, positions, and the expected answer to every prompt.
 
-Everything follows from a seed: the same seed gives the same page wherever the same fonts are installed.
-Lengths are pixels of the page, boxes are (left, top, right, bottom).
+Everything is determined by a seed: the same seed gives the same page on every machine with the same fonts. Lengths are
+in pixels of the page, and boxes are (left, top, right, bottom).
 """
 
 from __future__ import annotations
@@ -35,34 +35,38 @@ PROMPTS: dict[Task, str] = {
     "ocr": "OCR this image.",
     "document": "Convert the document to markdown.",
 }
-
-
+"""The prompts of the tasks."""
 NO_LIGATURES = ["-liga", "-clig", "-calt", "-dlig"]
-"""So that each letter has a place of its own."""
+"""OpenType features that turn ligatures off, so that each letter has its own position."""
 
 
 @dataclass
 class Glyph:
+    """A printed character. Spaces have no glyphs."""
+
     char: str
     box: Box
-    """Its ink."""
+    """Bounding box of its ink."""
     middle: Point
-    """Of its ink from side to side, and of its line's low letters from top to bottom: commas, capitals and letters with
-    tails stand as high as their line does."""
+    """Its horizontal centre, and the vertical centre of the lowercase letters of its line. The vertical centre is the
+    same for all characters of a line: commas, capitals and letters with descenders too."""
     line: int = 0
-    """The number of its line, in reading order."""
+    """Index of its line, in reading order."""
     spaced: bool = False
-    """Whether a space stands before it."""
+    """Whether a space precedes it."""
 
 
 @dataclass
 class Line:
+    """A printed line of text, or a cell of a table."""
+
     text: str
     glyphs: list[Glyph]
+    """The glyphs of all characters of `text` except the spaces."""
 
     @property
     def box(self) -> Box:
-        return around(glyph.box for glyph in self.glyphs)
+        return bounding_box(glyph.box for glyph in self.glyphs)
 
 
 @dataclass
@@ -71,49 +75,62 @@ class Piece:
 
     text: str
     glyphs: list[Glyph] = field(default_factory=list)
-    """What of it is printed on the page: its signs without the spaces, or nothing."""
+    """If the text is printed on the page, the glyphs of its characters, without the spaces; otherwise empty."""
     located: Box | None = None
-    """The box of which it gives the corners."""
+    """If the text gives the coordinates of a box, that box."""
 
 
 @dataclass
 class Block:
+    """A part of a page that has a label of its own, such as a paragraph or a table."""
+
     label: Label
     lines: list[Line] = field(default_factory=list)
     rows: list[list[Line]] = field(default_factory=list)
-    """The cells of a table."""
+    """The cells of a table, row by row."""
     frame: Box | None = None
-    """The place of a figure."""
+    """The box of a figure."""
 
     @property
     def box(self) -> Box:
         if self.frame is not None:
             return self.frame
-        return around(line.box for line in self.all_lines())
+        return bounding_box(line.box for line in self.all_lines())
 
     def all_lines(self) -> list[Line]:
+        """Return the lines, including the cells of a table."""
         return self.lines + [cell for row in self.rows for cell in row]
 
 
 @dataclass
 class Page:
+    """A rendered page and its ground truth."""
+
     image: Image.Image
+    """The page, 8-bit greyscale."""
     blocks: list[Block]
+    """The blocks in reading order."""
 
     def lines(self) -> list[Line]:
-        """All lines, in reading order."""
+        """Return all lines, in reading order."""
         return [line for block in self.blocks for line in block.all_lines()]
 
     def glyphs(self) -> list[Glyph]:
+        """Return all glyphs, in reading order."""
         return [glyph for line in self.lines() for glyph in line.glyphs]
 
     def answer(self, task: Task, rng: random.Random) -> tuple[str, str]:
-        """A prompt, and what the model should answer to it."""
+        """Return the prompt of a task and the correct answer.
+
+        Args:
+            task: the task. If no word can be located on the page, "locate" becomes "free".
+            rng: chooses the word to locate.
+        """
         prompt, pieces = self.pieces(task, rng)
         return prompt, "".join(piece.text for piece in pieces)
 
     def pieces(self, task: Task, rng: random.Random) -> tuple[str, list[Piece]]:
-        """The same, with what is printed kept apart from what is not."""
+        """Return the prompt and the answer as in `answer`, with the answer split into printed and unprinted pieces."""
         if task in ("free", "ocr"):
             return PROMPTS[task], joined([[printed(line)] for line in self.lines()], "\n")
         if task == "lines":
@@ -122,17 +139,17 @@ class Page:
             located = [[*self._located(Piece(block.label), block.box), *self._content(block)] for block in self.blocks]
             return PROMPTS[task], joined(located, "\n\n")
         if task == "document":
-            # Without grounding, an answer has no labels and no boxes; a figure leaves nothing to say.
+            # Without grounding, an answer has no labels and no boxes, so that a figure contributes nothing to it.
             contents = [self._content(block)[1:] for block in self.blocks if block.label != "image"]
             return PROMPTS[task], joined(contents, "\n\n")
-        wanted = self._lonely_words()
-        if not wanted:
+        candidates = self._unique_words()
+        if not candidates:
             return self.pieces("free", rng)
-        lonely = rng.choice(wanted)
-        return PROMPTS[task].format(word=lonely.text), self._located(printed(lonely), lonely.box)
+        target = rng.choice(candidates)
+        return PROMPTS[task].format(word=target.text), self._located(printed(target), target.box)
 
     def _located(self, piece: Piece, box: Box) -> list[Piece]:
-        """DeepSeek-OCR's grounding: coordinates from 0 to 999 of the page's sides."""
+        """Return a text with its box in DeepSeek-OCR's format. Coordinates go from 0 to 999 along each side."""
         width, height = self.image.size
         left, top = int(box[0] / width * 999), int(box[1] / height * 999)
         right, bottom = int(box[2] / width * 999), int(box[3] / height * 999)
@@ -140,9 +157,9 @@ class Page:
         return [Piece("<|ref|>"), piece, corners]
 
     def _content(self, block: Block) -> list[Piece]:
-        """A block's text as markdown, after the newline that separates it from its box.
+        """Return the text of a block as markdown, preceded by the newline that separates it from its box.
 
-        Printed line breaks stay: markdown shows them as spaces, and to follow the lines is what the model can do.
+        Printed line breaks are kept: markdown displays them as spaces, and the model can follow the printed lines.
         """
         if block.label == "image":
             return []
@@ -157,92 +174,101 @@ class Page:
         lines = joined([[printed(line)] for line in block.lines], "\n")
         return [Piece("\n"), *([Piece("# ")] if block.label == "title" else []), *lines]
 
-    def _lonely_words(self) -> list[Line]:
-        """Words of three signs or more that stand on the page once."""
+    def _unique_words(self) -> list[Line]:
+        """Return the words of at least three characters that occur only once on the page."""
         seen: dict[str, list[Line]] = {}
         for line in self.lines():
             start = 0
             for text in line.text.split(" "):
                 seen.setdefault(text, []).append(Line(text, line.glyphs[start : start + len(text)]))
-                start += len(text)  # glyphs hold no spaces
+                start += len(text)  # spaces have no glyphs
         return [words[0] for text, words in seen.items() if len(words) == 1 and len(text) > 2]
 
 
 def printed(line: Line) -> Piece:
+    """Return the piece of an answer that consists of a printed line."""
     return Piece(line.text, line.glyphs)
 
 
 def joined(parts: list[list[Piece]], separator: str) -> list[Piece]:
-    """The parts one after another, with `separator` between them."""
+    """Concatenate the parts of an answer, with `separator` between them."""
     pieces: list[Piece] = []
     for part in parts:
         pieces += [Piece(separator), *part] if pieces else part
     return pieces
 
 
-def around(boxes: Iterator[Box] | list[Box]) -> Box:
+def bounding_box(boxes: Iterator[Box] | list[Box]) -> Box:
+    """Return the smallest box that contains all boxes."""
     left, top, right, bottom = zip(*boxes, strict=True)
     return min(left), min(top), max(right), max(bottom)
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a page is made to be."""
+    """The kind of page to render."""
 
     width: int = 640
     height: int = 640
     min_print: int = 24
-    """Font size, pixels."""
+    """Smallest font size, in pixels."""
     max_print: int = 40
+    """Largest font size, in pixels."""
     min_lines: int = 1
     max_lines: int = 12
     split: Split = "train"
-    """Which fonts."""
+    """The split that the fonts belong to."""
     words: Split = "train"
-    """Which words."""
+    """The split that the words belong to."""
     noise: bool = True
-    """Random signs among the words."""
+    """Whether there are random characters among the words."""
     clean: bool = False
-    """Without noise, blur, tilt and the like."""
+    """Whether the page is left without noise, blur, rotation and other degradation."""
     structured: bool = False
-    """With blocks: title, paragraphs, list, table, figure. Else lines alone."""
+    """Whether the page is a document of blocks: title, paragraphs, lists, tables and figures. Otherwise, it consists of
+    lines of words."""
     kinds: tuple[Label, ...] = ("text", "text", "list", "table", "image")
-    """The blocks of a structured page after its title, each as likely as often as it is named."""
+    """The kinds of blocks of a structured page after its title. The more often a kind is listed, the likelier it is."""
     titled: float = 0.8
-    """Share of the structured pages with a title."""
+    """Share of structured pages with a title."""
     ragged: float = 0.0
-    """Share of the structured pages whose paragraphs have one to six lines, the last of any length."""
+    """Share of structured pages whose paragraphs have one to six lines, the last one of any length."""
     full: bool = False
-    """Lines from edge to edge and from top to bottom, words cut where they end: the most letters for the work of
-    training on a page."""
+    """Whether lines fill the page from margin to margin and from top to bottom, with words cut off at the end of a
+    line. Such a page has the most letters for the cost of a training step."""
     narrow: int = 0
-    """How many other fonts this one needs less room than."""
+    """How many further fonts are drawn at random; the narrowest of all drawn fonts is used."""
     tight: bool = False
-    """With little between the lines."""
+    """Whether there is little space between the lines."""
     kerned: float = 0.6
-    """Share of the pages on which letters move together as their font says, if this machine can: commas stand under
-    an r's arm then, where a model that had not seen it lost them."""
+    """Share of pages with kerning, if this machine supports it. With kerning, a comma is placed under the arm of an r,
+    where a model that had not seen this lost it."""
     alike: float = 0.0
-    """Share of the pages on which lines begin as others before them do."""
+    """Share of pages on which lines begin with the same words or characters as lines above them."""
     blank: float = 0.0
-    """Share of the pages on which nothing stands."""
+    """Share of pages without text."""
     halved: float = 0.3
-    """Share of the pages wide enough for two columns that have them."""
+    """Share of pages with two columns, among those that are wide enough for them."""
 
 
 def render(sheet: Sheet, rng: random.Random) -> Page:
-    """A page of `sheet`, decided by `rng` alone."""
-    press = Press(sheet, rng)
-    blocks = press.blocks() if sheet.structured else press.plain()
-    page = Page(press.canvas, [block for block in blocks if block.frame is not None or block.all_lines()])
-    for place, line in enumerate(page.lines()):
+    """Render a page.
+
+    Args:
+        sheet: the kind of page.
+        rng: source of all random decisions; it determines the page.
+    """
+    typesetter = Typesetter(sheet, rng)
+    blocks = typesetter.blocks() if sheet.structured else typesetter.plain()
+    page = Page(typesetter.canvas, [block for block in blocks if block.frame is not None or block.all_lines()])
+    for index, line in enumerate(page.lines()):
         for glyph in line.glyphs:
-            glyph.line = place
-    return page if sheet.clean else worn(page, rng)
+            glyph.line = index
+    return page if sheet.clean else degrade(page, rng)
 
 
-class Press:
-    """Sets type on one page."""
+class Typesetter:
+    """Draws the text and figures of one page, from top to bottom."""
 
     def __init__(self, sheet: Sheet, rng: random.Random) -> None:
         self.sheet = sheet
@@ -265,13 +291,13 @@ class Press:
         self.alike = bool(sheet.alike) and rng.random() < sheet.alike
 
     def plain(self) -> list[Block]:
-        """Lines of words, ragged as they come, in one column or (on wide pages of small print) two."""
+        """Draw lines of words of random lengths, in one column, or in two on wide pages with small print."""
         wanted = self.rng.randint(self.sheet.min_lines, self.sheet.max_lines)
         if self.rng.random() < self.sheet.blank:
             return []
         if self.sheet.full:
             block = Block("text")
-            while line := self.line(self.left, self.right, first=self.head(block.lines), cut=True):
+            while line := self.line(self.left, self.right, first=self.beginning(block.lines), cut=True):
                 block.lines.append(line)
             return [block]
         columns = [(self.left, self.right)]
@@ -286,7 +312,7 @@ class Press:
             for _ in range(math.ceil(wanted / len(columns))):
                 indent = self.rng.uniform(0, (right - left) / 3) if self.rng.random() < 0.25 else 0
                 length = (right - left - indent) * (1 if self.rng.random() < 0.6 else self.rng.random())
-                line = self.line(left + indent, left + indent + length, first=self.head(lines))
+                line = self.line(left + indent, left + indent + length, first=self.beginning(lines))
                 if line is None:
                     break
                 block.lines.append(line)
@@ -294,10 +320,11 @@ class Press:
             blocks.append(block)
         return blocks
 
-    def head(self, above: list[Line]) -> str:
-        """How a line is to begin: if this is such a page, now and then as one of those above it.
+    def beginning(self, above: list[Line]) -> str:
+        """Return the text with which the next line begins, or "" for any text.
 
-        In training half of these share their first sign alone. Evaluation's pages stay as they were measured before.
+        On pages where lines begin alike, half of the lines begin like one of the lines above. In training, half of
+        these share only the first character; evaluation pages remain those of earlier measurements.
         """
         if not self.alike or not above or self.rng.random() < 0.5:
             return ""
@@ -308,7 +335,7 @@ class Press:
         return " ".join(other.split(" ")[: self.rng.choice((1, 1, 2))])
 
     def blocks(self) -> list[Block]:
-        """A document: a title, then paragraphs, lists, tables and figures."""
+        """Draw a document: a title on most pages, then paragraphs, lists, tables and figures."""
         blocks: list[Block] = []
         if self.rng.random() < self.sheet.titled:
             blocks.append(self.title())
@@ -323,6 +350,7 @@ class Press:
         return blocks
 
     def title(self) -> Block:
+        """Draw a title in a larger font size."""
         size, self.size = self.size, round(self.size * self.rng.uniform(1.2, 1.5))
         line = self.line(self.left, self.right, words=self.rng.randint(1, 3))
         self.size = size
@@ -330,10 +358,11 @@ class Press:
         return Block("title", [line] if line else [])
 
     def paragraph(self) -> Block | None:
+        """Draw a paragraph; return None if there is no room for it."""
         lines = []
-        wanted = self.rng.randint(1, 6) if self.ragged else self.rng.randint(2, 4)
-        for place in range(wanted):
-            words = self.rng.randint(1, 5) if self.ragged and place == wanted - 1 else 99
+        count = self.rng.randint(1, 6) if self.ragged else self.rng.randint(2, 4)
+        for number_of_line in range(count):
+            words = self.rng.randint(1, 5) if self.ragged and number_of_line == count - 1 else 99
             line = self.line(self.left, self.right, words=words)
             if line is None:
                 break
@@ -341,6 +370,7 @@ class Press:
         return Block("text", lines) if lines else None
 
     def bullets(self) -> Block | None:
+        """Draw a bulleted or numbered list; return None if there is no room for it."""
         lines = []
         numbered = self.rng.random() < 0.4
         for item in range(self.rng.randint(2, 4)):
@@ -352,6 +382,7 @@ class Press:
         return Block("list", lines) if lines else None
 
     def table(self) -> Block | None:
+        """Draw a table of two or three columns; return None if there is no room for it."""
         columns = self.rng.randint(2, 3)
         width = (self.right - self.left) / columns
         rows: list[list[Line]] = []
@@ -373,6 +404,7 @@ class Press:
         return Block("table", rows=rows)
 
     def figure(self) -> Block | None:
+        """Draw a rectangle with random triangles; return None if there is no room for it."""
         height = self.size * self.rng.uniform(2.5, 4.5)
         width = (self.right - self.left) * self.rng.uniform(0.3, 0.9)
         if self.y + height > self.sheet.height - 4:
@@ -387,33 +419,44 @@ class Press:
         return Block("image", frame=frame)
 
     def line(self, left: float, right: float, *, first: str = "", words: int = 99, cut: bool = False) -> Line | None:
-        """Set one line between `left` and `right`; None if there is no room for it."""
+        """Draw one line at the current height and move below it.
+
+        Args:
+            left: where the line begins.
+            right: where the line ends at the latest.
+            first: text with which the line begins.
+            words: maximum number of random words after `first`.
+            cut: cut off the word that does not fit into the line, instead of leaving it out.
+
+        Returns:
+            The line, or None if there is no room for it on the page.
+        """
         face = font(self.path, self.size, kerned=self.kerned)
-        apart = NO_LIGATURES if self.kerned else None
+        shaping = NO_LIGATURES if self.kerned else None
         ascent, descent = face.getmetrics()
         if self.y + ascent + descent > self.sheet.height - 2:
             return None
         text = first
         for _ in range(words):
             longer = f"{text} {word(self.rng, self.sheet.words, noise=self.sheet.noise)}".strip()
-            if face.getlength(longer, features=apart) > right - left:
-                while cut and face.getlength(longer, features=apart) > right - left:
+            if face.getlength(longer, features=shaping) > right - left:
+                while cut and face.getlength(longer, features=shaping) > right - left:
                     longer = longer[:-1].rstrip()
                 text = longer if cut else text
                 break
             text = longer
-        if not text or face.getlength(text, features=apart) > self.sheet.width - left:
+        if not text or face.getlength(text, features=shaping) > self.sheet.width - left:
             text = number(self.rng)[:3]
         baseline = self.y + ascent
-        self.draw.text((left, baseline), text, font=face, fill=self.ink, anchor="ls", features=apart)
-        middle = baseline + ink(self.path, self.size, "x")[1] / 2
+        self.draw.text((left, baseline), text, font=face, fill=self.ink, anchor="ls", features=shaping)
+        middle = baseline + ink_box(self.path, self.size, "x")[1] / 2
         glyphs = []
-        for place, char in enumerate(text):
+        for index, char in enumerate(text):
             if char != " ":
-                # Pairs that move together do so before the second of them.
-                start = face.getlength(text[: place + 1], features=apart) - face.getlength(char, features=apart)
-                box = shifted(ink(self.path, self.size, char), left + start, baseline)
-                spaced = text[:place].endswith(" ")
+                # Kerning moves the second character of a pair.
+                start = face.getlength(text[: index + 1], features=shaping) - face.getlength(char, features=shaping)
+                box = shifted(ink_box(self.path, self.size, char), left + start, baseline)
+                spaced = text[:index].endswith(" ")
                 glyphs.append(Glyph(char, box, ((box[0] + box[2]) / 2, middle), spaced=spaced))
         self.y += (ascent + descent) * self.gap
         self.number_of_lines += 1
@@ -421,28 +464,29 @@ class Press:
 
 
 @cache
-def ink(path: Path, size: int, char: str) -> Box:
-    """Where the ink of `char` lies when it is set at (0, 0) on its baseline."""
+def ink_box(path: Path, size: int, char: str) -> Box:
+    """Return the bounding box of the ink of `char` when it is drawn at (0, 0), with 0 being the baseline."""
     return font(path, size).getbbox(char, anchor="ls")
 
 
 @cache
 def set_width(path: Path) -> float:
-    """How long its letters and digits are, one after another."""
+    """Return the total width of a font's letters and digits, in pixels at a size of 100."""
     return font(path, 100).getlength(string.ascii_letters + string.digits)
 
 
 def shifted(box: Box, x: float, y: float) -> Box:
+    """Return a box moved by (x, y)."""
     return box[0] + x, box[1] + y, box[2] + x, box[3] + y
 
 
-def worn(page: Page, rng: random.Random) -> Page:
-    """The page as scanners and cameras give it: tilted, blurred, noisy, compressed, now and then inverted."""
+def degrade(page: Page, rng: random.Random) -> Page:
+    """Degrade a page as scanners and cameras do: rotation, blur, noise, JPEG compression, and sometimes inversion."""
     image = page.image
     if rng.random() < 0.25:
-        tilt = rng.uniform(-1.5, 1.5)
-        image = image.rotate(tilt, Image.Resampling.BICUBIC, fillcolor=image.getpixel((0, 0)))
-        turn(page, tilt)
+        angle = rng.uniform(-1.5, 1.5)
+        image = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=image.getpixel((0, 0)))
+        rotate_boxes(page, angle)
     if rng.random() < 0.2:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
     if rng.random() < 0.3:
@@ -458,21 +502,21 @@ def worn(page: Page, rng: random.Random) -> Page:
     return page
 
 
-def turn(page: Page, degrees: float) -> None:
-    """Turn all boxes of the page with it, counter-clockwise about its centre."""
+def rotate_boxes(page: Page, degrees: float) -> None:
+    """Rotate all boxes of a page counter-clockwise about its centre, and replace them by their bounding boxes."""
     width, height = page.image.size
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
 
-    def moved(x: float, y: float) -> Point:
+    def rotated_point(x: float, y: float) -> Point:
         x, y = x - width / 2, y - height / 2
         return x * cosine + y * sine + width / 2, -x * sine + y * cosine + height / 2
 
-    def turned(box: Box) -> Box:
-        xs, ys = zip(*(moved(x, y) for x in (box[0], box[2]) for y in (box[1], box[3])), strict=True)
+    def rotated_box(box: Box) -> Box:
+        xs, ys = zip(*(rotated_point(x, y) for x in (box[0], box[2]) for y in (box[1], box[3])), strict=True)
         return max(0, min(xs)), max(0, min(ys)), min(width, max(xs)), min(height, max(ys))
 
     for glyph in page.glyphs():
-        glyph.box, glyph.middle = turned(glyph.box), moved(*glyph.middle)
+        glyph.box, glyph.middle = rotated_box(glyph.box), rotated_point(*glyph.middle)
     for block in page.blocks:
         if block.frame is not None:
-            block.frame = turned(block.frame)
+            block.frame = rotated_box(block.frame)

@@ -1,4 +1,4 @@
-"""Batches of pages for training, each decided by its number alone, so that training can stop and go on anywhere."""
+"""The curriculum: batches of training pages. The number of a batch determines it, so that training can be resumed."""
 
 from __future__ import annotations
 
@@ -15,72 +15,76 @@ from torch.utils.data import Dataset
 from deepseek_ocr.encoder.deep_encoder import Views
 from deepseek_ocr.images import prepare_image
 from deepseek_ocr.modes import MODES, ResolutionMode
-from nano.labels import NOTHING, ViewMap, answer_labels, token_lines, token_places, view_labels, view_maps
+from nano.labels import IGNORED, ViewMap, answer_labels, token_lines, token_places, view_labels, view_maps
 from nano.render import Page, Sheet, Task, render
 from nano.tokenizer import EOS, PAD, make
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One kind of batch."""
+    """A kind of batch."""
 
     sheet: Sheet
+    """The kind of pages."""
     mode: ResolutionMode
+    """The resolution mode in which the encoder sees the pages."""
     pages: int
-    """Pages in a batch."""
+    """Number of pages in a batch."""
     tasks: tuple[Task, ...] = ("free",)
-    """What is asked of every page: to show it to the encoder costs more than to ask again."""
+    """The questions about every page. A further question costs less than encoding another page."""
     weight: float = 1.0
+    """Relative probability of the recipe in its stage."""
     read: bool = True
     """Whether the decoder is trained."""
 
 
 MISREAD = 0.5
-"""Share of the answers that the decoder is shown with mistakes, as if it had made them: where it reads on has to follow
-from where it is on the page, not from the letters that it wrote last."""
-
-
+"""Share of answers that the decoder is shown with wrong letters, as if it had misread them. Where it reads next must
+depend on where it is on the page, not on the letters that it wrote last."""
 ALIGNED = 64
-"""The tokens of a question are padded to a multiple of it: a CPU compiles its products of bf16 matrices for each
-shape."""
+"""The tokens of a question are padded to a multiple of this number: on CPUs, products of bf16 matrices are compiled for
+each shape."""
 
 
 def square(size: int) -> ResolutionMode:
-    """Pages of size × size exactly as they are."""
+    """Return a mode in which the encoder sees a page of `size` × `size` pixels without resizing."""
     return ResolutionMode(base_size=size, image_size=size, crop_mode=False)
 
 
 GUNDAM = MODES["gundam"]
 BIG_PRINT: dict[str, Any] = {"min_print": 34, "max_print": 58}
-"""Print in pixels of the model's view, where pages are not resized."""
+"""Font sizes for pages that are not resized, in pixels of the view."""
 PAGE = Sheet(blank=0.02, alike=0.15)
-"""What the model is for; the default mode shows it 1.6 times as large."""
+"""The pages that the model is made for. The default mode enlarges them 1.6 times."""
 SMALL = Sheet(width=160, height=160, max_lines=5, full=True)
-"""A sixteenth of it, seen at the same scale in a view of 256 pixels."""
+"""A sixteenth of a page, at the same scale in a view of 256 pixels."""
 SMALL_DIRECT = Sheet(width=256, height=256, full=True, **BIG_PRINT)
-"""The same as tiles show print: as it is."""
+"""The same without resizing, which is how tiles show print."""
 MEDIUM = Sheet(width=320, height=320, max_lines=8)
 """A quarter of a page, for a view of 512 pixels."""
 TILED = Sheet(width=640, height=900, max_lines=18, min_print=34, max_print=70)
+"""A page that is split into tiles."""
 A4 = Sheet(width=1240, height=1754, min_print=37, max_print=56, max_lines=40)
-"""As large in a tile as print of 24 px and more is on a page of 640 × 640."""
+"""An A4 page. In a tile, its smallest print is as large as print of 24 px on a page of 640 × 640."""
 SHAPES = {
     640: tuple((640, height) for height in (200, 240, 280, 320, 360, 400, 480, 560, 640)),
     A4.width: (*[(1240, 1754)] * 4, (1754, 1240), (1240, 620), (620, 1240), (1240, 1240)),
 }
-"""By the width of sheets: pages of other shapes in their place, one in a batch."""
+"""Other page sizes (width, height), by the width of the sheet that they replace. All pages of a batch have one size."""
 OTHER_SHAPES = 0.6
-"""Share of the batches that have them."""
+"""Share of batches whose pages have another size, if there are other sizes for their sheet."""
 SMALL_TILES = ResolutionMode(base_size=512, image_size=320)
-"""Gundam's layout at half of its sizes, for cheap lessons in it."""
+"""The layout of the gundam mode at half its size, so that it can be practised cheaply."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the curriculum, until `end` of all batches."""
+    """A part of the curriculum."""
 
     end: float
+    """Share of all batches after which the stage ends."""
     recipes: tuple[Recipe, ...]
+    """The kinds of batches, one of which is chosen at random for each batch."""
     read: bool = True
     """Whether the decoder is trained."""
 
@@ -89,21 +93,21 @@ DENSE = replace(MEDIUM, full=True)
 FULL_PAGE = replace(PAGE, full=True)
 FINE_PRINT: dict[str, Any] = {"max_print": 30, "narrow": 1}
 PLAIN = replace(PAGE, noise=False, alike=0.25)
-"""What documents say: no random signs."""
+"""Text as in documents, without random characters."""
 CLEAN = replace(PLAIN, clean=True)
 CLOSE: dict[str, Any] = {"max_print": 29, "min_lines": 7, "narrow": 2}
-"""Much fine print, where what was misread on clean pages stood."""
+"""Many lines of small, narrow print. On clean pages, this is what was misread."""
 CLOSEST: dict[str, Any] = {"max_print": 26, "min_lines": 8, "narrow": 5}
-"""The narrowest of it, where most of what was still misread stood: ten characters of two lines in a vision token."""
+"""The narrowest print, with ten characters of two lines in a vision token. Most of the remaining errors were in it."""
 LARGE: dict[str, Any] = {"min_print": 30, "max_print": 46, "max_lines": 8}
-"""What signs and receipts say, as in the examples."""
+"""A few lines of large print, as on signs and receipts and in the example images."""
 PLAIN_A4 = replace(A4, noise=False, alike=0.15)
 CLEAN_A4 = replace(PLAIN_A4, clean=True)
 DOCUMENT = replace(CLEAN, structured=True, ragged=0.5)
 LETTER = replace(DOCUMENT, kinds=("text",), titled=0.4, ragged=1.0)
-"""Paragraphs alone, as in letters and notices."""
+"""Documents that consist only of paragraphs, like letters and notices."""
 HANDLED = replace(PLAIN, alike=0.1, **LARGE)
-"""Signs and receipts as cameras give them."""
+"""Signs and receipts, degraded as by a camera."""
 LESSONS = (
     Recipe(CLEAN, GUNDAM, 4, ("free", "markdown"), weight=4),
     Recipe(CLEAN, GUNDAM, 4, ("lines", "markdown"), weight=3),
@@ -136,7 +140,7 @@ LESSONS = (
     Recipe(replace(PAGE, min_print=46, max_print=70, max_lines=6), MODES["tiny"], 10, ("free", "lines"), weight=0.7),
     Recipe(replace(PAGE, min_print=38, max_print=60, max_lines=8), MODES["small"], 7, ("free", "lines"), weight=0.7),
 )
-"""Everything that it is to know."""
+"""The recipes of the last stage: everything that the model has to learn."""
 STAGES = (
     Stage(0.175, (Recipe(SMALL, square(256), 40), Recipe(SMALL_DIRECT, square(256), 40)), read=False),
     Stage(
@@ -164,35 +168,42 @@ STAGES = (
 
 @dataclass
 class Batch:
-    pictures: list[Views]
-    """B of them."""
+    """Pages, questions about them, and the targets. Targets are `IGNORED` where there is nothing to predict."""
+
+    images: list[Views]
+    """The views of the B pages."""
     tokens: torch.Tensor
-    """[B, T]: for each question newline, prompt, answer, eos, padding."""
+    """[B, T]: for each question a newline, the prompt, the answer, eos, and padding."""
     questions: list[int]
-    """How many of the T are of each question."""
+    """The length of each question, including padding. They add up to T."""
     targets: torch.Tensor
-    """[B, T]: what must come after each of `tokens`, −100 where nothing is asked."""
+    """[B, T]: the token that follows each of `tokens`."""
     places: torch.Tensor
-    """[B, T, 2]: column and row of the page at which to read that, −100 where nothing is asked."""
+    """[B, T, 2]: column and row of the page at which that token is read."""
     lines: torch.Tensor
-    """[B, T]: the number of the line in which that stands, −100 where nothing is asked."""
+    """[B, T]: the number of the line in which that token is printed."""
     token_places: torch.Tensor
-    """[B, vision tokens, 2]: column and row of the page at which each of them lies, −100 for what is no square."""
+    """[B, vision tokens, 2]: column and row of the page at which each vision token is."""
     token_lines: torch.Tensor
-    """[B, vision tokens, 2]: the numbers of the first and the last line in each of them, −100 where no character is."""
+    """[B, vision tokens, 2]: the numbers of the first and the last line in each vision token."""
     patches: list[torch.Tensor]
-    """For each view size, in the order of `view_sizes`: [views, side, side]."""
+    """The labels of `view_labels`, as one tensor for each size of views, in the order of `views_by_size`. For patches,
+    [views, size / 16, size / 16]."""
     cells: list[torch.Tensor]
+    """The same for the characters of vision tokens, [views, (size / 64)², 2, SLOTS]."""
     cell_spaces: list[torch.Tensor]
+    """The same for the spaces before these characters, [views, (size / 64)², 2, SLOTS]."""
     cell_lines: list[torch.Tensor]
+    """The same for the line numbers of vision tokens, [views, (size / 64)², 2]."""
     read: bool = True
     """Whether the decoder is trained."""
 
     def to(self, device: torch.device) -> Batch:
+        """Return the batch with its tensors on `device`."""
         move: Callable[[torch.Tensor], torch.Tensor] = lambda each: each.to(device, non_blocking=True)  # noqa: E731
         return replace(
             self,
-            pictures=[Views(move(one.global_view), move(one.tiles), one.grid) for one in self.pictures],
+            images=[Views(move(image.global_view), move(image.tiles), image.grid) for image in self.images],
             tokens=move(self.tokens),
             targets=move(self.targets),
             places=move(self.places),
@@ -207,7 +218,14 @@ class Batch:
 
 
 class Pages(Dataset[Batch]):
-    """Batch number → batch. `scale` multiplies the pages of a batch, for devices that can take more."""
+    """The batches of a training run, by number.
+
+    Args:
+        batches: number of batches in the run.
+        seed: seed of the run.
+        scale: factor for the number of pages in a batch, for devices with enough memory.
+        stages: the curriculum.
+    """
 
     def __init__(self, batches: int, seed: int, scale: int = 1, stages: Sequence[Stage] = STAGES) -> None:
         self.batches, self.seed, self.scale, self.stages = batches, seed, scale, stages
@@ -228,39 +246,40 @@ class Pages(Dataset[Batch]):
         return replace(self.batch(pages, recipe, rng), read=stage.read and recipe.read)
 
     def batch(self, pages: list[Page], recipe: Recipe, rng: random.Random) -> Batch:
+        """Return the batch of these pages with the questions of `recipe`."""
         self._tokenizer = self._tokenizer or make()
-        pictures, global_views, lying, numbered = [], [], [], []
+        images, global_views, places_of_tokens, lines_of_tokens = [], [], [], []
         patches: dict[int, list[torch.Tensor]] = {}
         cells: dict[int, list[torch.Tensor]] = {}
         cell_spaces: dict[int, list[torch.Tensor]] = {}
         cell_lines: dict[int, list[torch.Tensor]] = {}
         for page in pages:
             prepared = prepare_image(page.image, recipe.mode)
-            pictures.append(Views(prepared.global_view, prepared.tiles, prepared.grid))
+            images.append(Views(prepared.global_view, prepared.tiles, prepared.grid))
             glyphs = page.glyphs()
             views = list(view_maps(*page.image.size, recipe.mode, prepared.grid))
             global_views.append(views[0])
-            lying.append(torch.from_numpy(token_places(views, prepared.grid)))
-            seen = [view_labels(glyphs, view) for view in views]
-            numbered.append(torch.from_numpy(token_lines([lines for *_, lines in seen], prepared.grid)))
-            for view, found in zip(views, seen, strict=True):
-                for labels, each in zip((patches, cells, cell_spaces, cell_lines), found, strict=True):
-                    labels.setdefault(view.size, []).append(torch.from_numpy(each))
+            places_of_tokens.append(torch.from_numpy(token_places(views, prepared.grid)))
+            labels = [view_labels(glyphs, view) for view in views]
+            lines_of_tokens.append(torch.from_numpy(token_lines([lines for *_, lines in labels], prepared.grid)))
+            for view, labels_of_view in zip(views, labels, strict=True):
+                for by_size, each in zip((patches, cells, cell_spaces, cell_lines), labels_of_view, strict=True):
+                    by_size.setdefault(view.size, []).append(torch.from_numpy(each))
         questions = []
         for task in recipe.tasks:
             rows = [self._question(page, view, task, rng) for page, view in zip(pages, global_views, strict=True)]
-            asked, *wanted = zip(*rows, strict=True)
-            questions.append((aligned(asked, PAD), *(aligned(each, NOTHING) for each in wanted)))
+            inputs, *outputs = zip(*rows, strict=True)
+            questions.append((aligned(inputs, PAD), *(aligned(each, IGNORED) for each in outputs)))
         tokens, targets, places, lines = (torch.cat(each, dim=1) for each in zip(*questions, strict=True))
         return Batch(
-            pictures,
+            images,
             tokens,
-            [asked.shape[1] for asked, *_ in questions],
+            [inputs.shape[1] for inputs, *_ in questions],
             targets,
             places,
             lines,
-            torch.stack(lying),
-            torch.stack(numbered),
+            torch.stack(places_of_tokens),
+            torch.stack(lines_of_tokens),
             stacked(patches),
             stacked(cells),
             stacked(cell_spaces),
@@ -268,37 +287,37 @@ class Pages(Dataset[Batch]):
         )
 
     def _question(self, page: Page, view: ViewMap, task: Task, rng: random.Random) -> tuple[torch.Tensor, ...]:
-        """Tokens, targets, places and lines of a question about a page, not padded."""
+        """Return the tokens, targets, places and lines of a question about a page, without padding."""
         assert self._tokenizer is not None
         prompt, pieces = page.pieces(task, rng)
-        asked = self._tokenizer.encode("\n" + prompt, add_special_tokens=False).ids
-        given, where, lines = answer_labels(pieces, self._tokenizer, view)
-        silent = len(asked) - 1
-        shown = self._misread(given, lines, rng) if task != "locate" and rng.random() < MISREAD else given
+        question = self._tokenizer.encode("\n" + prompt, add_special_tokens=False).ids
+        answer, places, lines = answer_labels(pieces, self._tokenizer, view)
+        ignored = len(question) - 1
+        shown = self._misread(answer, lines, rng) if task != "locate" and rng.random() < MISREAD else answer
         return (
-            torch.tensor([*asked, *shown, EOS]),
-            torch.tensor([*[NOTHING] * silent, *given, EOS, NOTHING]),
-            torch.tensor([*[(NOTHING, NOTHING)] * silent, *where, *[(NOTHING, NOTHING)] * 2]),
-            torch.tensor([*[NOTHING] * silent, *lines, *[NOTHING] * 2]),
+            torch.tensor([*question, *shown, EOS]),
+            torch.tensor([*[IGNORED] * ignored, *answer, EOS, IGNORED]),
+            torch.tensor([*[(IGNORED, IGNORED)] * ignored, *places, *[(IGNORED, IGNORED)] * 2]),
+            torch.tensor([*[IGNORED] * ignored, *lines, *[IGNORED] * 2]),
         )
 
-    def _misread(self, given: list[int], lines: list[int], rng: random.Random) -> list[int]:
-        """The answer with one in ten of its printed characters replaced by others of it; the rest stays."""
-        printed = [place for place, line in enumerate(lines) if line != NOTHING]
-        shown = list(given)
-        for place in printed:
+    def _misread(self, answer: list[int], lines: list[int], rng: random.Random) -> list[int]:
+        """Return the answer with a tenth of its printed characters replaced by random other characters of it."""
+        printed = [index for index, line in enumerate(lines) if line != IGNORED]
+        shown = list(answer)
+        for index in printed:
             if rng.random() < 0.1:
-                shown[place] = given[rng.choice(printed)]
+                shown[index] = answer[rng.choice(printed)]
         return shown
 
 
 def stacked(labels: dict[int, list[torch.Tensor]]) -> list[torch.Tensor]:
-    """The labels of all views of a size → one tensor for each size, in the order in which the sizes were met."""
+    """Return one tensor for each size of views, in the order in which the sizes first occurred."""
     return [torch.stack(each) for each in labels.values()]
 
 
 def aligned(rows: Sequence[torch.Tensor], padding: int) -> torch.Tensor:
-    """[B, T, …] of rows [≤ T, …]; T is a multiple of `ALIGNED`."""
+    """Pad rows [≤ T, …] to one tensor [B, T, …], where T is the smallest possible multiple of `ALIGNED`."""
     longest = max(map(len, rows))
     return torch.stack(
         [

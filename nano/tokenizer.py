@@ -1,4 +1,4 @@
-"""The checkpoint's tokenizer: one token for each byte, and DeepSeek-OCR's special tokens."""
+"""The tokenizer of the checkpoint: one token for each byte, and the special tokens of DeepSeek-OCR."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ BOS, EOS, PAD = range(3)
 
 
 def make() -> Tokenizer:
-    """Special tokens first, then the 256 bytes; an encoded text begins with bos."""
+    """Return the tokenizer. The special tokens have the first ids, followed by the 256 bytes.
+
+    Encoded texts begin with the bos token, unless they are encoded with `add_special_tokens=False`.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: place for place, token in enumerate((*SPECIAL, *alphabet))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -40,7 +43,7 @@ def make() -> Tokenizer:
 
 
 def save(folder: Path) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json`."""
+    """Write `tokenizer.json` and `tokenizer_config.json` to a folder."""
     make().save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -1,7 +1,7 @@
-"""What stands on synthetic pages: words, numbers, prices, dates, codes.
+"""Random text for synthetic pages: words, numbers, prices, dates and codes.
 
-The checkpoint has to read, not to guess, so most words are made up from English syllables. A word belongs
-to training or to evaluation by its hash, never to both.
+Most words are made up of English syllables, so that the model has to read rather than guess. The hash of a word decides
+whether it belongs to the training split or to the evaluation split.
 """
 
 from __future__ import annotations
@@ -24,30 +24,32 @@ COMMON = (
     "the of and to in is for on with that by this from are as at be it or an was which not have has will can all "
     "page total name date number amount price order item address street city report table figure section notes"
 ).split()
-"""Function words belong to both splits: every page has them, and they tell nothing of the rest."""
-LONE = "aaaAI123456789"
-"""Signs that are words: letters, and numbers of things. Only training has them, so that evaluation's pages stay as they
-were measured before."""
+"""Common words. They belong to both splits: they occur on every page and reveal nothing about the other words."""
+SINGLE_CHARACTERS = "aaaAI123456789"
+"""Characters that are words by themselves: letters and small numbers. They occur only in training, so that the
+evaluation pages remain those of earlier measurements."""
 MARKS = ".,:;!?"
 TRAINING_MARKS = MARKS + ",,,,"
-"""Commas are the smallest signs, and the ones that were missed."""
-TWICE = 0.2
-"""Share of training's words with a letter twice: of two that are alike one was dropped."""
+"""Punctuation for training. Commas are the smallest characters and were often missed, so they are more frequent."""
+DOUBLED = 0.2
+"""Share of the made-up training words in which a letter is doubled. One of two equal letters was often dropped."""
 SYMBOLS = "#%&()*+-/=@$'\""
 CODE = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def word(rng: random.Random, split: Split, *, noise: bool = True) -> str:
-    """One word as it may stand in a line, with its capitals and its punctuation.
+    """Return a random word with capitalization and punctuation.
 
     Args:
-        noise: codes are random signs, some of which look alike in many fonts (l, I, |; O, 0); else they are such as
-            documents have.
+        rng: source of randomness.
+        split: the split that the word belongs to.
+        noise: whether codes consist of random characters, some of which look alike in many fonts (l, I and |; O and
+            0). Otherwise, codes are like those in real documents.
     """
     kind = rng.random()
-    taught = split == "train"
-    if kind < 0.04 and taught:
-        text = rng.choice(LONE)
+    training = split == "train"
+    if kind < 0.04 and training:
+        text = rng.choice(SINGLE_CHARACTERS)
     elif kind < 0.10:
         text = rng.choice(COMMON)
     elif kind < 0.66:
@@ -61,15 +63,15 @@ def word(rng: random.Random, split: Split, *, noise: bool = True) -> str:
         text = text.capitalize()
     elif case < 0.26:
         text = text.upper()
-    if rng.random() < (0.3 if taught else 0.12):
-        text += rng.choice(TRAINING_MARKS if taught else MARKS)
+    if rng.random() < (0.3 if training else 0.12):
+        text += rng.choice(TRAINING_MARKS if training else MARKS)
     elif rng.random() < 0.02:
         text = f"({text})"
     return text
 
 
 def made_up(rng: random.Random, split: Split) -> str:
-    """A word of one to four syllables that belongs to `split`."""
+    """Return a random word of one to four syllables that belongs to `split`."""
     while True:
         parts = []
         for _ in range(rng.choice((1, 1, 2, 2, 2, 3, 3, 4))):
@@ -77,14 +79,15 @@ def made_up(rng: random.Random, split: Split) -> str:
         if rng.random() < 0.25:
             parts.append(rng.choice(ENDINGS))
         text = "".join(parts)[:13]
-        if split == "train" and rng.random() < TWICE:
-            place = rng.randrange(len(text))
-            text = text[:place] + text[place] + text[place:]
+        if split == "train" and rng.random() < DOUBLED:
+            index = rng.randrange(len(text))
+            text = text[:index] + text[index] + text[index:]
         if belongs(text, split):
             return text
 
 
 def number(rng: random.Random) -> str:
+    """Return a random number, price, percentage, date or time."""
     a, b = rng.randrange(10 ** rng.randint(1, 5)), rng.randrange(100)
     return rng.choice(
         (
@@ -103,22 +106,22 @@ def number(rng: random.Random) -> str:
 
 
 def code(rng: random.Random, split: Split) -> str:
-    """Letters, digits and symbols without any sense."""
-    signs = CODE + SYMBOLS if rng.random() < 0.4 else CODE
+    """Return one to nine random letters, digits and, in some codes, symbols."""
+    characters = CODE + SYMBOLS if rng.random() < 0.4 else CODE
     while True:
-        text = "".join(rng.choice(signs) for _ in range(rng.randint(1, 9)))
+        text = "".join(rng.choice(characters) for _ in range(rng.randint(1, 9)))
         if len(text) < 4 or belongs(text, split):
             return text
 
 
 def serial(rng: random.Random) -> str:
-    """A code of letters and digits that can't be taken for each other."""
+    """Return a random serial number of letters and digits that cannot be mistaken for each other."""
     letters = "".join(rng.choice("ABCDEFGHJKLMNPRSTUVWXYZ") for _ in range(rng.randint(1, 3)))
     digits = f"{rng.randrange(10 ** rng.randint(2, 5))}"
     return rng.choice((f"{letters}-{digits}", f"{letters}{digits}", f"{digits}-{letters}", f"{letters}/{digits}"))
 
 
 def belongs(text: str, split: Split) -> bool:
-    """One word in eight is for evaluation only."""
+    """Return whether a word belongs to `split`. One word in eight belongs to the evaluation split."""
     held_out = hashlib.sha256(text.lower().encode()).digest()[0] % 8 == 0
     return held_out == (split == "eval")

@@ -1,4 +1,4 @@
-"""Pages are set in the fonts that nano/fonts.py names: where there is none of them, nothing can be rendered."""
+"""Skip the tests that render pages where none of the fonts listed in nano/fonts.py is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Averages of checkpoints are checkpoints."""
+"""nano.average writes the weighted mean of checkpoints as a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from nano.train import export
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two checkpoints with different random weights."""
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "other")]
     for number, folder in enumerate(folders):
         torch.manual_seed(number)
@@ -27,20 +28,22 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     average.main()
 
 
-def test_an_average_is_between_its_parts(two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, tmp_path, 3, two[0], 1, two[1])
-    states = [load(folder).state_dict() for folder in (*two, tmp_path)]
+def test_weights_are_the_weighted_mean(
+    checkpoints: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(monkeypatch, tmp_path, 3, checkpoints[0], 1, checkpoints[1])
+    states = [load(folder).state_dict() for folder in (*checkpoints, tmp_path)]
     for name, mean in states[2].items():
         torch.testing.assert_close(mean, 0.75 * states[0][name] + 0.25 * states[1][name], rtol=0.01, atol=1e-3)
-    written, part = (load_file(str(folder / "model.safetensors")) for folder in (tmp_path, two[0]))
+    written, part = (load_file(str(folder / "model.safetensors")) for folder in (tmp_path, checkpoints[0]))
     assert {name: (each.shape, each.dtype) for name, each in written.items()} == {
         name: (each.shape, each.dtype) for name, each in part.items()
     }
 
 
-def test_a_share_without_a_checkpoint_is_refused(
-    two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_share_without_checkpoint_is_rejected(
+    checkpoints: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        run(monkeypatch, tmp_path, 3, two[0], 1)
-    assert "take turns" in capsys.readouterr().err
+        run(monkeypatch, tmp_path, 3, checkpoints[0], 1)
+    assert "give shares and checkpoints alternately" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The model as it is trained: the published layout, and the same answers with and without a cache."""
+"""The model as it is trained: the published layout, and the same results with and without the cache."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def model() -> NanoOcr:
     return NanoOcr().eval()
 
 
-def test_what_is_written_has_the_published_names_and_shapes(model: NanoOcr) -> None:
+def test_state_has_the_published_names_and_shapes(model: NanoOcr) -> None:
     written = model.state()
     assert {name: tuple(tensor.shape) for name, tensor in written.items()} == published_layout(CONFIG)
     assert sum(2 * tensor.numel() for tensor in written.values()) < 25e6
 
 
-def test_reading_step_by_step_gives_what_one_pass_gives(model: NanoOcr) -> None:
+def test_generation_with_the_cache_agrees_with_one_forward_pass(model: NanoOcr) -> None:
     view = torch.randint(0, 255, (128, 128, 3), dtype=torch.uint8)
     with torch.no_grad():
         images = model.embed([Views(view, torch.empty(0, 0, 0, 3, dtype=torch.uint8), NO_TILES)])
@@ -40,7 +40,7 @@ def test_reading_step_by_step_gives_what_one_pass_gives(model: NanoOcr) -> None:
     assert logits[0, 2:-1].argmax(-1).tolist() == answer
 
 
-def test_several_questions_in_a_row_are_answered_as_if_each_were_alone(model: NanoOcr) -> None:
+def test_questions_in_one_row_do_not_influence_each_other(model: NanoOcr) -> None:
     view = torch.randint(0, 255, (128, 128, 3), dtype=torch.uint8)
     questions = [torch.randint(0, 300, (length,)) for length in (5, 9, 3)]
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_several_questions_in_a_row_are_answered_as_if_each_were_alone(model: Na
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
-def test_in_half_precision_as_on_a_gpu_it_says_about_the_same(model: NanoOcr) -> None:
+def test_bf16_autocast_gives_nearly_the_same_logits(model: NanoOcr) -> None:
     view = torch.randint(0, 255, (128, 128, 3), dtype=torch.uint8)
     tokens = torch.randint(0, 300, (1, 9))
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_in_half_precision_as_on_a_gpu_it_says_about_the_same(model: NanoOcr) ->
     torch.testing.assert_close(rounded.float(), exact, rtol=0.1, atol=0.1)
 
 
-def test_the_tokenizer_keeps_every_text(tmp_path: Path) -> None:
+def test_tokenizer_round_trip_preserves_text(tmp_path: Path) -> None:
     save(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     text = "\nFree OCR. <td>12 €</td>  é漢\t"

@@ -1,4 +1,4 @@
-"""Synthetic pages: what is said of them is true."""
+"""The ground truth of synthetic pages agrees with what is drawn on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def page(sheet: Sheet, seed: int) -> Page:
 
 
 @pytest.mark.parametrize("sheet", [Sheet(), DOCUMENT, Sheet(width=1240, height=1754, max_lines=40)])
-def test_a_seed_decides_all_of_a_page(sheet: Sheet) -> None:
+def test_seed_determines_the_page(sheet: Sheet) -> None:
     first, second, other = page(sheet, 1), page(sheet, 1), page(sheet, 2)
     assert np.array_equal(np.asarray(first.image), np.asarray(second.image))
     assert first.answer("free", random.Random(0)) == second.answer("free", random.Random(0))
@@ -30,7 +30,7 @@ def test_a_seed_decides_all_of_a_page(sheet: Sheet) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_boxes_hold_all_the_ink_and_little_else(seed: int) -> None:
+def test_boxes_contain_the_ink_and_no_empty_areas(seed: int) -> None:
     printed = page(CLEAN, seed)
     pixels = np.asarray(printed.image)
     ink = pixels < (int(pixels.max()) + int(pixels.min())) // 2
@@ -43,7 +43,7 @@ def test_boxes_hold_all_the_ink_and_little_else(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(30, 50))
-def test_boxes_turn_with_a_tilted_page(seed: int) -> None:
+def test_boxes_are_rotated_with_the_page(seed: int) -> None:
     printed = page(Sheet(), seed)
     width, height = printed.image.size
     pixels = np.asarray(printed.image).astype(int)
@@ -57,7 +57,7 @@ def test_boxes_turn_with_a_tilted_page(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_middles_of_a_line_are_level_and_within_its_low_letters(seed: int) -> None:
+def test_middles_of_a_line_have_one_height_within_its_lowercase_letters(seed: int) -> None:
     for line in page(CLEAN, seed).lines():
         assert len({glyph.middle[1] for glyph in line.glyphs}) == 1
         for glyph in line.glyphs:
@@ -66,29 +66,29 @@ def test_the_middles_of_a_line_are_level_and_within_its_low_letters(seed: int) -
             assert glyph.char not in "acemnorsuvwxz" or top < glyph.middle[1] < bottom
 
 
-@pytest.mark.skipif(not features.check("raqm"), reason="letters move together with libraqm and libfribidi only")
-def test_letters_of_kerned_pages_move_together_as_their_font_says() -> None:
+@pytest.mark.skipif(not features.check("raqm"), reason="kerning requires libraqm and libfribidi")
+def test_kerned_pages_differ_from_those_without_kerning() -> None:
     sheet = replace(CLEAN, full=True, min_print=36)
-    # Hardly any instead of none: where none may be, no number is drawn for it, and the words would be others.
-    apart, kerned = (
+    # A very small share instead of 0, with which no random number would be drawn, so that the words would differ.
+    unkerned, kerned = (
         [np.asarray(page(replace(sheet, kerned=share), seed).image) for seed in range(10)] for share in (0.001, 1.0)
     )
-    assert sum(np.array_equal(*each) for each in zip(apart, kerned, strict=True)) < 5
+    assert sum(np.array_equal(*each) for each in zip(unkerned, kerned, strict=True)) < 5
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_signs_know_of_the_spaces_before_them(seed: int) -> None:
+def test_glyphs_know_whether_a_space_precedes_them(seed: int) -> None:
     for line in page(CLEAN, seed).lines():
         assert "".join(" " * glyph.spaced + glyph.char for glyph in line.glyphs) == line.text
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_pages_have_the_lines_that_their_sheet_asks_for(seed: int) -> None:
+def test_pages_have_as_many_lines_as_the_sheet_specifies(seed: int) -> None:
     few = replace(CLEAN, width=320, max_print=24, min_lines=5, max_lines=6)  # too narrow for two columns
     assert len(page(few, seed).lines()) in (5, 6)
 
 
-def test_narrow_pages_hold_more_letters() -> None:
+def test_pages_with_narrow_fonts_have_more_letters() -> None:
     usual, narrow = (
         sum(len(page(replace(CLEAN, full=True, max_print=24, narrow=each), seed).glyphs()) for seed in range(10))
         for each in (0, 1)
@@ -96,20 +96,20 @@ def test_narrow_pages_hold_more_letters() -> None:
     assert narrow > usual
 
 
-def test_lines_that_begin_alike_share_a_word_or_a_sign() -> None:
-    words = signs = 0
+def test_lines_that_begin_alike_share_a_word_or_a_character() -> None:
+    words = characters = 0
     for seed in range(20):
         lines = [line.text for line in page(replace(CLEAN, alike=1, min_print=24, max_print=24), seed).lines()]
-        for place, line in enumerate(lines):
-            above = lines[:place]
+        for number, line in enumerate(lines):
+            above = lines[:number]
             shares_word = line.split(" ")[0] in {each.split(" ")[0] for each in above}
             words += shares_word
-            signs += not shares_word and line[0] in {each[0] for each in above}
+            characters += not shares_word and line[0] in {each[0] for each in above}
     assert words > 15
-    assert signs > 15
+    assert characters > 15
 
 
-def test_answers_are_in_the_models_own_format() -> None:
+def test_answers_have_the_format_of_the_model() -> None:
     rng = random.Random(3)
     printed = page(CLEAN, 3)
     prompt, text = printed.answer("free", rng)
@@ -122,7 +122,7 @@ def test_answers_are_in_the_models_own_format() -> None:
     assert all(0 <= int(edge) <= 999 for _, *box in found for edge in box)
 
 
-def test_documents_have_their_blocks_in_order() -> None:
+def test_blocks_of_documents_are_in_reading_order() -> None:
     seen = set()
     for seed in range(60):
         printed = page(DOCUMENT, seed)
@@ -153,13 +153,13 @@ def test_markdown_keeps_printed_line_breaks_and_without_grounding_has_neither_la
     )
 
 
-def test_a_word_to_locate_stands_on_the_page_once() -> None:
+def test_word_to_locate_occurs_only_once_on_the_page() -> None:
     for seed in range(20):
         printed = page(CLEAN, seed)
         prompt, _ = printed.answer("locate", random.Random(seed))
-        if wanted := re.fullmatch(r"Locate <\|ref\|>(.*)<\|/ref\|> in the image\.", prompt):
+        if target := re.fullmatch(r"Locate <\|ref\|>(.*)<\|/ref\|> in the image\.", prompt):
             words = [each for line in printed.lines() for each in line.text.split(" ")]
-            assert words.count(wanted[1]) == 1
+            assert words.count(target[1]) == 1
 
 
 def test_training_and_evaluation_share_no_words() -> None:
@@ -171,7 +171,7 @@ def test_training_and_evaluation_share_no_words() -> None:
                 assert belongs(text, split), text
 
 
-def test_tight_pages_hold_more_lines() -> None:
+def test_tight_pages_have_more_lines() -> None:
     def lines(tight: bool) -> int:
         sheets = (Sheet(max_print=24, full=True, tight=tight) for _ in range(5))
         return sum(len(render(sheet, random.Random(seed)).lines()) for seed, sheet in enumerate(sheets))

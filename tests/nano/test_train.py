@@ -1,4 +1,4 @@
-"""Training goes on where it was stopped, and what it writes is a checkpoint."""
+"""Training can be resumed, and writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from deepseek_ocr.layout import published_layout
-from nano.labels import NOTHING
+from nano.labels import IGNORED
 from nano.model import load
 from nano.render import Sheet, render
 from nano.samples import GUNDAM, SMALL, Pages, Recipe, square
@@ -26,7 +26,7 @@ CHECKPOINT = ROOT / "nano" / "checkpoint"
 
 
 def train(out: Path) -> str:
-    """One batch of a long run."""
+    """Train one batch of a long run, and return what is printed."""
     command = [sys.executable, "-m", "nano.train", "--few-fonts", "--out", str(out)]
     command += ["--batches", "5000", "--minutes", "1e-6", "--workers", "0"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
@@ -34,7 +34,7 @@ def train(out: Path) -> str:
     return result.stdout
 
 
-def test_a_run_goes_on_and_writes_a_checkpoint(tmp_path: Path) -> None:
+def test_run_is_resumed_and_writes_a_checkpoint(tmp_path: Path) -> None:
     first = train(tmp_path)
     second = train(tmp_path)
     assert "40 pages in" in first
@@ -47,7 +47,7 @@ def test_a_run_goes_on_and_writes_a_checkpoint(tmp_path: Path) -> None:
     assert written == published_layout(config)
 
 
-def test_a_run_can_start_with_a_checkpoint_that_only_the_heads_learn_from_first() -> None:
+def test_run_that_starts_from_a_checkpoint_trains_the_heads_first() -> None:
     torch.manual_seed(0)
     rng = random.Random(0)
     recipe = Recipe(SMALL, square(256), 2)
@@ -55,36 +55,36 @@ def test_a_run_can_start_with_a_checkpoint_that_only_the_heads_learn_from_first(
     run = Run(torch.device("cpu"))
     heads = [each.detach().clone() for each in run.trainer.heads()]
     run.start(CHECKPOINT, [batch])
-    there = load(CHECKPOINT).state_dict()
+    loaded = load(CHECKPOINT).state_dict()
     for model in (run.trainer.model, run.average.module):
-        assert all(torch.equal(value, there[name]) for name, value in model.state_dict().items())
+        assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
     assert not any(torch.equal(a, b) for a, b in zip(heads, run.trainer.heads(), strict=True))
 
     run.step(batch, 1.0)
-    moved = [not torch.equal(value, there[name]) for name, value in run.trainer.model.named_parameters()]
-    assert sum(moved) > 0.9 * len(moved)
+    changed = [not torch.equal(value, loaded[name]) for name, value in run.trainer.model.named_parameters()]
+    assert sum(changed) > 0.9 * len(changed)
 
-    def standing() -> set[str]:
-        """The parameters that a step leaves as they are."""
+    def unchanged() -> set[str]:
+        """Return the parameters that a training step does not change."""
         before = {name: value.detach().clone() for name, value in run.trainer.model.named_parameters()}
         run.step(batch, 1.0)
         after = run.trainer.model.named_parameters()
         return {name for name, value in after if torch.equal(value, before[name])}
 
-    run.let_sam_stand()
-    sam = {name for name in there if re.match(r"encoder\.sam_model\.(blocks|patch_embed|pos_embed)", name)}
-    stood = standing()
-    assert sam <= stood
-    assert len(stood) < len(sam) + 0.1 * len(there)
+    run.freeze_sam()
+    sam = {name for name in loaded if re.match(r"encoder\.sam_model\.(blocks|patch_embed|pos_embed)", name)}
+    frozen = unchanged()
+    assert sam <= frozen
+    assert len(frozen) < len(sam) + 0.1 * len(loaded)
 
-    run.let_encoder_stand()
-    encoder = {name for name in there if name.startswith("encoder.")}
-    stood = standing()
-    assert encoder - stood == {"encoder.image_newline", "encoder.view_seperator"}
-    assert len(stood - encoder) < 0.1 * len(there)
+    run.freeze_encoder()
+    encoder = {name for name in loaded if name.startswith("encoder.")}
+    frozen = unchanged()
+    assert encoder - frozen == {"encoder.image_newline", "encoder.view_seperator"}
+    assert len(frozen - encoder) < 0.1 * len(loaded)
 
 
-def test_without_a_font_it_does_not_go_on_unasked(
+def test_training_with_missing_fonts_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "Lato-Regular.ttf").touch()
@@ -92,33 +92,33 @@ def test_without_a_font_it_does_not_go_on_unasked(
     monkeypatch.setattr("sys.argv", ["nano.train", "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit):
         main()
-    said = capsys.readouterr().err
-    assert "no font of DejaVuSans, " in said
-    assert "Lato" not in said
+    message = capsys.readouterr().err
+    assert "these fonts are not installed: DejaVuSans, " in message
+    assert "Lato" not in message
 
 
-def test_a_batch_follows_from_its_number_alone() -> None:
+def test_number_determines_the_batch() -> None:
     pages, again = Pages(1000, seed=0), Pages(1000, seed=0)
     _ = pages[3]
     one, other = pages[200], again[200]
     assert torch.equal(one.tokens, other.tokens)
-    assert all(torch.equal(a.global_view, b.global_view) for a, b in zip(one.pictures, other.pictures, strict=True))
-    assert not torch.equal(Pages(1000, seed=1)[200].pictures[0].global_view, one.pictures[0].global_view)
+    assert all(torch.equal(a.global_view, b.global_view) for a, b in zip(one.images, other.images, strict=True))
+    assert not torch.equal(Pages(1000, seed=1)[200].images[0].global_view, one.images[0].global_view)
 
 
-def test_misread_letters_are_shown_and_not_wanted_and_boxes_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_misread_characters_are_in_the_input_but_not_in_the_targets_or_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nano.samples.MISREAD", 1.0)
     rng = random.Random(0)
     recipe = Recipe(Sheet(max_lines=6), GUNDAM, 1, ("lines",))
     page = render(recipe.sheet, rng)
     batch = Pages(1, seed=0).batch([page], recipe, rng)
-    wanted = batch.targets[0, :-1]
-    answer = wanted != NOTHING
-    shown, given = batch.tokens[0, 1:][answer], wanted[answer]
+    targets = batch.targets[0, :-1]
+    answer = targets != IGNORED
+    shown, wanted = batch.tokens[0, 1:][answer], targets[answer]
 
-    tokens = make()
-    read, truth = (tokens.decode(each.tolist(), skip_special_tokens=False) for each in (shown, given))
+    tokenizer = make()
+    misread, truth = (tokenizer.decode(each.tolist(), skip_special_tokens=False) for each in (shown, wanted))
     line = re.compile(r"<\|ref\|>(.*?)<\|/ref\|>(<\|det\|>.*?<\|/det\|>)")
-    assert [box for _, box in line.findall(read)] == [box for _, box in line.findall(truth)]
+    assert [box for _, box in line.findall(misread)] == [box for _, box in line.findall(truth)]
     assert [text for text, _ in line.findall(truth)] == [line.text for line in page.lines()]
-    assert 0.02 < (shown != given).float().mean() < 0.1
+    assert 0.02 < (shown != wanted).float().mean() < 0.1
