@@ -12,7 +12,6 @@ from pathlib import Path
 import pypdfium2
 import pytest
 from PIL import Image, ImageDraw
-from vllm.sampling_params import StructuredOutputsParams
 
 from config import EMBEDDED_CHECKPOINT, Settings
 from ocr_server.engine.vllm_engine import VllmEngine
@@ -30,16 +29,14 @@ class ScriptedEngine(VllmEngine):
     """The real engine, whose next answers can be set. Structured output then allows no other answer."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+        super().__init__(settings, dedicated=False)
         self.answers: list[str] = []
         self.reads = 0
 
     async def read(self, page: Page) -> AsyncGenerator[PageDelta]:
         self.reads += 1
         if self.answers:
-            params = page.decoding.clone()
-            params.structured_outputs = StructuredOutputsParams(choice=[self.answers.pop(0)])
-            page = replace(page, params=params)
+            page = replace(page, decoding=replace(page.decoding, choice=(self.answers.pop(0),)))
         async with aclosing(super().read(page)) as deltas:
             async for delta in deltas:
                 yield delta

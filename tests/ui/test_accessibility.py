@@ -13,6 +13,8 @@ from ocr_server.dialects.service.web_page import FILES
 from tests.ui.browser import PAPERS, RECEIPT, choose_file, wait_until_read
 from tests.ui.conftest import OpenTab, Site
 
+pytestmark = pytest.mark.browser
+
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 CHINESE = re.compile("[一-鿿]")
 FINISHED_IN_CHINESE = re.compile("^全部 3 页识别完毕")

@@ -21,6 +21,8 @@ from tests.ocr_server.conftest import examples
 from tests.ocr_server.output.answers import PAGE, WORDS, answers
 from tests.ui.conftest import Site
 
+pytestmark = pytest.mark.browser
+
 WIDTH, HEIGHT = 1191, 1684
 ODD_SPACE = re.compile("[\x1c-\x1f\x85\ufeff]")
 """Characters that are white space in only one of Python and JavaScript."""

@@ -15,6 +15,8 @@ from tests.ocr_server.intake.pdfs import encrypted
 from tests.ui.browser import PAPERS, RECEIPT, choose_file, wait_until_read
 from tests.ui.conftest import KEY, OpenTab, Site
 
+pytestmark = pytest.mark.browser
+
 
 def expect_error(tab: Tab, words: str) -> None:
     error = tab.get_by_role("alert")

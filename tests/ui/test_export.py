@@ -20,6 +20,8 @@ from ocr_server.output.markdown import to_markdown
 from tests.ui.browser import ANSWER, PAPERS, RECEIPT, choose_file, wait_until_read
 from tests.ui.conftest import KEY, OpenTab, Site
 
+pytestmark = pytest.mark.browser
+
 CLIPBOARD = {"permissions": ["clipboard-read", "clipboard-write"]}
 
 

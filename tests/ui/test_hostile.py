@@ -10,6 +10,8 @@ from tests.ocr_server.output.answers import marker
 from tests.ui.browser import RECEIPT, choose_file, each_page, wait_until_read
 from tests.ui.conftest import OpenTab, Site
 
+pytestmark = pytest.mark.browser
+
 ATTACKS = {
     "script": "<script>window.hit = 1</script>",
     "script in a table": "<table><tr><td><script>window.hit = 1</script></td></tr></table>",

@@ -20,6 +20,8 @@ from tests.reliability.served import wait_until
 from tests.ui.browser import ANSWER, PAPERS, RECEIPT, Gate, choose_file, each_page, wait_until_read
 from tests.ui.conftest import OpenTab, Site
 
+pytestmark = pytest.mark.browser
+
 
 class TestStreaming:
     def test_text_and_boxes_appear_while_the_page_is_read(self, site: Site, tab: Tab) -> None:

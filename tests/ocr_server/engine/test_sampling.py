@@ -37,6 +37,7 @@ FIELDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "logit_bias": ({"5": 1.5}, {"logit_bias": {5: 1.5}}),
     "json_schema": (SCHEMA, {"structured_outputs.json": SCHEMA}),
     "json_object": (True, {"structured_outputs.json_object": True}),
+    "choice": (("yes", "no"), {"structured_outputs.choice": ["yes", "no"]}),
     "guard": (
         Guard(20, 50, (3,)),
         {"extra_args": {"ngram_size": 20, "window_size": 50, "whitelist_token_ids": [3]}},

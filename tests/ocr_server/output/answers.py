@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -91,15 +92,20 @@ def in_pieces(draw: st.DrawFn) -> list[str]:
 def takes_linear_time(work: Callable[[int], object], size: int) -> bool:
     """Whether `work` of four times the size takes about four times the CPU time. Quadratic time would be 16 times.
 
+    Measured up to three times, since a busy machine can only make it seem slower.
+
     Args:
         work: Does work of a given size.
         size: The larger of the two sizes.
     """
-    small, large = (_cpu_seconds(work, each) for each in (size // 4, size))
-    return large < 9 * small + 0.2
+    return any(_cpu_seconds(work, size) < 9 * _cpu_seconds(work, size // 4) + 0.2 for _ in range(3))
 
 
 def _cpu_seconds(work: Callable[[int], object], size: int) -> float:
-    began = time.process_time()
-    work(size)
-    return time.process_time() - began
+    gc.disable()  # its full collections take as long as the heap of all tests is large
+    try:
+        began = time.process_time()
+        work(size)
+        return time.process_time() - began
+    finally:
+        gc.enable()
