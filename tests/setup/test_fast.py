@@ -1,4 +1,4 @@
-"""The fast part of the tests: without vLLM, and without files that are left out as a whole."""
+"""The fast part of the tests runs without vLLM and does not import deselected test files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAST = "not live and not engine and not browser and not slow"
 
 @pytest.fixture
 def tests(tmp_path: Path) -> Path:
-    """A folder of tests with this project's settings and conftest.py, and a vLLM that says that it was imported."""
+    """A folder of tests with this project's settings and conftest.py, and a fake vLLM that reports its import."""
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "conftest.py").write_bytes((ROOT / "tests" / "conftest.py").read_bytes())
@@ -25,6 +25,7 @@ def tests(tmp_path: Path) -> Path:
 
 
 def run(tests: Path, *arguments: str, fast: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run pytest on these tests, as the fast part (`fast`) or as the whole suite."""
     environment = {name: value for name, value in os.environ.items() if name != "OCR_TESTS_FAST"}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "pytest_asyncio.plugin", "-p", "pytest_timeout", *arguments],
@@ -45,13 +46,13 @@ def test_importing_vllm_fails_with_a_clear_message(tests: Path) -> None:
     assert "pytestmark = pytest.mark.engine" in done.stdout
 
 
-def test_vllm_may_be_imported_otherwise(tests: Path) -> None:
+def test_vllm_can_be_imported_outside_the_fast_part(tests: Path) -> None:
     (tests / "test_one.py").write_text("def test_one():\n    import vllm\n")
     done = run(tests, fast=False)
     assert done.returncode == 0, done.stdout
 
 
-def test_files_that_are_left_out_are_not_imported(tests: Path) -> None:
+def test_deselected_files_are_not_imported(tests: Path) -> None:
     marks = [
         "pytestmark = pytest.mark.engine",
         "pytestmark = [pytest.mark.live, pytest.mark.timeout(9)]",
@@ -70,7 +71,7 @@ def test_files_that_are_left_out_are_not_imported(tests: Path) -> None:
     assert "1 passed" in done.stdout
 
 
-def test_single_tests_can_be_left_out(tests: Path) -> None:
+def test_single_tests_can_be_deselected(tests: Path) -> None:
     (tests / "test_one.py").write_text(
         "import pytest\n\n@pytest.mark.engine\ndef test_one():\n    import vllm\n\ndef test_two():\n    pass\n"
     )

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_without(package: str, module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`python -m MODULE ARGUMENTS`, where `package` looks as if it were not installed."""
+    """Run `python -m MODULE ARGUMENTS` as if `package` were not installed."""
     code = (
         "import runpy, sys\n"
         "package, module, *arguments = sys.argv[1:]\n"
@@ -50,7 +50,7 @@ def run_without(package: str, module: str, *arguments: str, cwd: Path) -> subpro
         ("nano.average out a b", "safetensors"),
     ],
 )
-def test_missing_package_is_named_before_the_work_begins(command: str, package: str, tmp_path: Path) -> None:
+def test_missing_package_is_reported_before_the_work_begins(command: str, package: str, tmp_path: Path) -> None:
     module, *arguments = command.split()
     done = run_without(package, module, *arguments, cwd=tmp_path)
     assert done.returncode == 1
@@ -61,7 +61,7 @@ def test_missing_package_is_named_before_the_work_begins(command: str, package: 
 
 
 @pytest.mark.parametrize(("command", "package"), [("bench", "vllm"), ("nano.train --out run", "torch")])
-def test_missing_engine_is_left_to_the_set_up_script(command: str, package: str, tmp_path: Path) -> None:
+def test_message_about_a_missing_engine_names_the_set_up_script(command: str, package: str, tmp_path: Path) -> None:
     module, *arguments = command.split()
     done = run_without(package, module, *arguments, cwd=tmp_path)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The package: what it installs, what its client needs, and its version."""
+"""The package: what it installs, the requirements of its client, and its version."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKAGES = {"deepseek_ocr", "ocr_client", "ocr_server"}
 PURE = {"ocr_server", "ocr_server.intake.page_selection"}
-"""The modules of the server that its client uses: they import nothing but the standard library."""
+"""The modules of the server that the client uses. They import only the standard library."""
 DOCTOR = {"checks.py", "machine.py"}
-"""The modules of the client that look at an installed server."""
+"""The modules of the client that inspect an installed server."""
 
 
 def imported(body: list[ast.stmt]) -> Iterator[str]:
-    """The names of the modules that are imported when these statements are executed, functions not called."""
+    """Yield the names of the modules that these statements import when they are executed, without calling functions."""
     for statement in body:
         match statement:
             case ast.Import(names=names):
@@ -46,42 +46,44 @@ def imported(body: list[ast.stmt]) -> Iterator[str]:
 
 
 def third_party(names: Iterator[str]) -> set[str]:
+    """Return the third-party packages among these modules."""
     return {name.partition(".")[0] for name in set(names) - PURE} - set(sys.stdlib_module_names) - {"ocr_client"}
 
 
 def client_modules() -> dict[str, ast.Module]:
+    """Return the syntax tree of each module of the client, by file name."""
     return {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "ocr_client").rglob("*.py")}
 
 
-def test_the_client_extra_is_what_the_client_imports() -> None:
+def test_client_extra_has_exactly_the_packages_that_the_client_imports() -> None:
     extra = {canonicalize_name(Requirement(text).name) for text in PROJECT["optional-dependencies"]["client"]}
     assert set().union(*(third_party(imported(tree.body)) for tree in client_modules().values())) == extra
 
 
-def test_only_the_doctor_of_the_client_looks_at_the_server() -> None:
+def test_only_the_doctor_command_imports_other_packages() -> None:
     extra = {canonicalize_name(Requirement(text).name) for text in PROJECT["optional-dependencies"]["client"]}
     for name, tree in client_modules().items():
         everywhere = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
         assert name in DOCTOR or third_party(imported(list(everywhere))) <= extra, name
 
 
-def test_what_the_client_uses_of_the_server_needs_no_package() -> None:
+def test_server_modules_used_by_the_client_need_no_packages() -> None:
     for name in PURE:
         path = ROOT / name.replace(".", "/")
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         assert third_party(imported(ast.parse(path.read_text(encoding="utf-8")).body)) == set(), name
 
 
-def test_the_client_extra_has_the_versions_of_the_server() -> None:
+def test_client_extra_has_the_same_versions_as_the_server() -> None:
     locked = (ROOT / "requirements_api.txt").read_text(encoding="utf-8").splitlines()
     assert set(PROJECT["optional-dependencies"]["client"]) <= set(locked)
 
 
-def test_there_is_one_version() -> None:
+def test_all_packages_have_the_same_version() -> None:
     assert ocr_server.__version__ == ocr_client.__version__ == PROJECT["version"]
 
 
-def test_the_version_is_known_in_a_plain_checkout(tmp_path: Path) -> None:
+def test_version_is_known_in_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
     (tmp_path / "ocr_server").mkdir()
     shutil.copy2(ROOT / "ocr_server" / "__init__.py", tmp_path / "ocr_server")
     (tmp_path / "pyproject.toml").write_text('[project]\nversion = "9.8.7"\n')
@@ -113,18 +115,18 @@ def test_general_names_are_not_installed(wheel: zipfile.ZipFile) -> None:
     assert {name for name in top if not name.endswith(".dist-info")} == PACKAGES
 
 
-def test_everything_of_the_packages_is_installed(wheel: zipfile.ZipFile) -> None:
-    """Python files, the web page, and the licences of the libraries that the page includes."""
-    wanted = {
+def test_all_files_of_the_packages_are_installed(wheel: zipfile.ZipFile) -> None:
+    """These include Python files, the web page, and the licences of the libraries that the page includes."""
+    expected = {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert sorted(wanted - set(wheel.namelist())) == []
+    assert sorted(expected - set(wheel.namelist())) == []
 
 
-def test_the_metadata_are_complete(wheel: zipfile.ZipFile) -> None:
+def test_metadata_is_complete(wheel: zipfile.ZipFile) -> None:
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = wheel.read(name).decode()
     for line in ("License-Expression: MIT", "License-File: LICENSE", "License-File: THIRD_PARTY_LICENSES.md"):

