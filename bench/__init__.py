@@ -1,1 +1,1 @@
-"""Side-by-side measurements: this server's parts against vLLM's own, in one run."""
+"""Benchmarks that compare this server and its parts with vLLM's own in the same run."""

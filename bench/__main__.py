@@ -1,8 +1,8 @@
-"""Measure this server against vLLM's own, part by part, and write bench/RESULTS.md.
+"""Compare this server with vLLM's own, part by part, and write bench/RESULTS.md.
 
-python -m bench                 # everything: more than an hour
-python -m bench images guard    # some parts; the others' figures stay as they were
-python -m bench --quick images  # only to see that it runs; writes nothing
+python -m bench                 # all parts, more than an hour
+python -m bench images guard    # only these parts; the figures of the others are kept
+python -m bench --quick images  # only to check that it runs; writes nothing
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from bench.compare import Row
 from nano.packages import require_packages
 
 PARTS = {
-    "images": "Pictures to tensors",
+    "images": "Images to tensors",
     "guard": "The n-gram guard",
     "servers": "Whole servers",
-    "preprocessing": "Whole servers, vLLM's own preprocessing",
+    "preprocessing": "Whole servers, with vLLM's own preprocessing",
     "profile": "Where the time goes",
     "pdf": "A long PDF",
     "start": "Starting",
     "encoder": "The vision encoder",
 }
+"""The parts and the headings of their results."""
 OUT = Path(__file__).parent
 PACKAGES = ("aiohttp", "numpy", "pillow", "psutil", "pypdfium2", "tokenizers", "torch", "tqdm", "transformers", "vllm")
-"""What the parts import."""
+"""The packages that the parts import."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="few rounds, and nothing is written")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one or more of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="run few rounds and write nothing")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+        parser.error(f"unknown part: {', '.join(sorted(unknown))} (choose from {', '.join(PARTS)})")
     parts = options.parts or list(PARTS)
     plots = () if options.quick else ("matplotlib",)
     profiler = ("py-spy",) if "profile" in parts else ()

@@ -1,4 +1,4 @@
-"""Two ways of doing the same, timed in turn, so that what else the machine does falls on both."""
+"""Time two implementations alternately, so that other load on the machine affects both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Timed = Callable[[], object]
 
 @dataclass(frozen=True)
 class Series:
-    """Figures of one way, in the order they were seen."""
+    """The measurements of one implementation, in the order in which they were made."""
 
     values: Sequence[float]
 
@@ -22,7 +22,7 @@ class Series:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles, as a share of the median."""
+        """Half the interquartile range, divided by the median."""
         if len(self.values) < 2 or not self.median:
             return 0.0
         low, _, high = statistics.quantiles(self.values, n=4)
@@ -31,17 +31,19 @@ class Series:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the results."""
+    """One row of the results."""
 
     part: str
+    """What is measured."""
     unit: str
     ours: Series
     theirs: Series
     compared_with: str
-    reach: str
-    """What the project wants of the ratio ours / theirs, or of ours where nothing is compared."""
+    """What `theirs` are the measurements of."""
+    target: str
+    """The target for the ratio ours / theirs, or for ours if nothing is compared."""
     met: bool | None = None
-    """None where there is nothing to meet."""
+    """Whether the target is met; None if there is no target."""
     note: str = ""
 
     @property
@@ -50,23 +52,30 @@ class Row:
 
     @property
     def gain(self) -> float | None:
-        """How many times better ours is: faster, or with less."""
+        """How many times better ours is, in speed or in resources."""
         if not self.ratio:
             return None
         return self.ratio if self.unit.endswith("/s") else 1 / self.ratio
 
 
 def in_turn(ours: Timed, theirs: Timed, *, rounds: int, calls: int = 1) -> tuple[Series, Series]:
-    """Seconds for a call of each: `rounds` times one after the other, the first round thrown away."""
-    figures: tuple[list[float], list[float]] = ([], [])
+    """Call both functions alternately and return the seconds per call of each, one measurement for each round.
+
+    Args:
+        ours: the first function.
+        theirs: the second function.
+        rounds: number of rounds. One more is run first and discarded.
+        calls: number of calls of each function in a round.
+    """
+    measurements: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):
-        for way, seconds in zip((ours, theirs), figures, strict=True):
+        for function, seconds in zip((ours, theirs), measurements, strict=True):
             started = time.perf_counter()
             for _ in range(calls):
-                way()
+                function()
             if number:
                 seconds.append((time.perf_counter() - started) / calls)
-    return Series(figures[0]), Series(figures[1])
+    return Series(measurements[0]), Series(measurements[1])
 
 
 def compared(
@@ -79,7 +88,7 @@ def compared(
     at_least: float | None = None,
     note: str = "",
 ) -> Row:
-    """A row whose ratio has to be `at_most` (times, bytes) or `at_least` (rates)."""
+    """Return a row. The target for its ratio is `at_most` (for times and bytes) or `at_least` (for rates), or none."""
     ours, theirs = series
     ratio = ours.median / theirs.median
     if at_most is not None:
@@ -90,11 +99,12 @@ def compared(
 
 
 def scaled(series: tuple[Series, Series], factor: float) -> tuple[Series, Series]:
+    """Return both series with their values multiplied by `factor`."""
     ours, theirs = series
     return Series([value * factor for value in ours.values]), Series([value * factor for value in theirs.values])
 
 
 def rates(series: tuple[Series, Series], amount: float = 1) -> tuple[Series, Series]:
-    """Seconds → `amount` a second."""
+    """Convert seconds to rates per second, where `amount` is what was done in these seconds."""
     ours, theirs = series
     return Series([amount / value for value in ours.values]), Series([amount / value for value in theirs.values])

@@ -1,4 +1,4 @@
-"""The n-gram guard: what a step costs."""
+"""The cost of one step of the n-gram guard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deepseek_ocr.no_repeat_ngram import NoRepeatNGramV1, NoRepeatNGramV2
 N = 30
 VOCABULARY = 129_280
 LENGTH = 2000
-"""Tokens of each answer so far."""
+"""Number of tokens that each answer already has."""
 
 
 def run(quick: bool) -> list[Row]:
@@ -47,7 +47,7 @@ def _config() -> Any:
 
 
 def _v1(window: int, count: int, quick: bool) -> Row:
-    """A token is added to every answer, and the guard asked what may follow."""
+    """Measure a step of vLLM's runner V1: every answer gets a token, and the guard masks the logits of the next one."""
     cpu = torch.device("cpu")
     params = SamplingParams(
         extra_args={"ngram_size": N, "window_size": window, "whitelist_token_ids": [VOCABULARY - 1]}
@@ -75,7 +75,7 @@ def _v1(window: int, count: int, quick: bool) -> Row:
     series = in_turn(*steps, rounds=2 if quick else 9, calls=calls)
     return compared(
         f"guard, runner V1, window {window}, {count} sequences",
-        "µs a token",
+        "µs/token",
         scaled(series, 1e6 / count),
         compared_with="vLLM's guard",
         at_most=1 / 5 if window == 90 else 1 / 20,
@@ -83,7 +83,7 @@ def _v1(window: int, count: int, quick: bool) -> Row:
 
 
 def _v2(window: int, count: int, quick: bool) -> Row:
-    """All rows of a step at once, against a loop over them with the same arithmetic."""
+    """Measure a step of vLLM's runner V2, where all rows are processed at once, against a loop over the rows."""
     history = torch.tensor(_answers(count), dtype=torch.int32)
     prompt_len = torch.zeros(count, dtype=torch.int32)
     state: Any = v2.LogitsProcRequestState(
@@ -126,8 +126,8 @@ def _v2(window: int, count: int, quick: bool) -> Row:
     series = in_turn(lambda: processor.apply(logits, context), loop, rounds=2 if quick else 7, calls=calls)
     return compared(
         f"guard, runner V2, window {window}, {count} sequences",
-        "µs a token",
+        "µs/token",
         scaled(series, 1e6 / count),
         compared_with="a plain loop, on the CPU",
-        note="on a GPU it runs on the device, without waiting for it",
+        note="with a GPU, it runs on the GPU without synchronization",
     )

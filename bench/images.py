@@ -1,4 +1,4 @@
-"""Picture → tensors, and files → tensors: ours against vLLM's in-tree processor."""
+"""Preprocessing of images and of image files, compared with vLLM's own processor."""
 
 from __future__ import annotations
 
@@ -19,45 +19,46 @@ from deepseek_ocr.modes import MODES
 from nano.render import Sheet, render
 
 InTree = Callable[[Image.Image], dict[str, torch.Tensor]]
-"""vLLM's processor, on one picture."""
+"""vLLM's processor, applied to one image."""
 
 GUNDAM = MODES["gundam"]
 PAGE = (1700, 2200)
-"""A letter page at 200 dpi."""
+"""Width and height of a letter page at 200 dpi."""
 
 
 def page(seed: int = 0) -> Image.Image:
-    """A printed page of that size, RGB."""
+    """Return a printed page of the size `PAGE`, in RGB."""
     sheet = Sheet(width=PAGE[0], height=PAGE[1], min_print=28, max_print=40, max_lines=60, clean=True, full=True)
     return render(sheet, random.Random(seed)).image.convert("RGB")
 
 
-def encoded(picture: Image.Image, form: str) -> bytes:
+def encoded(image: Image.Image, file_format: str) -> bytes:
+    """Return an image as a file in one of Pillow's formats."""
     file = io.BytesIO()
-    picture.save(file, form)
+    image.save(file, file_format)
     return file.getvalue()
 
 
 def run(quick: bool) -> list[Row]:
     theirs = upstream.processor()
-    picture = page()
+    image = page()
 
     def in_tree(image: Image.Image) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = theirs(prompt="<image>\nFree OCR.", images=[image])
-        return found
+        tensors: dict[str, torch.Tensor] = theirs(prompt="<image>\nFree OCR.", images=[image])
+        return tensors
 
-    rows = [*_one_picture(picture, in_tree, quick), *_bytes(picture, in_tree)]
+    rows = [*_one_image(image, in_tree, quick), *_bytes(image, in_tree)]
     return [*rows, *_many_pages(in_tree, quick)]
 
 
-def _one_picture(picture: Image.Image, in_tree: InTree, quick: bool) -> list[Row]:
+def _one_image(image: Image.Image, in_tree: InTree, quick: bool) -> list[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    series = in_turn(lambda: prepare_image(picture, GUNDAM), lambda: in_tree(picture), rounds=2 if quick else 20)
+    series = in_turn(lambda: prepare_image(image, GUNDAM), lambda: in_tree(image), rounds=2 if quick else 20)
     torch.set_num_threads(threads)
     return [
         compared(
-            "picture → tensors, 1700×2200, one thread",
+            "image → tensors, 1700×2200, one thread",
             "ms",
             scaled(series, 1000),
             compared_with="vLLM's processor",
@@ -66,17 +67,17 @@ def _one_picture(picture: Image.Image, in_tree: InTree, quick: bool) -> list[Row
     ]
 
 
-def _bytes(picture: Image.Image, in_tree: InTree) -> list[Row]:
-    ours, theirs = prepare_image(picture, GUNDAM), in_tree(picture)
+def _bytes(image: Image.Image, in_tree: InTree) -> list[Row]:
+    ours, theirs = prepare_image(image, GUNDAM), in_tree(image)
     in_model_type = sum(theirs[name].numel() * 2 for name in ("pixel_values", "images_crop"))  # vLLM casts to bf16
     return [
         compared(
-            "bytes of such a picture to the engine",
+            "bytes of such an image sent to the engine",
             "MB",
             (Series([_size(ours) / 1e6]), Series([in_model_type / 1e6])),
             compared_with="vLLM's processor, bf16",
             at_most=0.5,
-            note=f"pixels differ by at most {_difference(ours, theirs):.0f} of 255; the grids are the same",
+            note=f"pixels differ by at most {_difference(ours, theirs):.0f} of 255; the crop grids are the same",
         )
     ]
 
@@ -86,9 +87,13 @@ def _size(prepared: PreparedImage) -> int:
 
 
 def _difference(ours: PreparedImage, theirs: dict[str, torch.Tensor]) -> float:
-    """The largest difference of a value, out of 255. Raises ValueError if the grids differ."""
+    """Return the largest difference between two values, out of 255.
+
+    Raises:
+        ValueError: the crop grids differ.
+    """
     if list(ours.grid) != theirs["images_spatial_crop"][0].tolist():
-        raise ValueError(f"the grids differ: {ours.grid} and {theirs['images_spatial_crop'].tolist()}")
+        raise ValueError(f"the crop grids differ: {ours.grid} and {theirs['images_spatial_crop'].tolist()}")
     pairs = ((ours.global_view[None], theirs["pixel_values"]), (ours.tiles, theirs["images_crop"]))
     return max(
         float((mine.permute(0, 3, 1, 2).float() - (other + 1) * 127.5).abs().max().round()) for mine, other in pairs
@@ -96,7 +101,7 @@ def _difference(ours: PreparedImage, theirs: dict[str, torch.Tensor]) -> float:
 
 
 def _many_pages(in_tree: InTree, quick: bool) -> list[Row]:
-    """Files to tensors: ours in a thread for each core, vLLM's one after the other, as its renderer does it."""
+    """Compare files in several threads, as in this server, with files one after another, as in vLLM's renderer."""
     files = [encoded(page(number), "PNG") for number in range(2 if quick else 12)]
     cores = os.cpu_count() or 1
 

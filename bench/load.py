@@ -1,9 +1,9 @@
-"""Load on an OpenAI server that reads pictures: how many pages a second, and how long each takes.
+"""Load test for an OpenAI-compatible server that reads images: pages per second, and latencies.
 
     python -m bench.load --url http://localhost:8000/v1 --image page.png --clients 32 --requests 200
     python -m bench.load --url http://localhost:8000/v1 --pdf report.pdf --clients 8 --plot load.png
 
-A PDF's pages are rendered here, before the clock starts, and sent as pictures, so that any server can be asked.
+The pages of a PDF are rendered before the measurement and sent as images, so that the server need not support PDF.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ REQUEST_SECONDS = 600
 
 @dataclass(frozen=True)
 class Outcome:
-    """One request. Times are seconds since the run began."""
+    """The outcome of one request. Times are in seconds since the beginning of the run."""
 
     started: float
     first: float
-    """When the first text came; without streaming, when the answer did."""
+    """When the first text arrived, or, without streaming, the whole answer."""
     ended: float
     tokens: int
     text: str
@@ -46,11 +46,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
+    """The outcomes of a run, and statistics of them."""
+
     outcomes: Sequence[Outcome]
     seconds: float
+    """Duration of the run."""
 
     @property
     def done(self) -> list[Outcome]:
+        """The requests that succeeded."""
         return [outcome for outcome in self.outcomes if outcome.error is None]
 
     @property
@@ -62,12 +66,15 @@ class Report:
         return sum(outcome.tokens for outcome in self.done) / self.seconds
 
     def first_text(self, percent: float) -> float:
+        """Return a percentile of the seconds until the first text."""
         return float(np.percentile([outcome.first - outcome.started for outcome in self.done], percent))
 
     def whole(self, percent: float) -> float:
+        """Return a percentile of the seconds until the end of the answer."""
         return float(np.percentile([outcome.ended - outcome.started for outcome in self.done], percent))
 
     def lines(self) -> Iterator[str]:
+        """Yield the lines to print."""
         failed = Counter(outcome.error for outcome in self.outcomes if outcome.error is not None)
         yield f"{len(self.done)} of {len(self.outcomes)} requests answered in {self.seconds:.1f} s"
         for error, count in failed.most_common():
@@ -87,13 +94,18 @@ async def run(
     api_key: str = "EMPTY",
     progress: bool = False,
 ) -> Report:
-    """Ask `requests` times, `clients` at a time, with the bodies in turn.
+    """Send requests and return their outcomes.
 
     Args:
-        url: with `/v1`.
+        url: base URL of the API, including `/v1`.
+        bodies: bodies of chat requests, which are sent in turn.
+        requests: number of requests.
+        clients: number of concurrent requests.
+        api_key: the API key of the server.
+        progress: display a progress bar.
     """
     payloads = itertools.cycle([json.dumps(body).encode() for body in bodies])
-    left = iter(range(requests))
+    remaining = iter(range(requests))
     outcomes: list[Outcome] = []
     headers = {"authorization": f"Bearer {api_key}", "content-type": "application/json"}
     timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
@@ -103,7 +115,7 @@ async def run(
         async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session:
 
             async def client() -> None:
-                for _ in left:
+                for _ in remaining:
                     outcomes.append(await _ask(session, f"{url}/chat/completions", next(payloads), began))
                     bar.update()
 
@@ -137,7 +149,7 @@ async def _ask(session: aiohttp.ClientSession, url: str, payload: bytes, began: 
 
 
 async def _answers(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """The chunks of a stream, or the one answer."""
+    """Yield the chunks of a stream, or the whole answer if it is not streamed."""
     if not response.content_type.startswith("text/event-stream"):
         yield await response.json()
         return
@@ -147,11 +159,19 @@ async def _answers(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, 
 
 
 def body(
-    picture: bytes, *, prompt: str = "Free OCR.", model: str = "deepseek-ocr", stream: bool = False, **more: Any
+    image: bytes, *, prompt: str = "Free OCR.", model: str = "deepseek-ocr", stream: bool = False, **more: Any
 ) -> dict[str, Any]:
-    """A chat request for one picture file."""
-    url = f"data:;base64,{base64.b64encode(picture).decode()}"
-    if picture[:4] == b"\x89PNG":
+    """Return the body of a chat request for one image file.
+
+    Args:
+        image: the file.
+        prompt: the text that follows the image.
+        model: name of the model.
+        stream: stream the answer.
+        more: further parameters of the request.
+    """
+    url = f"data:;base64,{base64.b64encode(image).decode()}"
+    if image[:4] == b"\x89PNG":
         url = url.replace("data:;", "data:image/png;", 1)
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompt}]
     request = {"model": model, "messages": [{"role": "user", "content": content}], "stream": stream, **more}
@@ -159,7 +179,7 @@ def body(
 
 
 def rendered(pdf: Path, dpi: float) -> list[bytes]:
-    """The pages of a PDF as PNG files."""
+    """Render the pages of a PDF as PNG files."""
     import pypdfium2
 
     pages = []
@@ -172,7 +192,7 @@ def rendered(pdf: Path, dpi: float) -> list[bytes]:
 
 
 def plot(report: Report, path: Path) -> None:
-    """The time of each answer against when it was asked for, and the answers in each second."""
+    """Write a plot of the latency of each request by its start, and of the answers that ended in each second."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -183,26 +203,34 @@ def plot(report: Report, path: Path) -> None:
     above.set_ylabel("seconds")
     above.legend()
     below.hist([outcome.ended for outcome in report.done], bins=np.arange(0, report.seconds + 1))
-    below.set_ylabel("pages in a second")
-    below.set_xlabel("seconds since the start")
+    below.set_ylabel("pages per second")
+    below.set_xlabel("seconds since the beginning of the run")
     figure.savefig(path, dpi=120)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://localhost:8000/v1", help="base URL (default: %(default)s)")
-    parser.add_argument("--api-key", default="EMPTY")
+    parser.add_argument(
+        "--url", default="http://localhost:8000/v1", help="base URL of the API, including /v1 (default: %(default)s)"
+    )
+    parser.add_argument("--api-key", default="EMPTY", help="API key of the server (default: %(default)s)")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--image", type=Path, nargs="+", help="picture files, sent in turn")
+    source.add_argument("--image", type=Path, nargs="+", help="image files, which are sent in turn")
     source.add_argument("--pdf", type=Path, help="a PDF, whose pages are sent in turn")
-    parser.add_argument("--dpi", type=float, default=144, help="of a PDF's pages (default: %(default)s)")
-    parser.add_argument("--model", default="deepseek-ocr", help="deepseek-ocr:tiny and so on choose a mode")
-    parser.add_argument("--prompt", default="Free OCR.")
-    parser.add_argument("--max-tokens", type=int)
-    parser.add_argument("--clients", type=int, default=8, help="requests at a time (default: %(default)s)")
-    parser.add_argument("--requests", type=int, help="in all (default: each page once, or 100)")
-    parser.add_argument("--stream", action="store_true", help="stream the answers, to see when they begin")
-    parser.add_argument("--plot", type=Path, help="write a picture of the run there (needs matplotlib)")
+    parser.add_argument("--dpi", type=float, default=144, help="resolution of a PDF's pages (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        default="deepseek-ocr",
+        help="name of the model; a suffix selects a mode, as in deepseek-ocr:tiny (default: %(default)s)",
+    )
+    parser.add_argument("--prompt", default="Free OCR.", help="text that follows the image (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, help="maximum number of tokens in an answer")
+    parser.add_argument("--clients", type=int, default=8, help="number of concurrent requests (default: %(default)s)")
+    parser.add_argument(
+        "--requests", type=int, help="number of requests (default: one for each page of a PDF, 100 with images)"
+    )
+    parser.add_argument("--stream", action="store_true", help="stream the answers, to measure the time to first text")
+    parser.add_argument("--plot", type=Path, help="write a plot of the run to this file (requires matplotlib)")
     options = parser.parse_args()
     if options.plot:
         require_packages("python -m bench.load --plot", "matplotlib")

@@ -1,4 +1,4 @@
-"""A long PDF: our server reads it as it is, vLLM's gets its pages as pictures, one at a time."""
+"""A long PDF. This server reads it in one request; vLLM's server receives its pages as images, one at a time."""
 
 from __future__ import annotations
 
@@ -35,36 +35,36 @@ def run(quick: bool) -> list[Row]:
     with ExitStack() as stack:
         mine = stack.enter_context(running(ours(folder / "ours.log")))
         plain = stack.enter_context(running(vllms(folder / "vllm.log")))
-        asyncio.run(_whole(mine, short.read_bytes()))  # warms both up
+        asyncio.run(_whole(mine, short.read_bytes()))  # warm-up of both servers
         asyncio.run(_page_by_page(plain, short))
-        with mine.watching_memory() as little:
+        with mine.watching_memory() as short_memory:
             asyncio.run(_whole(mine, short.read_bytes()))
-        with mine.watching_memory() as much:
+        with mine.watching_memory() as long_memory:
             seconds = asyncio.run(_whole(mine, document.read_bytes()))
         theirs = asyncio.run(_page_by_page(plain, document))
     rates = Series([count / seconds]), Series([count / theirs])
     return [
         compared(
-            f"a PDF of {count} pages, tiny mode, {MAX_TOKENS} tokens a page",
+            f"a PDF of {count} pages, tiny mode, {MAX_TOKENS} tokens per page",
             "pages/s",
             rates,
-            compared_with="a client that sends one page after the other to vLLM's server",
+            compared_with="a client that sends one page after another to vLLM's server",
             at_least=2,
         ),
         Row(
-            f"API process, most memory: {count} pages beside {max(2, count // 10)}",
+            f"API process, peak memory: {count} pages compared with {max(2, count // 10)}",
             "MB",
-            Series([max(much) / 1e6]),
-            Series([max(little) / 1e6]),
+            Series([max(long_memory) / 1e6]),
+            Series([max(short_memory) / 1e6]),
             "ours, with a tenth of the pages",
             "flat",
-            max(much) < 1.15 * max(little),
+            max(long_memory) < 1.15 * max(short_memory),
         ),
     ]
 
 
 def make_pdf(path: Path, pages: int) -> None:
-    """Scanned letter pages of 113 dpi, which take turns."""
+    """Write a PDF of scanned letter pages at 113 dpi. Four scans are repeated."""
     scans = []
     for number in range(4):
         file = io.BytesIO()
@@ -72,17 +72,17 @@ def make_pdf(path: Path, pages: int) -> None:
         scans.append(file.getvalue())
     with pypdfium2.PdfDocument.new() as document:
         for number in range(pages):
-            picture = pypdfium2.PdfImage.new(document)
-            picture.load_jpeg(io.BytesIO(scans[number % len(scans)]), inline=True)
-            picture.set_matrix(pypdfium2.PdfMatrix().scale(612, 792))
+            image = pypdfium2.PdfImage.new(document)
+            image.load_jpeg(io.BytesIO(scans[number % len(scans)]), inline=True)
+            image.set_matrix(pypdfium2.PdfMatrix().scale(612, 792))
             sheet = document.new_page(612, 792)
-            sheet.insert_obj(picture)
+            sheet.insert_obj(image)
             sheet.gen_content()
         document.save(path)
 
 
 async def _whole(server: Server, pdf: bytes) -> float:
-    """Seconds for all of it in one request."""
+    """Send the PDF in one request, and return the seconds that it took."""
     data = base64.b64encode(pdf).decode()
     request: dict[str, Any] = {
         "model": "deepseek-ocr:tiny",
@@ -110,7 +110,7 @@ async def _whole(server: Server, pdf: bytes) -> float:
 
 
 async def _page_by_page(server: Server, path: Path) -> float:
-    """Seconds for rendering each page and asking for it."""
+    """Render the pages and send them one after another, and return the seconds that it took."""
     started = time.perf_counter()
     with pypdfium2.PdfDocument(path) as document:
         for sheet in document:

@@ -1,6 +1,6 @@
-"""Whole servers, ours beside vLLM's with its own preprocessing of pictures: CPU time and memory of the API process.
+"""CPU time and memory of the API process, compared with vLLM's server with its own preprocessing of images.
 
-Both run at the same time and are asked in turn, as in `bench/servers.py`.
+Both servers run at the same time and receive requests alternately, as in `bench/servers.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from bench.compare import Row, Series, compared, scaled
 from bench.images import encoded, page
 from bench.load import body
 from bench.processes import Server, ours, running, vllms
-from bench.servers import asked, cpu_per_page, in_turn, series_of
+from bench.servers import cpu_per_page, in_turn, load_server, series_of
 
 
 def run(quick: bool) -> list[Row]:
@@ -36,30 +36,30 @@ def _cpu_per_page(mine: Server, in_tree: Server, quick: bool) -> list[Row]:
     )
     return [
         compared(
-            "API process, CPU for a page: 1700×2200 PNG, base64, JSON",
+            "API process, CPU time per page: 1700×2200 PNG, base64, JSON",
             "ms",
             scaled(series_of(runs, cpu_per_page), 1000),
             compared_with="vLLM's server, its own preprocessing",
             at_most=0.5,
-            note="worker processes that decode pages count as ours",
+            note="includes the worker processes that decode pages",
         )
     ]
 
 
 def _memory(mine: Server, in_tree: Server, quick: bool) -> list[Row]:
-    """The most memory of the API process while many pages are asked for at once."""
+    """Measure by how much the memory of the API process grows while many pages are requested at once."""
     clients = 4 if quick else 100
     bodies = [body(encoded(page(number), "PNG"), max_tokens=1) for number in range(2 if quick else 6)]
-    most = []
+    growth = []
     for server in (mine, in_tree):
-        with server.watching_memory() as seen:
-            asked(server, bodies, requests=clients, clients=clients)
-        most.append(Series([(max(seen) - seen[0]) / 1e6]))
+        with server.watching_memory() as memory:
+            load_server(server, bodies, requests=clients, clients=clients)
+        growth.append(Series([(max(memory) - memory[0]) / 1e6]))
     return [
         compared(
-            f"API process, memory added by {clients} pages at a time",
+            f"API process, memory added by {clients} concurrent pages",
             "MB",
-            (most[0], most[1]),
+            (growth[0], growth[1]),
             compared_with="vLLM's server, its own preprocessing",
         )
     ]

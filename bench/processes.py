@@ -1,4 +1,4 @@
-"""Servers as processes: started, waited for, and asked what they cost."""
+"""Start servers as processes, wait until they are ready, and measure their CPU time and memory."""
 
 from __future__ import annotations
 
@@ -20,10 +20,16 @@ READY_SECONDS = 600
 
 
 class Server:
-    """A running API server. The engine's processes do not count as its own, those that prepare pages do."""
+    """A running API server. The processes that prepare pages are included in its costs, those of the engine are not."""
 
     def __init__(self, command: Sequence[str], log: Path, **environment: str) -> None:
-        """`command` without its port. `log` takes what it prints."""
+        """Start a server on a free port.
+
+        Args:
+            command: the command, without the options for host and port.
+            log: the file to which its output is written.
+            environment: additional environment variables.
+        """
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -44,15 +50,19 @@ class Server:
         return self._process.pid
 
     def wait(self) -> None:
-        """Until it reads pages. Raises RuntimeError if it ends instead."""
+        """Wait until the server is ready.
+
+        Raises:
+            RuntimeError: the server has exited, or is not ready after `READY_SECONDS`.
+        """
         until = time.monotonic() + READY_SECONDS
         while time.monotonic() < until:
             if self._process.poll() is not None:
-                raise RuntimeError(f"the server ended:\n{self.log.read_text(errors='replace')[-4000:]}")
+                raise RuntimeError(f"the server exited:\n{self.log.read_text(errors='replace')[-4000:]}")
             if self._is_ready():
                 return
             time.sleep(0.1)
-        raise RuntimeError("the server does not become ready")
+        raise RuntimeError(f"the server was not ready after {READY_SECONDS} s; its log is in {self.log}")
 
     def _is_ready(self) -> bool:
         try:
@@ -62,7 +72,7 @@ class Server:
             return False
 
     def own(self) -> list[psutil.Process]:
-        """The API process and its children, less the engine and multiprocessing's resource tracker."""
+        """Return the API process and its children, without the processes of the engine."""
         api = psutil.Process(self._process.pid)
         engine: set[int] = set()
         for child in api.children():
@@ -71,7 +81,7 @@ class Server:
         return [api, *(child for child in api.children(recursive=True) if child.pid not in engine)]
 
     def cpu_seconds(self) -> float:
-        """CPU time that its own processes have taken so far."""
+        """Return the CPU time that these processes have used so far, in seconds."""
         total = 0.0
         for process in self.own():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -80,7 +90,7 @@ class Server:
         return total
 
     def memory(self) -> float:
-        """Bytes that its own processes have in memory; what they share is counted once."""
+        """Return the memory of these processes in bytes. Shared memory is counted once (proportional set size)."""
         total = 0.0
         for process in self.own():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -89,30 +99,38 @@ class Server:
 
     @contextlib.contextmanager
     def watching_memory(self, every: float = 0.1) -> Iterator[list[float]]:
-        """While this is open, memory is noted in the list that it gives."""
-        seen: list[float] = [self.memory()]
+        """Measure the memory repeatedly while the context is open.
+
+        Args:
+            every: seconds between two measurements.
+
+        Yields:
+            A list to which the measurements are appended; the first one is made immediately.
+        """
+        measurements: list[float] = [self.memory()]
         done = threading.Event()
 
         def watch() -> None:
             while not done.wait(every):
-                seen.append(self.memory())
+                measurements.append(self.memory())
 
         thread = threading.Thread(target=watch)
         thread.start()
         try:
-            yield seen
+            yield measurements
         finally:
             done.set()
             thread.join()
 
     def stop(self) -> None:
+        """Terminate the server, and kill what is left of it and its children after 20 seconds."""
         if self._process.poll() is not None:
             return
-        family = [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
+        processes = [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(20)
-        for process in family:
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait()
@@ -121,12 +139,13 @@ class Server:
 def _is_engine(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         name = f"{process.name()} {' '.join(process.cmdline())}"
-        return "VLLM::" in name or "forkserver" in name  # it, or what it is forked from
+        return "VLLM::" in name or "forkserver" in name  # the engine, or the process that it is forked from
     return False
 
 
 @contextlib.contextmanager
 def running(server: Server) -> Iterator[Server]:
+    """Wait until a server is ready, and stop it at the end of the context."""
     try:
         server.wait()
         yield server
@@ -135,9 +154,10 @@ def running(server: Server) -> Iterator[Server]:
 
 
 def ours(log: Path) -> Server:
+    """Start this project's server."""
     return Server([sys.executable, "openai_api_server.py"], log)
 
 
 def vllms(log: Path, *, in_tree: bool = False) -> Server:
-    """vLLM's own, with our plugin, or with its own preprocessing."""
+    """Start vLLM's server, with this project's plugin or (`in_tree`) with vLLM's own preprocessing."""
     return Server([sys.executable, "-m", "bench.vllm_server", *(["--in-tree"] if in_tree else [])], log)

@@ -1,10 +1,11 @@
-"""Where the API process's time goes while many answers stream: by the package whose code runs, ours and vLLM's.
+"""Profile the API process while many answers are streamed: time by package, compared with vLLM's server.
 
-Only what holds the interpreter's lock is seen: the kernel's part, sending above all, is not.
+Only threads that hold the GIL are sampled. Time in the kernel, most of which is spent on sending, is not included.
 """
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,16 +18,17 @@ from typing import Any
 from bench.compare import Row, Series
 from bench.load import body
 from bench.processes import ROOT, Server, ours, running, vllms
-from bench.servers import TINY, Bodies, asked, small_pages
+from bench.servers import TINY, Bodies, load_server, small_pages
 
 CLIENTS = 16
 SAMPLES_PER_SECOND = 200
 LEAST_SHARE = 0.02
-"""Of either server's time; what is below is summed up."""
+"""Packages with a smaller share of the time of both servers are added up in one row."""
 REST = "the rest"
 SHARED = "vLLM's handler of the engine's outputs"
-"""What both servers have in common: the tasks that take tokens from the engine and hand them to those who wait."""
+"""The name for what both servers have in common: vLLM's tasks that receive the engine's outputs and pass them on."""
 SHARED_FRAMES = ("output_handler (", "process_outputs_socket (")
+"""Stack frames by which these tasks are recognized."""
 
 
 def run(quick: bool) -> list[Row]:
@@ -48,18 +50,26 @@ def run(quick: bool) -> list[Row]:
     for each, total in zip(found, totals, strict=True):
         each[REST] = total - sum(each[name] for name in names)
     return [
-        row(f"{CLIENTS} streams, a token: {name}", found[0][name], found[1][name])
+        row(f"{CLIENTS} streams, per token: {name}", found[0][name], found[1][name])
         for name in [*sorted(names, key=lambda name: -found[0][name]), REST]
     ]
 
 
 def row(part: str, mine: float, other: float) -> Row:
+    """Return a row without a target."""
     return Row(part, "µs", Series([mine]), Series([other]), "vLLM's server, same plugin", "")
 
 
 def microseconds(server: Server, bodies: Bodies, samples: Path, length: int) -> Counter[str]:
-    """CPU time of the API process for a token, by package."""
-    asked(server, bodies, requests=CLIENTS, clients=CLIENTS)
+    """Return the CPU time of the API process per token in microseconds, by package.
+
+    Args:
+        server: the server to profile.
+        bodies: the requests.
+        samples: file for the samples of py-spy.
+        length: number of tokens in each answer.
+    """
+    load_server(server, bodies, requests=CLIENTS, clients=CLIENTS)
     py_spy = Path(sys.executable).with_name("py-spy")
     command = [str(py_spy), "record", "--nonblocking", "--gil", "--full-filenames", "--rate", str(SAMPLES_PER_SECOND)]
     recorder = subprocess.Popen(
@@ -68,18 +78,19 @@ def microseconds(server: Server, bodies: Bodies, samples: Path, length: int) -> 
         stderr=subprocess.DEVNULL,
     )
     before = server.cpu_seconds()
-    asked(server, bodies, requests=CLIENTS, clients=CLIENTS)
+    load_server(server, bodies, requests=CLIENTS, clients=CLIENTS)
     spent = server.cpu_seconds() - before
-    recorder.send_signal(2)
+    recorder.send_signal(signal.SIGINT)
     recorder.wait(60)
     seen = by_package(samples.read_text().splitlines())
     return Counter({name: spent * count / seen.total() / (CLIENTS * length) * 1e6 for name, count in seen.items()})
 
 
 def by_package(lines: Iterable[str]) -> Counter[str]:
-    """Samples by the package of the innermost frame, or as `SHARED`.
+    """Count samples by the package of the innermost frame, or as `SHARED`.
 
-    Lines are `frame;frame;… count`, frames `name (file:line)`.
+    Args:
+        lines: py-spy's raw format, `frame;frame;… count`. A frame is `name (file:line)`.
     """
     found: Counter[str] = Counter()
     for line in lines:
@@ -90,6 +101,7 @@ def by_package(lines: Iterable[str]) -> Counter[str]:
 
 
 def package(frame: str) -> str:
+    """Return the package that a frame belongs to; for the standard library, the name of the module."""
     path = Path(frame.rpartition(" (")[2].rpartition(":")[0])
     if "site-packages" in path.parts:
         return path.parts[path.parts.index("site-packages") + 1].removesuffix(".py")

@@ -1,6 +1,7 @@
-"""Whole servers, ours beside vLLM's, with the same checkpoint behind both: CPU time, throughput, waiting, memory.
+"""Throughput, latency and CPU time of whole servers: ours and vLLM's, both with the same checkpoint.
 
-Both run at the same time and are asked in turn, so each has the machine to itself while it answers.
+Both servers run at the same time and receive requests alternately, so that each has the machine to itself while it
+answers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from bench.processes import Server, ours, running, vllms
 from nano.render import Sheet, render
 
 TINY: dict[str, Any] = {"mm_processor_kwargs": {"mode": "tiny"}}
-"""How vLLM's server is told what our model name tells ours."""
+"""The request parameter that selects the tiny mode in vLLM's server, as the model name does in ours."""
 PROMPT = "Free OCR."
 
 
@@ -37,14 +38,19 @@ def run(quick: bool) -> list[Row]:
 
 
 def small_pages(count: int) -> list[bytes]:
-    """Pages of 640 × 640, as PNG files."""
+    """Return pages of 640 × 640 pixels as PNG files."""
     return [encoded(render(Sheet(clean=True), random.Random(number)).image, "PNG") for number in range(count)]
 
 
 Bodies = Sequence[dict[str, Any]]
 
 
-def asked(server: Server, bodies: Bodies, *, requests: int, clients: int) -> Report:
+def load_server(server: Server, bodies: Bodies, *, requests: int, clients: int) -> Report:
+    """Send requests to a server.
+
+    Raises:
+        RuntimeError: a request failed.
+    """
     report = asyncio.run(load.run(server.url, bodies, requests=requests, clients=clients))
     if len(report.done) != requests:
         raise RuntimeError("\n".join(report.lines()))
@@ -53,9 +59,11 @@ def asked(server: Server, bodies: Bodies, *, requests: int, clients: int) -> Rep
 
 @dataclass(frozen=True)
 class Run:
+    """The measurements of one server in one round."""
+
     report: Report
     cpu: float
-    """CPU seconds that the API process and those that prepare pages took."""
+    """CPU seconds used by the API process and by the processes that prepare pages."""
 
 
 Runs = tuple[list[Run], list[Run]]
@@ -64,23 +72,25 @@ Runs = tuple[list[Run], list[Run]]
 def in_turn(
     mine: tuple[Server, Bodies], other: tuple[Server, Bodies], *, requests: int, clients: int, rounds: int
 ) -> Runs:
-    """The runs of each server; the first round is thrown away."""
+    """Load both servers alternately and return the runs of each. One more round is run first and discarded."""
     runs: Runs = ([], [])
     for number in range(rounds + 1):
         for (server, bodies), kept in zip((mine, other), runs, strict=True):
             before = server.cpu_seconds()
-            report = asked(server, bodies, requests=requests, clients=clients)
+            report = load_server(server, bodies, requests=requests, clients=clients)
             if number:
                 kept.append(Run(report, server.cpu_seconds() - before))
     return runs
 
 
 def series_of(runs: Runs, figure: Callable[[Run], float]) -> tuple[Series, Series]:
+    """Return a figure of the runs of each server."""
     mine, other = (Series([figure(run) for run in each]) for each in runs)
     return mine, other
 
 
 def cpu_per_page(run: Run) -> float:
+    """Return the CPU seconds per page."""
     return run.cpu / len(run.report.done)
 
 
@@ -93,7 +103,7 @@ def whole_answer(run: Run, percent: float) -> float:
 
 
 def _throughput(mine: Server, plain: Server, quick: bool) -> list[Row]:
-    """Streams of whole answers, by how many clients ask at a time."""
+    """Compare pages per second and latencies of streamed answers, by the number of clients."""
     pages = small_pages(4 if quick else 16)
     bodies = [body(each, prompt=PROMPT, stream=True) for each in pages]
     rows = []
@@ -126,7 +136,7 @@ def _throughput(mine: Server, plain: Server, quick: bool) -> list[Row]:
 
 
 def _short(mine: Server, plain: Server, quick: bool) -> list[Row]:
-    """Large pictures, the smallest mode, one token: what is not the engine decides."""
+    """Compare requests for one token of a large image in the smallest mode, which need little work of the engine."""
     files = [encoded(page(number), "PNG") for number in range(2 if quick else 8)]
     runs = in_turn(
         (mine, [body(file, model="deepseek-ocr:tiny", max_tokens=1) for file in files]),
@@ -147,7 +157,7 @@ def _short(mine: Server, plain: Server, quick: bool) -> list[Row]:
 
 
 def _streams(mine: Server, plain: Server, quick: bool) -> list[Row]:
-    """CPU time of the API process for a token of a stream, on top of what the page costs."""
+    """Compare the CPU time of the API process per streamed token, without the cost of the page itself."""
     (file,) = small_pages(1)
     length = 64 if quick else 400
     rows = []

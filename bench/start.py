@@ -1,4 +1,4 @@
-"""From the command to the first answer."""
+"""The time from starting a server to its first answer."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def run(quick: bool) -> list[Row]:
 
 
 def first_answer(make: Callable[[Path], Server], log: Path, file: bytes) -> float:
+    """Start a server, and return the seconds until it has answered a request.
+
+    Raises:
+        RuntimeError: the request failed.
+    """
     with running(make(log)) as server:
         report = asyncio.run(load.run(server.url, [body(file, max_tokens=1)], requests=1, clients=1))
         if not report.done:

@@ -1,4 +1,4 @@
-"""What is compared with: vLLM's own preprocessing and guard for DeepSeek-OCR, as they stand in vLLM."""
+"""The implementations to compare with: vLLM's own preprocessing and n-gram guard for DeepSeek-OCR, unmodified."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ CHECKPOINT = Path(__file__).parents[1] / "nano" / "checkpoint"
 
 @contextmanager
 def torchvision_provided() -> Iterator[None]:
-    """vLLM's preprocessing needs three functions of torchvision, which has no build for a CPU's torch on PyPI. Where it
-    is missing, these stand in while vLLM's modules are imported: the same arithmetic with the same torch calls."""
+    """Provide the parts of torchvision that vLLM's preprocessing needs, if torchvision is not installed.
+
+    PyPI has no build of torchvision for the CPU build of torch. While vLLM's modules are imported, the three classes
+    below replace those of torchvision. They make the same torch calls.
+    """
     if find_spec("torchvision") is not None:
         yield
         return
@@ -29,24 +32,28 @@ def torchvision_provided() -> Iterator[None]:
     transforms.Compose, transforms.ToTensor, transforms.Normalize = Compose, ToTensor, Normalize
     torchvision: Any = ModuleType("torchvision")
     torchvision.transforms = transforms
-    stand_ins = {"torchvision": torchvision, "torchvision.transforms": transforms}
-    sys.modules |= stand_ins
+    replacements = {"torchvision": torchvision, "torchvision.transforms": transforms}
+    sys.modules |= replacements
     try:
         yield
     finally:
-        for name in stand_ins:
+        for name in replacements:
             del sys.modules[name]
 
 
 class ToTensor:
-    def __call__(self, picture: Image.Image) -> torch.Tensor:
-        # As torchvision does it: bytes → [C, H, W], contiguous, then floats from 0 to 1.
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-        planes = pixels.view(picture.height, picture.width, 3).permute(2, 0, 1).contiguous()
+    """Replacement for `torchvision.transforms.ToTensor`, for RGB images."""
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        # The same steps as in torchvision: bytes → [C, H, W], contiguous, then floats from 0 to 1.
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        planes = pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
         return planes.to(torch.float32).div(255)
 
 
 class Normalize:
+    """Replacement for `torchvision.transforms.Normalize`."""
+
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self._mean, self._std = mean, std
 
@@ -57,6 +64,8 @@ class Normalize:
 
 
 class Compose:
+    """Replacement for `torchvision.transforms.Compose`."""
+
     def __init__(self, steps: list[Callable[[Any], Any]]) -> None:
         self._steps = steps
 
@@ -67,7 +76,7 @@ class Compose:
 
 
 def processor() -> Any:
-    """vLLM's `DeepseekOCRProcessor`, in the default mode (gundam)."""
+    """Return vLLM's `DeepseekOCRProcessor` in its default mode (gundam)."""
     with torchvision_provided():
         from vllm.transformers_utils.processors.deepseek_ocr import DeepseekOCRProcessor
     from transformers import AutoTokenizer
@@ -76,7 +85,7 @@ def processor() -> Any:
 
 
 def guard() -> type[Any]:
-    """vLLM's `NGramPerReqLogitsProcessor`."""
+    """Return vLLM's class `NGramPerReqLogitsProcessor`."""
     with torchvision_provided():
         from vllm.model_executor.models.deepseek_ocr import NGramPerReqLogitsProcessor
 

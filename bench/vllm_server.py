@@ -1,9 +1,9 @@
-"""vLLM's own API server for the same checkpoint, as what ours is compared with.
+"""Run vLLM's own API server with the same checkpoint, to compare it with ours.
 
     python -m bench.vllm_server --port 8001 [--in-tree]
 
-With `--in-tree` pictures go through vLLM's own preprocessing for DeepSeek-OCR instead of our plugin's. The model
-behind it is ours in both cases, since vLLM's can't load a checkpoint of another size than the published one.
+With `--in-tree`, images are preprocessed by vLLM's own code for DeepSeek-OCR instead of our plugin. The model is ours
+in both cases, because vLLM's own cannot load checkpoints of a size other than the published one.
 """
 
 from __future__ import annotations
@@ -32,26 +32,28 @@ CHAT_TEMPLATE = (
 
 
 class InTreePreprocessing(DeepseekOCRForCausalLM):
-    """Our model behind vLLM's preprocessing, whose floats it takes back to bytes."""
+    """Our model with vLLM's preprocessing, whose floats are converted back to bytes."""
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         if "pixel_values" not in kwargs:
             return None
-        crops, taken, pictures = kwargs["images_crop"], 0, []
+        crops, start, images = kwargs["images_crop"], 0, []
         for global_view, grid in zip(kwargs["pixel_values"], kwargs["images_spatial_crop"], strict=True):
             crop_grid = CropGrid(*grid.tolist())
-            tiles = crops[taken : taken + crop_grid.tiles]
-            taken += crop_grid.tiles
-            pictures.append(Views(_bytes(global_view[None])[0], _bytes(tiles), crop_grid))
-        return [embedding.to(self.dtype) for embedding in self.encoder.embed(pictures)]
+            tiles = crops[start : start + crop_grid.tiles]
+            start += crop_grid.tiles
+            images.append(Views(_bytes(global_view[None])[0], _bytes(tiles), crop_grid))
+        return [embedding.to(self.dtype) for embedding in self.encoder.embed(images)]
 
 
 def _bytes(planes: torch.Tensor) -> torch.Tensor:
+    """Convert [N, 3, H, W] from -1 to 1 to uint8 [N, H, W, 3]."""
     return ((planes.float() + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def register_in_tree() -> None:
-    os.environ["VLLM_PLUGINS"] = ""  # ours would put the plain model back
+    """Register the model with vLLM's preprocessing."""
+    os.environ["VLLM_PLUGINS"] = ""  # otherwise, our plugin would register its own preprocessing again
     from vllm import ModelRegistry
 
     with torchvision_provided():
@@ -66,12 +68,12 @@ def register_in_tree() -> None:
     ModelRegistry.register_model("DeepseekOCRForCausalLM", InTreePreprocessing)
 
 
-if os.environ.get(IN_TREE):  # also in the engine's processes, which import this module anew
+if os.environ.get(IN_TREE):  # also in the processes of the engine, which import this module again
     register_in_tree()
 
 
 def main() -> None:
-    set_up(Settings())  # the same engine: as much memory, as many cores
+    set_up(Settings())  # the same environment for the engine: memory, cores
     if "--in-tree" in sys.argv:
         sys.argv.remove("--in-tree")
         os.environ[IN_TREE] = "1"
