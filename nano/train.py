@@ -351,8 +351,10 @@ def main() -> None:
     parser.add_argument(
         "--scale", type=int, default=1, help="factor for the pages in a batch, for devices with enough memory"
     )
-    parser.add_argument("--length", type=float, help="end the run after this many minutes, if --batches take longer")
-    parser.add_argument("--minutes", type=float, help="stop after this many minutes; the next call resumes the run")
+    parser.add_argument(
+        "--length", type=float, help="minutes of training after which the run ends even if there are batches left"
+    )
+    parser.add_argument("--minutes", type=float, help="stop this call after so many minutes; the next one resumes")
     parser.add_argument(
         "--workers", type=int, default=1, help="number of processes that render pages (default: %(default)s)"
     )
