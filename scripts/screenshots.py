@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 MARKET = ROOT / "examples" / "market.png"
 WIDE = {"width": 1200, "height": 780}
-PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 LINES_PROMPT = 1
 """Index of the prompt `OCR this image` among the page's prompts."""
 FINISHED = re.compile("^Read the page|^识别完毕")
