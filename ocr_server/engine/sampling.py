@@ -75,4 +75,6 @@ def refusal(error: VLLMClientError, decoding: Decoding) -> DecodingError:
 def _structured_outputs(decoding: Decoding) -> StructuredOutputsParams | None:
     if decoding.json_schema is not None:
         return StructuredOutputsParams(json=dict(decoding.json_schema))
+    if decoding.choice is not None:
+        return StructuredOutputsParams(choice=list(decoding.choice))
     return StructuredOutputsParams(json_object=True) if decoding.json_object else None

@@ -38,6 +38,8 @@ class Decoding:
     """JSON schema that the answer follows."""
     json_object: bool = False
     """Whether the answer is any JSON object."""
+    choice: tuple[str, ...] | None = None
+    """Texts of which the answer is one."""
     guard: Guard = field(default_factory=Guard)
     """Settings of the no-repeat n-gram guard."""
     stream: bool = False
@@ -48,4 +50,4 @@ class Decoding:
     @property
     def is_structured(self) -> bool:
         """Whether a grammar constrains the answer."""
-        return self.json_object or self.json_schema is not None
+        return self.json_object or self.json_schema is not None or self.choice is not None
