@@ -2,7 +2,7 @@ export const en = {
   api: "API",
   api_key: "API key",
   api_key_hint: "stored in this tab only",
-  as_code: "As code",
+  as_code: "Code",
   boxes: "Blocks on the page",
   choose: "Choose a file",
   copied: "Copied.",

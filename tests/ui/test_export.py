@@ -36,7 +36,7 @@ def download(tab: Tab, button: str) -> tuple[str, bytes]:
 def copied(tab: Tab, button: str) -> str:
     """Press a copy button; return the clipboard's text. Ends when the page has removed its message again."""
     if button != "#copy":
-        tab.locator("summary", has_text="As code").click()
+        tab.locator("summary", has_text="Code").click()
     tab.locator(button).click()
     expect(tab.locator("#status")).to_have_text("Copied.")
     text: str = tab.evaluate("() => navigator.clipboard.readText()")
