@@ -33,9 +33,19 @@ def decode_data_uri(uri: str, limits: IntakeLimits) -> bytes:
             "Not a valid data URI. Use the form data:image/png;base64,DATA; only base64 data is supported.",
             code="invalid_image_url",
         )
-    text = _plain_base64(uri[comma + 1 :])
+    return decode_base64(uri[comma + 1 :], limits)
+
+
+def decode_base64(payload: str, limits: IntakeLimits) -> bytes:
+    """Return the bytes of a base64 text, written as in the DATA of a data URI.
+
+    Raises:
+        SourceError: It is not valid base64, or empty.
+        SourceTooLarge: It contains more than `limits.max_image_bytes` bytes. Checked before decoding.
+    """
+    text = _plain_base64(payload)
     if not text:
-        raise SourceError("The data URI contains no data.", code="empty_image_file")
+        raise SourceError("The file is empty (0 bytes).", code="empty_image_file")
     size = len(text) * 3 // 4
     if size > limits.max_image_bytes:
         raise SourceTooLarge(f"The file has {size:,} bytes; the limit is {limits.max_image_bytes:,} bytes.")
@@ -60,4 +70,4 @@ def _plain_base64(payload: str) -> bytes:
 
 
 def _broken_base64() -> SourceError:
-    return SourceError("The base64 data of the data URI is invalid.", code="invalid_base64_image")
+    return SourceError("The base64 data is invalid.", code="invalid_base64_image")

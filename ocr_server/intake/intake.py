@@ -14,13 +14,14 @@ from dataclasses import replace
 
 from deepseek_ocr.images import PreparedImage, prepare_image
 from deepseek_ocr.modes import ResolutionMode
+from ocr_server.intake.data_uri import decode_base64
 from ocr_server.intake.document import Document
 from ocr_server.intake.errors import SourceError
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.load import load
 from ocr_server.intake.opener import Opener
-from ocr_server.intake.source import Source, Url
+from ocr_server.intake.source import Base64, Source, Url
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import Workers
 
@@ -86,8 +87,9 @@ class Intake:
             if isinstance(source.content, Document):
                 return source.content
             if isinstance(source.content, Url):
-                data = await load(source.content.address, self._fetcher, self._limits)
-                source = replace(source, content=data)
+                source = replace(source, content=await load(source.content.address, self._fetcher, self._limits))
+            elif isinstance(source.content, Base64):
+                source = replace(source, content=decode_base64(source.content.text, self._limits))
             return await self._opener.open(source)
         except SourceError as error:
             error.source = number

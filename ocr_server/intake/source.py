@@ -15,7 +15,14 @@ class Url:
     address: str
 
 
-Content = Url | bytes | Document
+@dataclass(frozen=True)
+class Base64:
+    """A file as base64 text that has not been decoded yet."""
+
+    text: str
+
+
+Content = Url | Base64 | bytes | Document
 """Where the pages are: behind a URL, in a file that is in memory, or in a document that is open already."""
 
 

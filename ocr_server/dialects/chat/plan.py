@@ -17,7 +17,7 @@ from ocr_server.dialects.chat.wire import (
 )
 from ocr_server.dialects.options import SharedOptions, check_prompt, mode_of_model
 from ocr_server.errors import InvalidRequest
-from ocr_server.intake.source import Content, Url
+from ocr_server.intake.source import Base64, Content, Url
 from ocr_server.output.artifacts import Artifacts
 from ocr_server.output.formats import FORMATS, Format
 from ocr_server.output.formats.blocks import BLOCKS
@@ -53,9 +53,9 @@ def plan_chat(request: ChatCompletionRequest, settings: Settings, content: Conte
         to_read = [(number, part) for number, part in enumerate(parts) if isinstance(part, ImagePart | FilePart)]
         sources = []
         for number, part in to_read:
-            url, detail, parameter = _address(part, f"messages[{place}].content[{number}]")
+            file, detail, parameter = _content(part, f"messages[{place}].content[{number}]")
             mode = base_mode or settings.family.modes.get(DETAIL_MODES.get(detail, ""))
-            sources.append(shared.source(Url(url), parameter, mode=mode, alone=len(to_read) == 1))
+            sources.append(shared.source(file, parameter, mode=mode, alone=len(to_read) == 1))
     else:
         text_message = _message_of_template(request.messages)
         sources = [shared.source(content, "input_file_id", mode=base_mode)]
@@ -100,10 +100,10 @@ def _has_grammar(request: ChatCompletionRequest) -> bool:
     return wanted is not None and wanted.type != "text" and not _writes_blocks(request)
 
 
-def _address(part: ImagePart | FilePart, place: str) -> tuple[str, str, str]:
-    """Return the URL of a part, its `detail`, and the name of the parameter that gave the URL."""
+def _content(part: ImagePart | FilePart, place: str) -> tuple[Content, str, str]:
+    """Return the content of a part, its `detail`, and the name of the parameter that gave the content."""
     if isinstance(part, ImagePart):
-        return part.image_url.url, part.image_url.detail, f"{place}.image_url.url"
+        return Url(part.image_url.url), part.image_url.detail, f"{place}.image_url.url"
     if part.file.file_id is not None:
         raise InvalidRequest(
             "Uploaded files can only be used in batches; send the file itself as file_data.",
@@ -113,9 +113,8 @@ def _address(part: ImagePart | FilePart, place: str) -> tuple[str, str, str]:
     data = part.file.file_data
     if data is None:
         raise InvalidRequest("file_data is missing.", param=f"{place}.file.file_data", code="missing_file_data")
-    if data[:5].lower() != "data:":
-        data = f"data:;base64,{data}"
-    return data, "auto", f"{place}.file.file_data"
+    content = Url(data) if data[:5].lower() == "data:" else Base64(data)
+    return content, "auto", f"{place}.file.file_data"
 
 
 def _check_output(request: ChatCompletionRequest, options: OcrOptions, written: Format) -> None:

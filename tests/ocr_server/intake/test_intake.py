@@ -21,7 +21,7 @@ from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.intake import Intake
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.page_selection import parse_pages
-from ocr_server.intake.source import Source, Url
+from ocr_server.intake.source import Base64, Source, Url
 from ocr_server.intake.source_page import SourcePage
 from tests.ocr_server.intake.pdfs import filled, pdf
 from tests.ocr_server.intake.recording import RecordingWorkers
@@ -123,6 +123,16 @@ class TestContent:
     async def test_bytes_are_opened_without_a_url(self, intake: Intake) -> None:
         sources = [Source(file_of(grey(30))), Source(pdf(filled(0.2, 0.2, 0.2)))]
         assert values(await pages_of(intake, sources)) == [30, 51]
+
+    async def test_base64_text_is_decoded(self, intake: Intake) -> None:
+        text = base64.b64encode(file_of(grey(40))).decode()
+        assert values(await pages_of(intake, [Source(Base64(text)), Source(Base64(text.rstrip("=")))])) == [40, 40]
+
+    @pytest.mark.parametrize(("text", "code"), [("*", "invalid_base64_image"), ("", "empty_image_file")])
+    async def test_invalid_base64_text(self, intake: Intake, text: str, code: str) -> None:
+        with pytest.raises(SourceError) as caught:
+            await intake.open([Source(Base64(text))])
+        assert caught.value.code == code
 
     async def test_options_apply_to_bytes_as_to_a_url(self, intake: Intake) -> None:
         data = pdf(filled(0, 0, 0), filled(0.2, 0.2, 0.2), filled(0.4, 0.4, 0.4))

@@ -17,7 +17,7 @@ from ocr_server.dialects.chat.wire import ChatCompletionRequest, ChatTemplate
 from ocr_server.dialects.wire import MODE_NAMES
 from ocr_server.errors import DecodingError, InvalidRequest, NotFound, TooLarge
 from ocr_server.intake.errors import SourceError, SourceTooLarge
-from ocr_server.intake.source import Url
+from ocr_server.intake.source import Base64, Url
 from ocr_server.output.artifacts import Artifacts
 from ocr_server.plan import ReadPlan
 from ocr_server.reading.decoding import Decoding
@@ -414,6 +414,12 @@ class TestOutput:
         with pytest.raises(InvalidRequest, match=message) as caught:
             read(**fields)
         assert caught.value.param == param
+
+
+def test_a_files_data_is_a_data_uri_or_its_base64_alone(read: Any) -> None:
+    bare = {"type": "file", "file": {"file_data": "AAAA"}}
+    sources = read(message(FILE, bare)).sources
+    assert [each.source.content for each in sources] == [Url("data:application/pdf;base64,AAAA"), Base64("AAAA")]
 
 
 class TestErrors:
