@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData
 
 from ocr_server.batches.service import Batches
 from ocr_server.dialects.validation import parse_body
 from ocr_server.dialects.wire import Wire
+from ocr_server.errors import InvalidRequest
 from ocr_server.observability.logs import ANONYMOUS
 from ocr_server.runtime import Runtime
 from ocr_server.session import Account, Caller
@@ -50,6 +55,24 @@ async def parsed(request: Request, model: type[W]) -> W:
 def is_form(request: Request) -> bool:
     """Return whether the body is a multipart form."""
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+
+
+@asynccontextmanager
+async def form_of(request: Request, *, max_fields: int) -> AsyncGenerator[FormData]:
+    """Parse a multipart form with at most one file, and close the file at the end.
+
+    Raises:
+        InvalidRequest: The form is not in UTF-8. Any other codec of Python would be the client's choice, and some take
+            quadratic time.
+    """
+    _, options = parse_options_header(request.headers.get("content-type"))
+    charset = options.get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise InvalidRequest(
+            f"Forms are read as UTF-8, not as {charset[:40]!r}.", param="content-type", code="unsupported_charset"
+        )
+    async with request.form(max_files=1, max_fields=max_fields) as form:
+        yield form
 
 
 def caller_of(request: Request) -> Caller:

@@ -16,7 +16,7 @@ from ocr_server.batches.requests import HEAD_BYTES, kind_of
 from ocr_server.batches.storage import CHUNK
 from ocr_server.dialects.dialect import Api
 from ocr_server.dialects.files.wire import FileDeleted, FileList, FileObject
-from ocr_server.dialects.http import ERRORS, batches_of, client_of, is_form, runtime_of
+from ocr_server.dialects.http import ERRORS, batches_of, client_of, form_of, is_form, runtime_of
 from ocr_server.dialects.wire import LEAST_SECONDS, MOST_SECONDS
 from ocr_server.errors import InvalidRequest, TooLarge
 from ocr_server.runtime import MEGA
@@ -46,7 +46,7 @@ async def upload_file(request: Request) -> FileObject:
     if not is_form(request):
         raise InvalidRequest("Upload the file as multipart/form-data.", param="file")
     most = runtime_of(request).settings.MAX_FILE_MB * MEGA
-    async with request.form(max_files=1, max_fields=10) as form:
+    async with form_of(request, max_fields=10) as form:
         file, fields = form.get("file"), {name: value for name, value in form.items() if name != "file"}
         if not isinstance(file, UploadFile):
             raise InvalidRequest("The form has no field file.", param="file")

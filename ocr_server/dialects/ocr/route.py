@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.datastructures import UploadFile
 
 from ocr_server.dialects.dialect import Api, Dialect
-from ocr_server.dialects.http import ERRORS, caller_of, is_form, parsed, runtime_of
+from ocr_server.dialects.http import ERRORS, caller_of, form_of, is_form, parsed, runtime_of
 from ocr_server.dialects.ocr.plan import plan_ocr
 from ocr_server.dialects.ocr.response import OcrPages
 from ocr_server.dialects.ocr.wire import OcrDoneEvent, OcrPageEvent, OcrParameters, OcrRequest, OcrResponse
@@ -114,7 +114,7 @@ async def _finished(body: OcrParameters, session: Session) -> AsyncGenerator[Fin
 
 async def _uploaded(request: Request) -> tuple[OcrParameters, bytes]:
     """Return the parameters and the file of a form."""
-    async with request.form(max_files=1, max_fields=100) as form:
+    async with form_of(request, max_fields=100) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise InvalidRequest("The form has no field file. With curl, add -F file=@invoice.pdf.", param="file")

@@ -111,6 +111,9 @@ async def test_requests_without_a_file_are_refused(served: Served) -> None:
     assert error_of(await served.http.post("/v1/files", json={}), 400)["param"] == "file"
     assert error_of(await served.http.post("/v1/files", files={"data": DATA}), 400)["param"] == "file"
     assert error_of(await served.http.post("/v1/files", data={"purpose": "batch"}, files={"file": b""}), 400)
+    punycode = {"content-type": "multipart/form-data; boundary=b; charset=punycode"}
+    error = error_of(await served.http.post("/v1/files", content=b"--b--\r\n", headers=punycode), 400)
+    assert error["code"] == "unsupported_charset"
     boundless = {"content-type": "multipart/form-data"}
     assert error_of(await served.http.post("/v1/files", content=b"x", headers=boundless), 400)
 

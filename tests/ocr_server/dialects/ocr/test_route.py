@@ -94,6 +94,21 @@ class TestUpload:
         response = await client.post(OCR, files={"file": ("a.png", b"x")}, data=form)
         assert error_of(response, 400)["param"] == param
 
+    @pytest.mark.parametrize("charset", ["punycode", "undefined", "utf-16", "no-such-codec"])
+    async def test_a_form_that_is_not_in_utf_8_is_refused_before_it_is_parsed(
+        self, client: httpx.AsyncClient, charset: str
+    ) -> None:
+        """Python's punycode took minutes for a megabyte, and undefined raised an error of its own."""
+        field = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n' + b"a" * 100_000 + b"-b\r\n--b--\r\n"
+        headers = {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+        error = error_of(await client.post(OCR, content=field, headers=headers), 400)
+        assert (error["param"], error["code"]) == ("content-type", "unsupported_charset")
+
+    async def test_a_form_may_say_that_it_is_in_utf_8(self, client: httpx.AsyncClient) -> None:
+        body = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--b--\r\n'
+        headers = {"content-type": "multipart/form-data; boundary=b; charset=UTF-8"}
+        assert error_of(await client.post(OCR, content=body, headers=headers), 400)["param"] == "file"
+
     async def test_no_file(self, client: httpx.AsyncClient) -> None:
         response = await client.post(OCR, files={"picture": ("a.png", b"x")})
         assert error_of(response, 400)["param"] == "file"
