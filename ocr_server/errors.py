@@ -113,6 +113,14 @@ class TooLarge(ApiError):
     code = "too_large"
 
 
+class HeadTooLarge(ApiError):
+    """431: the head of a request exceeds a limit of the server."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "head_too_large"
+
+
 class TooMany(ApiError):
     """429: a limit of the server or of this client is reached; try again later."""
 

@@ -1,22 +1,34 @@
-"""Time limits for connections: for the head of a request to arrive, and for an answer to be received.
+"""Limits for connections: on the head of a request, on the time it takes to arrive, and on that to receive an answer.
 
 uvicorn limits only the time between two requests. It has no limit for a client that connects and sends nothing, that
 sends the head of its request one byte at a time, or that does not read. TCP itself notices only after hours that a
-client has disappeared without closing the connection.
+client has disappeared without closing the connection. Nor does it limit the size of a head, which it keeps in memory
+before the API key is checked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ocr_server.errors import HeadTooLarge
+
 LEAST_TAKEN = 49_152
 """Number of bytes of a waiting answer that a client must receive within the time limit. This is the difference between
 asyncio's high-water and low-water marks, at which writing pauses and resumes."""
+MAX_HEAD_BYTES = 65_536
+"""Most bytes of a request's head: its first line and its header fields."""
+MAX_FIELDS = 100
+"""Most header fields of a request, trailers included."""
+PIECE_BYTES = 65_536
+"""Most bytes that are parsed before the limits are checked again."""
+LINGER_SECONDS = 1.0
+"""How long a refused connection stays open, so that a client which is still sending receives the answer."""
 PROBE_SECONDS = 15
 """Seconds between TCP keep-alive probes."""
 
@@ -35,6 +47,30 @@ def protocol(*, receive_timeout: float, send_timeout: float) -> type[asyncio.Pro
             super().__init__(*arguments, **options)
             self._head: asyncio.TimerHandle | None = None
             self._taking: asyncio.TimerHandle | None = None
+            self._head_bytes = 0
+            self._too_many_fields = self._refused = False
+
+        def data_received(self, data: bytes) -> None:
+            remaining = memoryview(data)
+            while remaining and not self._refused and not self.transport.is_closing():
+                piece, remaining = remaining[:PIECE_BYTES], remaining[PIECE_BYTES:]
+                if self._head is not None:  # a piece in which a head begins is not counted: it may be another's end
+                    self._head_bytes += len(piece)
+                super().data_received(bytes(piece))
+                if self._head is not None and self._head_bytes > MAX_HEAD_BYTES:
+                    self._refuse()
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            super().on_header(name, value)
+            if len(self.headers) > MAX_FIELDS:
+                self._too_many_fields = True
+                raise ValueError("too many fields")  # ends the parsing: `send_400_response` is called
+
+        def send_400_response(self, msg: str) -> None:
+            if self._too_many_fields:
+                self._refuse()
+            else:
+                super().send_400_response(msg)
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -42,6 +78,8 @@ def protocol(*, receive_timeout: float, send_timeout: float) -> type[asyncio.Pro
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
+            if self.cycle is not None:  # the head of the first request is counted from the start of the connection
+                self._head_bytes = 0
             self._expect_head()
 
         def on_headers_complete(self) -> None:
@@ -59,6 +97,22 @@ def protocol(*, receive_timeout: float, send_timeout: float) -> type[asyncio.Pro
         def connection_lost(self, exc: Exception | None) -> None:
             self._head, self._taking = _cancelled(self._head), _cancelled(self._taking)
             super().connection_lost(exc)
+
+        def _refuse(self) -> None:
+            """Answer with 431 and close the connection; a client that is owed other answers gets none."""
+            self._refused = True
+            self._head = _cancelled(self._head)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.transport.abort()
+                return
+            limits = f"the limits are {MAX_HEAD_BYTES:,} bytes and {MAX_FIELDS} fields"
+            error = HeadTooLarge(f"The head of the request is too large: {limits}.")
+            body = json.dumps(error.body()).encode()
+            self.transport.write(
+                b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
+                b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
+            )
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
         def _expect_head(self) -> None:
             if self._head is None:

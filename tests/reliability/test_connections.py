@@ -115,6 +115,49 @@ class TestRequests:
 
             wait_until(cut_off)
 
+    @pytest.mark.parametrize(
+        "head",
+        [
+            b"GET /livez HTTP/1.1\r\n" + b"".join(b"x-%d: 1\r\n" % number for number in range(101)) + b"\r\n",
+            b"GET /livez HTTP/1.1\r\nx-long: " + b"x" * 300_000,
+            b"GET /livez?" + b"x" * 300_000,
+            b"GET /livez HTTP/1.1\r\n" + b"".join(b"x-%d: 1\r\n" % number for number in range(100_000)),
+        ],
+        ids=["101 fields", "one long value", "a long URL", "fields without end"],
+    )
+    def test_a_head_that_is_too_large(self, app: FastAPI, head: bytes) -> None:
+        with served(app) as address, Client(address) as client:
+            client.send(head)
+            answer = client.answer()
+            assert answer.startswith(b"HTTP/1.1 431 ")
+            error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+            assert (error["code"], error["type"]) == ("head_too_large", "invalid_request_error")
+            assert client.ended()
+
+    def test_a_head_within_the_limits(self, app: FastAPI) -> None:
+        fields = b"".join(b"x-%d: %b\r\n" % (number, b"x" * 600) for number in range(98))
+        head = b"GET /livez HTTP/1.1\r\nhost: here\r\n" + fields + b"\r\n"
+        assert 55_000 < len(head) < 65_536
+        with served(app) as address, Client(address) as client:
+            for _ in range(3):  # also behind another request, and in two parts
+                client.send(head[:30_000])
+                client.send(head[30_000:])
+                assert b"200 OK" in client.answer()
+
+    def test_the_head_of_a_later_request_that_is_too_large(self, app: FastAPI) -> None:
+        with served(app) as address, Client(address) as client:
+            client.send(b"GET /livez HTTP/1.1\r\nhost: here\r\n\r\n")
+            assert b"200 OK" in client.answer()
+            client.send(b"GET /livez HTTP/1.1\r\nx-long: " + b"x" * 300_000)
+            assert client.answer().startswith(b"HTTP/1.1 431 ")
+
+    def test_a_large_body_with_many_small_lines_is_no_head(self, app: FastAPI) -> None:
+        body = json.dumps(chat()).encode() + b"\r\n" * 300_000
+        with served(app) as address, Client(address) as client:
+            for _ in range(2):
+                client.send(post(CHAT, body))
+                assert b"200 OK" in client.answer()
+
     def test_the_second_request_on_a_connection(self, app: FastAPI) -> None:
         with served(app, receive_timeout=TIMEOUT) as address, Client(address) as client:
             client.send(b"GET /livez HTTP/1.1\r\nhost: here\r\n\r\n")
