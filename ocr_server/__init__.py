@@ -1,4 +1,4 @@
-"""The server: OpenAI's API, and others, over an engine that reads pages."""
+"""The HTTP server: OpenAI's API and others, for an engine that reads pages."""
 
 import tomllib
 from importlib.metadata import PackageNotFoundError, version

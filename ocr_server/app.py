@@ -96,7 +96,7 @@ def _add_middleware(app: FastAPI, settings: Settings, traces: TracerProvider | N
     )
     app.add_middleware(ApiKeys, ring=ring, metrics_need_one=settings.METRICS_KEY_REQUIRED)
     if origins := settings.cors_origins:
-        # Outside of ApiKeys: it answers preflight requests, and a page can read why it was refused.
+        # Outside of ApiKeys, so that preflight requests need no key and a page can read why it was refused.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,

@@ -92,7 +92,8 @@ class Ocr:
                 and so on. `include_image_base64=True` cuts out the figures, `output="overlay"` draws the blocks.
 
         Raises:
-            ApiError: A file cannot be read at all, or an option is not valid.
+            ApiError: A file cannot be read at all, or an option is not valid for the served model.
+            pydantic.ValidationError: An option does not exist, or its value has the wrong type or is out of range.
             OSError: A file does not exist or cannot be opened.
         """
         path = Path(path)

@@ -26,7 +26,7 @@ class PlannedSource:
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """What a dialect makes of a request. Everything behind the dialects knows the plan only."""
+    """What a dialect makes of a request. Everything behind the dialects knows only the plan."""
 
     family: Family
     sources: tuple[PlannedSource, ...]

@@ -22,7 +22,7 @@ from ocr_server.reading.page import Job, PageReading
 from ocr_server.reading.reader import Event, Reader
 
 Account = dict[str, int]
-"""pages, failed_pages, prompt_tokens, completion_tokens."""
+"""Totals of a request: `pages`, `failed_pages`, `prompt_tokens` and `completion_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Caller:
     client: str = ANONYMOUS
     """The label of the API key: clients share the engine fairly."""
     account: Account = field(default_factory=Account)
-    """Filled with what the request came to, for the log."""
+    """Filled with the totals of the request, for the access log."""
     in_background: bool = False
     """Whether all other requests go first."""
 
 
 class Session:
-    """Made by `begin`. `events` closes it at its end; call `close` if `events` is not iterated."""
+    """The work of one request. Create it with `begin`, then iterate `events` to its end, or call `close`."""
 
     def __init__(
         self, plan: ReadPlan, reader: Reader, ticket: Ticket, documents: Sequence[Document], account: Account
@@ -70,8 +70,8 @@ class Session:
 
         Raises:
             TooMany: The queue is full. Nothing has been fetched or decoded.
-            InvalidRequest, TooLarge: A source cannot be fetched or opened, or there are more pages than one where the
-                request allows one only.
+            InvalidRequest, TooLarge: A source cannot be fetched or opened, or there is more than one page although
+                the request allows only one.
             Unavailable: No process can be started to decode in.
         """
         ticket = admission.enter(caller.client, in_background=caller.in_background)
@@ -105,7 +105,7 @@ class Session:
         return any(document.is_document for document in self._documents)
 
     async def events(self) -> AsyncGenerator[Event]:
-        """What the reader makes of the pages. Closes the session at its end."""
+        """Yield the events of the reader for all pages. Closes the session at the end."""
         plan = self.plan
         finish = ArtifactMaker(plan.artifacts, plan.family, of_document=self.is_document) if plan.artifacts else None
         show = page_picture if plan.show_pages else None

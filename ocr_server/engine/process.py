@@ -44,7 +44,10 @@ def begin_imports() -> None:
 
 
 def _built_for_cpu() -> bool:
-    """Whether vLLM is built for the CPU, by its version as vLLM does it; asking vLLM itself would import half of it."""
+    """Return whether vLLM is built for the CPU.
+
+    As in vLLM itself, its version tells. Asking vLLM would import half of it.
+    """
     try:
         return "cpu" in version("vllm")
     except PackageNotFoundError:

@@ -72,9 +72,9 @@ class Supervisor:
         """Args:
         make: Returns an engine that has not been started.
         check: Raises DecodingError if an option is not valid, as `Engine.check` does.
-        stall_timeout: If pages wait for text and none gets any for so many seconds, the engine hangs.
-        most_restarts: Number of crashes within `timing.window` after which the engine is restarted. After one more
-            crash it is not.
+        stall_timeout: The engine is taken to hang if pages wait for text and none gets any for this many seconds.
+        most_restarts: Maximum number of crashes within `timing.window`. After one more crash, the engine is not
+            restarted.
         timing: Intervals and limits.
         """
         self._make = make

@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RETRY_AFTER_SECONDS = 5.0
-"""An engine does not know how long it will take to load."""
+"""`Retry-After` while the engine is not available: an engine does not know how long it will take to load."""
 
 LOADING_THREAD = "load"
 """Name of the thread in which the model is loaded."""
 SHARED_MEMORY = re.compile(r"/dev/shm/(psm_\w+)$", re.MULTILINE)
 """A shared memory segment in a process's memory map."""
 END_SECONDS = 5.0
-"""Limit for killed processes to be gone. The driver frees the GPU's memory first."""
+"""How long to wait for killed processes to end, in seconds. Before they end, the driver frees the GPU's memory."""
 LOADING_ENDS_SECONDS = 2.0
 """How long an engine that is closed while it loads is prevented from starting processes."""
 

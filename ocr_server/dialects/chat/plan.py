@@ -181,7 +181,7 @@ def _prompt(messages: list[Message], text_message: Message, settings: Settings) 
 
 
 def _text(message: Message) -> str:
-    """Return all text of a message, without trailing white space, as the model was trained."""
+    """Return all text of a message, without white space around it, as the model was trained."""
     if isinstance(message.content, list):
         return "\n".join(part.text for part in message.content if isinstance(part, TextPart)).strip()
     return (message.content or "").strip()
