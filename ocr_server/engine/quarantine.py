@@ -13,7 +13,7 @@ from ocr_server.errors import InvalidRequest
 from ocr_server.reading.page import Page
 
 MAX_SUSPECTS = 10_000
-"""Pages that are remembered."""
+"""Maximum number of pages that are remembered."""
 MAX_CRASHES = 2
 """Crashes after which a page is refused."""
 
@@ -81,7 +81,7 @@ class Suspects:
         self._known.pop(key, None)
 
     def crashes(self, key: bytes) -> int:
-        """The number of crashes while the page was read."""
+        """Return how often the engine has crashed while it read the page."""
         return self._known[key].crashes if key in self._known else 0
 
     def _check(self, key: bytes) -> None:
