@@ -1,4 +1,4 @@
-"""The rooms: who may import whom, and how large a file may grow."""
+"""The structure of the code: who may import whom, and how long a file may be."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLIENT = sorted((ROOT / "ocr_client").rglob("*.py"))
 SERVER = [*sorted((ROOT / "ocr_server").rglob("*.py")), ROOT / "config.py", ROOT / "openai_api_server.py"]
 
 
-def test_no_room_is_entered_by_the_window() -> None:
+def test_the_import_rules_hold() -> None:
     lint = Path(sys.executable).with_name("lint-imports")
     checked = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
