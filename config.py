@@ -187,8 +187,7 @@ class Settings(BaseSettings):
     by the flag, which other users of the machine can see."""
     API_KEYS_FILE: str = ""
     """File with further API keys in the same form, one per line, with # for comments. It is read again when it changes.
-    If it is empty, or missing at the start, it
-    grants access to nobody."""
+    If it is empty, or missing at the start, it grants access to nobody."""
     METRICS_KEY_REQUIRED: bool = True
     """Whether /metrics requires an API key, if any are configured."""
     CORS_ORIGINS: str = ""
