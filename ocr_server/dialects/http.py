@@ -94,6 +94,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     408: {"model": ErrorResponse, "description": "The body did not arrive in time."},
     413: {"model": ErrorResponse, "description": "The body or a picture exceeds a limit."},
     429: {"model": ErrorResponse, "description": "Too many requests; `Retry-After` says when to try again."},
+    431: {"model": ErrorResponse, "description": "The head of the request exceeds a limit."},
     500: {"model": ErrorResponse, "description": "The engine failed on this request; the log has the details."},
     503: {"model": ErrorResponse, "description": "The engine is loading, broken or shutting down."},
 }
