@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -254,7 +255,7 @@ class Settings(BaseSettings):
             return self.MODEL_PATH
         return PUBLISHED_MODEL if has_nvidia_gpu() else str(EMBEDDED_CHECKPOINT)
 
-    @property
+    @cached_property
     def family(self) -> Family:
         """The family of the served model: its modes, prompts, tokens and labels."""
         return family_of(self.model_path)
