@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from deepseek_ocr.families import Family, family_of
 from deepseek_ocr.modes import ResolutionMode
+from ocr_server.memory import default_capacity
 from ocr_server.transport.keys import parse_keys
 
 ROOT = Path(__file__).resolve().parent
@@ -117,9 +118,10 @@ class Settings(BaseSettings):
     """Maximum number of pages, waiting or being read, for each API key. 0 means no limit."""
     MAX_BODY_MB: Positive = 100
     """Maximum size of a request body in megabytes."""
-    MAX_BODIES_MB: Positive = 1000
-    """Maximum total size, in megabytes, of the bodies of all requests in progress. Requests beyond it are rejected with
-    status 429. In memory, bodies take up to three times their size."""
+    MEMORY_BUDGET_MB: Annotated[int, Field(ge=0)] = 0
+    """Memory, in megabytes, for everything that requests make the server allocate: headers, bodies, downloads, decoded
+    pages, and answers. Requests beyond it wait, or are rejected with status 429. 0 means a quarter of the memory of the
+    machine or container, and at least 512 MB. The engine's memory is not included."""
     RECEIVE_TIMEOUT: Seconds = 120.0
     """Seconds within which the headers of a request must arrive, and, counted separately, its body."""
     SEND_TIMEOUT: Seconds = 60.0
@@ -170,7 +172,7 @@ class Settings(BaseSettings):
     MAX_BATCHES_OF_CLIENT: Positive = 100
     """Maximum number of unfinished batches for each API key."""
     MAX_FILE_MB: Positive = 200
-    """Maximum size, in megabytes, of a file uploaded for a batch. MAX_BODIES_MB limits it as well."""
+    """Maximum size, in megabytes, of a file uploaded for a batch."""
     MAX_STORED_MB: Positive = 20_000
     """Maximum total size, in megabytes, of all stored files and of the answers of unfinished batches. Beyond it,
     uploads are rejected, and the remaining requests of a batch fail."""
@@ -231,8 +233,6 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_consistency(self) -> Settings:
         _ = self.resolution_mode  # raises ValueError if the sizes are invalid
-        if self.MAX_BODIES_MB < self.MAX_BODY_MB:
-            raise ValueError(f"MAX_BODIES_MB must not be less than MAX_BODY_MB ({self.MAX_BODY_MB})")
         if self.NGRAM_SIZE > self.WINDOW_SIZE:
             raise ValueError(f"NGRAM_SIZE must not be greater than WINDOW_SIZE ({self.WINDOW_SIZE})")
         return self
@@ -259,6 +259,11 @@ class Settings(BaseSettings):
     def family(self) -> Family:
         """The family of the served model: its modes, prompts, tokens and labels."""
         return family_of(self.model_path)
+
+    @cached_property
+    def memory_budget_bytes(self) -> int:
+        """MEMORY_BUDGET_MB in bytes, with 0 resolved."""
+        return self.MEMORY_BUDGET_MB * 1_000_000 or default_capacity()
 
     @property
     def engine_stall_timeout(self) -> float:

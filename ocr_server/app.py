@@ -23,6 +23,7 @@ from ocr_server.dialects.registry import DIALECTS, apis
 from ocr_server.dialects.service.web_page import WebPage
 from ocr_server.dialects.validation import invalid_request
 from ocr_server.errors import ApiError, error_body, internal_error
+from ocr_server.memory import MemoryBudget
 from ocr_server.observability import metrics, tracing
 from ocr_server.runtime import MEGA, Runtime
 from ocr_server.transport.auth import ApiKeys
@@ -51,7 +52,7 @@ def create_app(runtime: Runtime, traces: TracerProvider | None = None) -> FastAP
         if batches is not None:
             batches.start()
         try:
-            with metrics.watching(runtime.engine, runtime.admission):
+            with metrics.watching(runtime.engine, runtime.admission, runtime.memory):
                 yield
         finally:
             if batches is not None:
@@ -75,19 +76,19 @@ def create_app(runtime: Runtime, traces: TracerProvider | None = None) -> FastAP
     for api in served:
         app.include_router(api.router)
     app.mount("/ui", WebPage(settings.family), name="ui")
-    _add_middleware(app, settings, traces)
+    _add_middleware(app, settings, runtime.memory, traces)
     _handle_errors(app)
     _document_wire_types(app, [model for api in served for model in api.wire_types])
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings, traces: TracerProvider | None) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, memory: MemoryBudget, traces: TracerProvider | None) -> None:
     """Add the middleware from the innermost to the outermost: the one added last is outermost."""
     app.add_middleware(
         BodyLimit,
         limit=settings.MAX_BODY_MB * MEGA,
         limits={"/v1/files": settings.MAX_FILE_MB * MEGA + FORM_BYTES} if settings.BATCHES else {},
-        most_held=settings.MAX_BODIES_MB * MEGA,
+        memory=memory,
         timeout=settings.RECEIVE_TIMEOUT,
     )
     ring = KeyRing(

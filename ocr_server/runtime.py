@@ -14,6 +14,7 @@ from ocr_server.errors import DecodingError, Unavailable
 from ocr_server.intake.intake import Intake
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.workers import Workers
+from ocr_server.memory import MemoryBudget
 from ocr_server.plan import ReadPlan
 from ocr_server.reading.admission import Admission
 from ocr_server.reading.engine import Engine
@@ -61,6 +62,8 @@ class Runtime:
     intake: Intake
     reader: Reader
     admission: Admission
+    memory: MemoryBudget
+    """What everything draws on whose size the input chooses."""
     fingerprint: str
     """OpenAI's `system_fingerprint`: changes when the model or the versions do."""
     started: int
@@ -69,6 +72,7 @@ class Runtime:
     @classmethod
     def build(cls, settings: Settings, engine: Engine) -> Runtime:
         """Build the components. Call this in an event loop, and close the runtime in the same one."""
+        memory = MemoryBudget(settings.memory_budget_bytes)
         intake = build_intake(settings)
         return cls(
             settings=settings,
@@ -87,6 +91,7 @@ class Runtime:
                 most_of_client=settings.MAX_PAGES_OF_CLIENT,
                 background_slots=settings.batch_concurrency,
             ),
+            memory=memory,
             fingerprint=_fingerprint(settings),
             started=int(time.time()),
         )

@@ -46,7 +46,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "MAX_WAITING_PAGES": ("5", 5),
     "MAX_PAGES_OF_CLIENT": ("5", 5),
     "MAX_BODY_MB": ("6", 6),
-    "MAX_BODIES_MB": ("600", 600),
+    "MEMORY_BUDGET_MB": ("600", 600),
     "RECEIVE_TIMEOUT": ("6", 6.0),
     "SEND_TIMEOUT": ("6.5", 6.5),
     "MAX_IMAGE_MB": ("6", 6),

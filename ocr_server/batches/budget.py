@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import asyncio
 
+from ocr_server.memory import MemoryBudget, Reservation, Use
+
+BYTES_HELD = 3
+"""Bytes that a byte of a request's body takes in memory: as it is stored, parsed, and decoded."""
+
 
 class RequestBudget:
-    """Limits the number of current requests and the total size of their bodies.
+    """Limits the number of current requests and the memory of their bodies.
 
     Requests are admitted in the order in which they arrive, so that batches take turns.
     """
 
-    def __init__(self, *, requests: int, size: int) -> None:
+    def __init__(self, *, requests: int, memory: MemoryBudget) -> None:
         """Args:
         requests: Maximum number of requests.
-        size: Maximum total size in bytes. A larger request is admitted when there is no other.
+        memory: What the bodies draw on.
         """
-        self._max_requests, self._max_bytes = requests, size
-        self._requests = self._bytes = 0
-        self._turn = asyncio.Lock()
-        self._freed = asyncio.Event()
+        self._free = asyncio.Semaphore(requests)
+        self._memory = memory
 
-    async def enter(self, size: int) -> None:
-        """Wait until a request with a body of `size` bytes may start."""
-        async with self._turn:
-            while self._requests >= self._max_requests or (self._requests and self._bytes + size > self._max_bytes):
-                self._freed.clear()
-                await self._freed.wait()
-            self._requests += 1
-            self._bytes += size
+    async def enter(self, size: int) -> Reservation:
+        """Wait until a request with a body of `size` bytes may start, and return what `leave` takes."""
+        await self._free.acquire()
+        try:
+            return await self._memory.wait(Use.BODIES, BYTES_HELD * size)
+        except BaseException:
+            self._free.release()
+            raise
 
-    def leave(self, size: int) -> None:
-        """End a request with a body of `size` bytes."""
-        self._requests -= 1
-        self._bytes -= size
-        self._freed.set()
+    def leave(self, body: Reservation) -> None:
+        """End a request."""
+        body.close()
+        self._free.release()

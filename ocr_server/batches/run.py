@@ -21,6 +21,7 @@ from ocr_server.batches.recorder import Recorder
 from ocr_server.batches.requests import CheckResult, Item, Requests
 from ocr_server.batches.storage import Storage
 from ocr_server.errors import NotFound
+from ocr_server.memory import Reservation
 from ocr_server.observability import metrics
 from ocr_server.runtime import Runtime
 
@@ -112,15 +113,14 @@ class Run:
         try:
             async with asyncio.TaskGroup() as group, aclosing(self.requests.items(done)) as items:
                 async for item in items:
-                    size = len(item.body)
-                    await self.budget.enter(size)
+                    body = await self.budget.enter(len(item.body))
                     # Not in a `finally` of the task: it would not run if the task is cancelled before its first step.
-                    group.create_task(self._one(item, recorder)).add_done_callback(partial(self._leave, size))
+                    group.create_task(self._one(item, recorder)).add_done_callback(partial(self._leave, body))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # all have the same cause, or the first one is enough
 
-    def _leave(self, size: int, _: object) -> None:
-        self.budget.leave(size)
+    def _leave(self, body: Reservation, _: object) -> None:
+        self.budget.leave(body)
 
     async def _one(self, item: Item, recorder: Recorder) -> None:
         if self.storage_full:

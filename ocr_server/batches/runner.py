@@ -16,7 +16,7 @@ from ocr_server.batches.run import Run
 from ocr_server.batches.sources import requests_of
 from ocr_server.batches.store import Store
 from ocr_server.errors import ApiError
-from ocr_server.runtime import MEGA, Runtime
+from ocr_server.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Runner:
         self._leases = leases
         self._store = store
         self._files = files
-        self._budget = RequestBudget(requests=settings.batch_concurrency, size=settings.MAX_BODIES_MB * MEGA)
+        self._budget = RequestBudget(requests=settings.batch_concurrency, memory=runtime.memory)
         self._poll = min(POLL_SECONDS, settings.BATCH_LEASE / 3)
         self._active: dict[str, ActiveRun] = {}
         self._swept = self._paused_until = 0.0

@@ -8,7 +8,7 @@ applications that run at the moment, which register themselves by `watching`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from deepseek_ocr.families import mode_name
+from ocr_server.memory import MemoryBudget, Use
 
 if TYPE_CHECKING:  # most packages of the server import this module: at run time it would be circular
     from ocr_server.reading.page import PageReading
@@ -112,9 +113,9 @@ def fetch_failed(code: str | None) -> None:
 
 
 @contextmanager
-def watching(engine: object, queue: Queue | None) -> Iterator[None]:
-    """Read the metrics of `engine` and `queue` on every scrape, for as long as this context is open."""
-    watched = (engine, queue)
+def watching(engine: object, queue: Queue | None, memory: MemoryBudget | None = None) -> Iterator[None]:
+    """Read the metrics of `engine`, `queue` and `memory` on every scrape, for as long as this context is open."""
+    watched = (engine, queue, memory)
     _MOMENTARY.watched.append(watched)
     try:
         yield
@@ -126,10 +127,10 @@ class _Momentary(Collector):
     """Metrics that are read on every scrape, as sums over the applications of this process."""
 
     def __init__(self) -> None:
-        self.watched: list[tuple[object, Queue | None]] = []
+        self.watched: list[tuple[object, Queue | None, MemoryBudget | None]] = []
 
     def collect(self) -> Iterator[Metric]:
-        queues = [queue for _, queue in self.watched if queue is not None]
+        queues = [queue for _, queue, _ in self.watched if queue is not None]
         yield GaugeMetricFamily(
             "ocr_pages_in_flight",
             "Number of pages that are being loaded, prepared or read.",
@@ -145,8 +146,26 @@ class _Momentary(Collector):
             "Number of pages in flight that belong to batches.",
             value=sum(queue.background_in_flight for queue in queues),
         )
-        restarts = sum(int(getattr(engine, "restarts", 0)) for engine, _ in self.watched)
+        restarts = sum(int(getattr(engine, "restarts", 0)) for engine, _, _ in self.watched)
         yield CounterMetricFamily("ocr_engine_restarts", "Number of restarts of the engine.", value=restarts)
+        yield from _memory_metrics([memory for *_, memory in self.watched if memory is not None])
+
+
+def _memory_metrics(budgets: Sequence[MemoryBudget]) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "ocr_memory_budget_bytes",
+        "Size of the memory budget.",
+        value=sum(budget.capacity for budget in budgets),
+    )
+    used = GaugeMetricFamily("ocr_memory_reserved_bytes", "Bytes reserved of the memory budget.", labels=["use"])
+    refused = CounterMetricFamily(
+        "ocr_memory_refusals", "Number of times that the memory budget had no room for a request.", labels=["use"]
+    )
+    for use in Use:
+        used.add_metric([use], sum(budget.used[use] for budget in budgets))
+        refused.add_metric([use], sum(budget.refused[use] for budget in budgets))
+    yield used
+    yield refused
 
 
 _MOMENTARY = _Momentary()

@@ -18,7 +18,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ocr_server.errors import TimedOut, TooLarge, TooMany, Unavailable
+from ocr_server.errors import ApiError, TimedOut, TooLarge, Unavailable
+from ocr_server.memory import MemoryBudget, Use
 from ocr_server.observability import logs, metrics, tracing
 from ocr_server.transport.disconnect import CLIENT_CLOSED_REQUEST
 
@@ -26,8 +27,8 @@ REQUEST_ID = "x-request-id"
 DRAIN_BYTES = 100_000_000
 DRAIN_SECONDS = 10
 """How much of a refused body is read and discarded, and for how long."""
-BODIES_RETRY_SECONDS = 5.0
-"""`Retry-After` of requests that are refused because of the bytes of all bodies."""
+BYTES_HELD = 3
+"""Bytes that a byte of a JSON body takes in memory: as it was received, as text, and decoded."""
 RESTART_SECONDS = 10.0
 """`Retry-After` of requests that a shutdown cuts off. The server may have been replaced by then."""
 LAST_WORD_SECONDS = 1.0
@@ -167,34 +168,41 @@ class SafeHeaders:
 
 
 class BodyLimit:
-    """Limits the size of a body, the size of all bodies together, and the time in which a body must arrive.
+    """Limits the size of a body, the memory of all bodies together, and the time in which a body must arrive.
 
-    The received part of a body counts until its request has ended. Until then it is in memory about three times: as
-    bytes, as text and decoded.
+    The received part of a body counts until its request has ended: a JSON body BYTES_HELD times, a form once, since
+    the files of forms are kept on disk until they are read.
     """
 
     def __init__(
-        self, app: ASGIApp, *, limit: int, most_held: int, timeout: float, limits: Mapping[str, int] | None = None
+        self,
+        app: ASGIApp,
+        *,
+        limit: int,
+        memory: MemoryBudget,
+        timeout: float,
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         """Args:
         app: The next application.
         limit: Maximum size of a body in bytes.
-        most_held: Maximum size of all bodies together in bytes. Requests that would exceed it are refused with 429.
+        memory: What the bodies draw on. Requests for which there is no room are refused with 429.
         timeout: Seconds from the head of the request to the end of its body.
         limits: Maximum sizes for certain paths, instead of `limit`.
         """
         self._app = app
         self._limit = limit
         self._limits = limits or {}
-        self._most_held = most_held
+        self._memory = memory
         self._timeout = timeout
-        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        length = dict(scope["headers"]).get(b"content-length", b"")
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        held = 1 if headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data") else BYTES_HELD
         declared = int(length[:20]) if length.isdigit() else 0
         limit = self._limits.get(scope["path"].removeprefix(scope.get("root_path", "")), self._limit)
         until = asyncio.get_running_loop().time() + self._timeout
@@ -212,23 +220,19 @@ class BodyLimit:
             whole = not message.get("more_body", False)
             size = len(message.get("body", b""))
             received += size
-            self._held += size
             if max(received, declared) > limit:
                 await _drain(receive, message)
                 raise TooLarge(f"The request body exceeds the limit of {limit // 1_000_000} MB.", code="body_too_large")
-            if self._held + max(declared - received, 0) > self._most_held:
+            try:
+                body.grow(held * size)
+                body.check(held * (declared - received))
+            except ApiError:
                 await _drain(receive, message)
-                raise TooMany(
-                    "The bodies of all current requests exceed the limit of the server. Try again shortly.",
-                    code="too_many_bytes",
-                    retry_after=BODIES_RETRY_SECONDS,
-                )
+                raise
             return message
 
-        try:
+        with self._memory.reserve(Use.BODIES) as body:
             await self._app(scope, receive_within_limits, send)
-        finally:
-            self._held -= received
 
 
 async def _drain(receive: Receive, message: Message) -> None:

@@ -252,7 +252,7 @@ class TestAnswers:
 class TestBodies:
     @pytest.fixture
     def limited_app(self, settings: Settings, engine: FakeEngine) -> FastAPI:
-        limits = {"MAX_BODY_MB": 2, "MAX_BODIES_MB": 3}
+        limits = {"MAX_BODY_MB": 2, "MEMORY_BUDGET_MB": 20}
         return create_app(Runtime.build(Settings(**{**settings.model_dump(), **limits}), engine))
 
     def test_a_body_that_arrives_too_slowly(self, settings: Settings, engine: FakeEngine) -> None:

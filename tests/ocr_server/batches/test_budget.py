@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 
-from ocr_server.batches.budget import RequestBudget
+from ocr_server.batches.budget import BYTES_HELD, RequestBudget
+from ocr_server.memory import SHARES, MemoryBudget, Reservation, Use
 
 
 async def settle() -> None:
@@ -16,33 +18,34 @@ async def settle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "within"),
+    ("sizes", "within"),  # of 10 bytes for bodies
     [([1, 1, 1, 1], 3), ([6, 4, 1], 2), ([6, 5, 1], 1), ([50, 1], 1), ([1, 50, 1], 1)],
 )
 async def test_limits_hold_and_requests_stay_in_order(sizes: list[int], within: int) -> None:
-    budget, entered = RequestBudget(requests=3, size=10), list[int]()
+    memory = MemoryBudget(math.ceil(BYTES_HELD * 10 / SHARES[Use.BODIES]))
+    budget, entered, bodies = RequestBudget(requests=3, memory=memory), list[int](), dict[int, Reservation]()
 
     async def enter(number: int) -> None:
-        await budget.enter(sizes[number])
+        bodies[number] = await budget.enter(sizes[number])
         entered.append(number)
 
     tasks = [asyncio.create_task(enter(number)) for number in range(len(sizes))]
     await settle()
     assert entered == list(range(within))
-    for number, size in enumerate(sizes):
+    for number in range(len(sizes)):
         assert number in entered
-        budget.leave(size)
+        budget.leave(bodies[number])
         await settle()
     assert entered == list(range(len(sizes)))
     await asyncio.gather(*tasks)
 
 
 async def test_a_request_that_stops_waiting_does_not_block_the_next() -> None:
-    budget = RequestBudget(requests=1, size=10)
-    await budget.enter(1)
+    budget = RequestBudget(requests=1, memory=MemoryBudget(1000))
+    body = await budget.enter(1)
     first, second = asyncio.create_task(budget.enter(1)), asyncio.create_task(budget.enter(1))
     await settle()
     first.cancel()
-    budget.leave(1)
+    budget.leave(body)
     await settle()
     assert second.done()
