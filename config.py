@@ -113,9 +113,12 @@ class Settings(BaseSettings):
     MAX_PAGES: Positive = 2000
     """Maximum number of pages in one request, counting all of its documents."""
     MAX_WAITING_PAGES: Positive = 4000
-    """Number of waiting pages at which new requests are rejected with status 429, until fewer pages are waiting."""
+    """Maximum number of waiting pages. Requests beyond it are rejected with status 429."""
+    GUARANTEED_PAGES: Annotated[int, Field(ge=0)] = 0
+    """Number of pages, waiting or being read, that every client may have even if others have filled the queue. A client
+    is an API key, or an IP address if there are no keys. 0 means an eighth of MAX_WAITING_PAGES."""
     MAX_PAGES_OF_CLIENT: Annotated[int, Field(ge=0)] = 0
-    """Maximum number of pages, waiting or being read, for each API key. 0 means no limit."""
+    """Maximum number of pages, waiting or being read, for each client. 0 means no limit."""
     MAX_BODY_MB: Positive = 100
     """Maximum size of a request body in megabytes."""
     MEMORY_BUDGET_MB: Annotated[int, Field(ge=0)] = 0
@@ -284,6 +287,11 @@ class Settings(BaseSettings):
     def batch_concurrency(self) -> int:
         """BATCH_CONCURRENCY, with 0 resolved."""
         return self.BATCH_CONCURRENCY or max(1, self.MAX_CONCURRENCY // 2)
+
+    @property
+    def guaranteed_pages(self) -> int:
+        """GUARANTEED_PAGES, with 0 resolved."""
+        return self.GUARANTEED_PAGES or self.MAX_WAITING_PAGES // 8
 
     @property
     def allowed_image_hosts(self) -> tuple[str, ...]:

@@ -88,6 +88,7 @@ class Runtime:
             admission=Admission(
                 slots=settings.MAX_CONCURRENCY + LOADED_AHEAD,
                 most_waiting=settings.MAX_WAITING_PAGES,
+                guaranteed=settings.guaranteed_pages,
                 most_of_client=settings.MAX_PAGES_OF_CLIENT,
                 background_slots=settings.batch_concurrency,
             ),

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 
-from ocr_server.errors import InputError, InvalidRequest
+from ocr_server.errors import InputError, InvalidRequest, TooMany
 from ocr_server.intake.document import Document
 from ocr_server.intake.errors import SourceError
 from ocr_server.intake.intake import Intake
@@ -30,7 +30,7 @@ class Caller:
     """On whose behalf pages are read."""
 
     client: str = ANONYMOUS
-    """The label of the API key: clients share the engine fairly."""
+    """Who shares the engine fairly with all others: an API key, or an address."""
     account: Account = field(default_factory=Account)
     """Filled with the totals of the request, for the access log."""
     in_background: bool = False
@@ -69,12 +69,12 @@ class Session:
         """Join the queue, then fetch and open the sources.
 
         Raises:
-            TooMany: The queue is full. Nothing has been fetched or decoded.
+            TooMany: The queue is full. Unless the request has more pages than sources, nothing has been fetched.
             InvalidRequest, TooLarge: A source cannot be fetched or opened, or there is more than one page although
                 the request allows only one.
             Unavailable: No process can be started to decode in.
         """
-        ticket = admission.enter(caller.client, in_background=caller.in_background)
+        ticket = admission.enter(caller.client, pages=len(plan.sources), in_background=caller.in_background)
         try:
             with stage("open"):
                 documents = await intake.open([planned.source for planned in plan.sources])
@@ -85,7 +85,11 @@ class Session:
             ticket.close()
             raise
         session = cls(plan, reader, ticket, documents, caller.account)
-        ticket.expect(len(session.jobs))
+        try:
+            ticket.expect(len(session.jobs))
+        except TooMany:
+            await session.close()
+            raise
         if plan.one_page_parameter is not None and len(session.jobs) > 1:
             await session.close()
             raise InvalidRequest(

@@ -44,6 +44,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "MAX_IMAGES": ("5", 5),
     "MAX_PAGES": ("5", 5),
     "MAX_WAITING_PAGES": ("5", 5),
+    "GUARANTEED_PAGES": ("5", 5),
     "MAX_PAGES_OF_CLIENT": ("5", 5),
     "MAX_BODY_MB": ("6", 6),
     "MEMORY_BUDGET_MB": ("600", 600),

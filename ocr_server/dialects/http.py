@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from ipaddress import ip_address, ip_network
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -78,7 +79,17 @@ async def form_of(request: Request, *, max_fields: int) -> AsyncGenerator[FormDa
 def caller_of(request: Request) -> Caller:
     """Return who sent the request, with an account whose totals go to the access log."""
     request.state.reading = account = Account()
-    return Caller(client=client_of(request), account=account)
+    client = client_of(request)
+    return Caller(client=_network(request) if client == ANONYMOUS else client, account=account)
+
+
+def _network(request: Request) -> str:
+    """Return the address of the client, or its network if that is what a single customer of a provider has (IPv6)."""
+    try:
+        address = ip_address(request.client.host if request.client else "")
+    except ValueError:  # a Unix socket
+        return ANONYMOUS
+    return str(address if address.version == 4 else ip_network((address, 64), strict=False))
 
 
 def client_of(request: Request) -> str:

@@ -2,7 +2,8 @@
 
 The pages of all requests share a number of slots: that many pages are loaded, prepared and read at a time, which limits
 the pictures in memory. A free slot goes to the next client in turn, and to the next request of that client in turn, so
-that a single picture does not wait for the thousand pages of a document that came before it.
+that a single picture does not wait for the thousand pages of a document that came before it. The length of the queue is
+limited, but a client with few pages in it is admitted even if others have filled it.
 
 Background requests (those of batches) get slots only while no other request waits for one, and at most
 `background_slots` of them. They are never refused and do not count towards the limits of other requests; the caller
@@ -33,21 +34,24 @@ class Admission:
         *,
         slots: int,
         most_waiting: int,
+        guaranteed: int = 0,
         most_of_client: int = 0,
         background_slots: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
         slots: Number of pages that are in progress at a time.
-        most_waiting: Number of waiting pages from which on new requests are refused.
-        most_of_client: Number of pages of one client, waiting or in progress, from which on its new requests are
-            refused; 0 for no limit.
+        most_waiting: Number of pages that may wait. A longer request is admitted when no other page is waiting.
+        guaranteed: Number of pages of one client, waiting or in progress, that are admitted in any case.
+        most_of_client: Number of pages that one client may have, waiting or in progress; 0 for no limit. A longer
+            request is admitted when the client has no other.
         background_slots: Number of background pages that are in progress at a time.
         clock: Returns the time in seconds.
         """
         self._slots = slots
         self._background_slots = background_slots
         self._most_waiting = most_waiting
+        self._guaranteed = guaranteed
         self._most_of_client = most_of_client
         self._clock = clock
         self._queue, self._background_queue = _Queue(), _Queue()
@@ -60,30 +64,37 @@ class Admission:
         self.background_in_flight = 0
         """Background pages that have a slot."""
 
-    def enter(self, client: str = ANONYMOUS, *, in_background: bool = False) -> Ticket:
+    def enter(self, client: str = ANONYMOUS, *, pages: int = 1, in_background: bool = False) -> Ticket:
         """Return a ticket for a request. Close it when the request has ended.
 
         Args:
             client: Name of the client. Clients share the slots fairly.
+            pages: Number of pages that the request has at least. They count as waiting from now on.
             in_background: Whether all other requests go first.
 
         Raises:
             TooMany: Too many pages are waiting, or too many pages of this client are in progress.
         """
-        if in_background:
-            return Ticket(self, client, in_background=True)
-        if self.pages_waiting >= self._most_waiting:
-            raise TooMany(
-                f"The server's queue is full: {self.pages_waiting} pages are waiting. Try again later.",
-                retry_after=self._retry_after(self.pages_waiting - self._most_waiting + 1),
-            )
-        own = self._of_client.get(client, 0)
-        if self._most_of_client and own >= self._most_of_client:
+        ticket = Ticket(self, client, in_background=in_background)
+        ticket.expect(pages)
+        return ticket
+
+    def check(self, ticket: Ticket, pages: int) -> None:
+        """Check whether a ticket that counts no pages may count `pages`. Raises as `enter`."""
+        own = self._of_client.get(ticket.client, 0)
+        if self._most_of_client and own and own + pages > self._most_of_client:
             raise TooMany(
                 f"You have {own} pages in progress; the limit is {self._most_of_client}. Try again later.",
-                retry_after=self._retry_after(own - self._most_of_client + 1),
+                retry_after=self._retry_after(own + pages - self._most_of_client),
             )
-        return Ticket(self, client)
+        if own + pages <= self._guaranteed or not self.pages_waiting:
+            return
+        if self.pages_waiting + pages > self._most_waiting:
+            raise TooMany(
+                f"The server's queue is full: {self.pages_waiting} pages are waiting; the limit is "
+                f"{self._most_waiting}. Try again later.",
+                retry_after=self._retry_after(self.pages_waiting + pages - self._most_waiting),
+            )
 
     def expect(self, ticket: Ticket, pages: int) -> None:
         """Count `pages` more pages of the ticket as waiting (fewer if negative)."""
@@ -200,8 +211,15 @@ class Ticket:
         self._waiting = 0
 
     def expect(self, pages: int) -> None:
-        """Announce pages of the request, which count as waiting from now on."""
-        self._waiting += pages
+        """Set the number of the request's pages, none of which has had a slot. They count as waiting from now on.
+
+        Raises:
+            TooMany: As in `Admission.enter`. The ticket counts no pages any more.
+        """
+        self.close()
+        if not self.in_background:
+            self._admission.check(self, pages)
+        self._waiting = pages
         self._admission.expect(self, pages)
 
     async def acquire(self) -> None:

@@ -97,6 +97,41 @@ async def test_new_requests_are_refused_while_the_queue_is_full() -> None:
     admission.enter().close()
 
 
+async def test_a_client_with_few_pages_is_admitted_while_another_fills_the_queue() -> None:
+    admission = Admission(slots=1, most_waiting=20, guaranteed=5)
+    pages = Pages(admission)
+    pages.begin("a", admission.enter("a"), 21)
+    await settle()
+    with pytest.raises(TooMany):
+        admission.enter("a")
+    small, large = admission.enter("b", pages=2), admission.enter("b")
+    small.expect(3)
+    with pytest.raises(TooMany):
+        large.expect(4)  # pages are counted again when the files have been opened
+    assert admission.pages_waiting == 20 + 3
+    large.expect(2)
+
+
+async def test_pages_are_counted_again_when_the_files_have_been_opened() -> None:
+    admission = Admission(slots=1, most_waiting=10)
+    tickets = [admission.enter(client) for client in "abc"]
+    refused = 0
+    for ticket in tickets:
+        try:
+            ticket.expect(6)
+        except TooMany:
+            refused += 1
+    assert refused == 2
+    assert admission.pages_waiting == 6
+
+
+async def test_the_files_of_a_request_count_before_they_are_opened() -> None:
+    admission = Admission(slots=1, most_waiting=100, most_of_client=64)
+    admission.enter("a", pages=64)
+    with pytest.raises(TooMany):
+        admission.enter("a")
+
+
 async def test_the_limit_of_each_client() -> None:
     admission = Admission(slots=1, most_waiting=100, most_of_client=2)
     pages = Pages(admission)
