@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from deepseek_ocr.families import Family, family_of
@@ -196,9 +196,13 @@ class Settings(BaseSettings):
     If it is empty, or missing at the start, it grants access to nobody."""
     METRICS_KEY_REQUIRED: bool = True
     """Whether /metrics requires an API key, if any are configured."""
+    ALLOWED_HOSTS: str = ""
+    """Comma-separated list of the names by which clients may reach this server if it has no API keys:
+    `ocr.example.com`, `*.example.com`, or * for all. Addresses, and names that no public domain can have, such as
+    localhost, are always allowed."""
     CORS_ORIGINS: str = ""
     """Comma-separated list of origins whose web pages may use this server from a browser, or * for all. Empty allows
-    none."""
+    only the server's own pages."""
     LOG_FORMAT: Literal["text", "json"] = "text"
     """Format of the log: `text` for people, or `json` for one JSON object per line."""
 
@@ -215,10 +219,12 @@ class Settings(BaseSettings):
             raise ValueError("not a valid URL, such as sqlite:////var/lib/ocr/batches.db")
         return value
 
-    @field_validator("ALLOWED_IMAGE_HOSTS")
+    @field_validator("ALLOWED_IMAGE_HOSTS", "ALLOWED_HOSTS")
     @classmethod
-    def _check_hosts(cls, value: str) -> str:
+    def _check_hosts(cls, value: str, info: ValidationInfo) -> str:
         for host in _split_list(value):
+            if host == "*" and info.field_name == "ALLOWED_HOSTS":
+                continue
             if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:.]+", host):
                 raise ValueError(f"{host!r} is not a valid host, such as images.example.com or *.example.com")
         return value
@@ -227,7 +233,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_origins(cls, value: str) -> str:
         for origin in _split_list(value):
-            if not re.fullmatch(r"\*|https?://[^/\s]+", origin):
+            if not re.fullmatch(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+", origin):
                 raise ValueError(
                     f"{origin!r} is not a valid origin, such as https://example.org or http://localhost:3000"
                 )
@@ -299,9 +305,19 @@ class Settings(BaseSettings):
         return tuple(host.lower() for host in _split_list(self.ALLOWED_IMAGE_HOSTS))
 
     @property
+    def has_keys(self) -> bool:
+        """Whether requests need an API key."""
+        return bool(self.API_KEYS.get_secret_value() or self.API_KEYS_FILE)
+
+    @property
+    def allowed_hosts(self) -> tuple[str, ...]:
+        """The names of ALLOWED_HOSTS in lower case."""
+        return tuple(host.lower() for host in _split_list(self.ALLOWED_HOSTS))
+
+    @property
     def cors_origins(self) -> list[str]:
-        """The origins of CORS_ORIGINS."""
-        return _split_list(self.CORS_ORIGINS)
+        """The origins of CORS_ORIGINS in lower case, as browsers send them."""
+        return [origin.lower() for origin in _split_list(self.CORS_ORIGINS)]
 
     @property
     def checkpoint_name(self) -> str:

@@ -27,6 +27,7 @@ import config
 from ocr_server.engine.build import prepare_process
 from ocr_server.engine.environment import VLLM_LOG_LEVELS
 from ocr_server.observability import logs
+from ocr_server.transport.boundary import reachable_by
 from ocr_server.transport.connections import protocol, set_options
 
 TRIM_SECONDS = 10.0
@@ -111,6 +112,8 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn acts on these and then calls the earlier handlers: a regular end is not a failure.
         signal.signal(number, lambda *_: None)
+    access = reachable_by(settings.HOST, keys=settings.has_keys, origins=settings.cors_origins)
+    logging.log(logging.INFO if settings.has_keys else logging.WARNING, access)
     print(f"Loading {settings.checkpoint_name} …", flush=True)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     server.stop_at_once = serving.cancel
@@ -167,7 +170,7 @@ def welcome(settings: config.Settings, port: int) -> str:
     """Return the text that says what is served and how to try it."""
     host = "localhost" if settings.HOST in ("0.0.0.0", "::") else settings.HOST
     base = f"http://{host}:{port}"
-    key = "one of your API keys" if settings.API_KEYS.get_secret_value() or settings.API_KEYS_FILE else "'EMPTY'"
+    key = "one of your API keys" if settings.has_keys else "'EMPTY'"
     python = ".venv/bin/python" if Path(sys.prefix) == config.ROOT / ".venv" else "python"
     lines = [
         "",

@@ -265,6 +265,8 @@ class OcrClient:
             raise ServerUnavailable(
                 f"{self.url} redirects to {response.headers.get('location')}. Pass that address with --base-url."
             )
+        if status == 421:
+            raise ServerUnavailable(message)  # it does not answer to this host name
         if status in (404, 405):
             raise ServerUnavailable(f"{self.url} is not a DeepSeek-OCR server (HTTP {status}).")
         raise DocumentRejected(message, status=status, code=error.get("code"), param=error.get("param"))

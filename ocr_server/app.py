@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from ocr_server.memory import MemoryBudget
 from ocr_server.observability import metrics, tracing
 from ocr_server.runtime import MEGA, Runtime
 from ocr_server.transport.auth import ApiKeys
+from ocr_server.transport.boundary import BrowserBoundary, RelativeRedirects
 from ocr_server.transport.disconnect import CLIENT_CLOSED_REQUEST
 from ocr_server.transport.keys import KeyRing, parse_keys
 from ocr_server.transport.middleware import BodyLimit, CutOff, Observed, RequestId, SafeHeaders
@@ -96,16 +98,26 @@ def _add_middleware(app: FastAPI, settings: Settings, memory: MemoryBudget, trac
         Path(settings.API_KEYS_FILE) if settings.API_KEYS_FILE else None,
     )
     app.add_middleware(ApiKeys, ring=ring, metrics_need_one=settings.METRICS_KEY_REQUIRED)
-    if origins := settings.cors_origins:
-        # Outside of ApiKeys, so that preflight requests need no key and a page can read why it was refused.
+    origins = settings.cors_origins
+    app.add_middleware(
+        BrowserBoundary,
+        ring=ring,
+        own_name=socket.gethostname(),
+        allowed_hosts=settings.allowed_hosts,
+        origins=origins,
+    )
+    if origins:
+        # Outside of both, so that preflight requests need no key and a page can read why it was refused.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=["*"],
             allow_headers=["*"],
+            allow_private_network=True,  # a page of a public site may use a server in a private network
             expose_headers=["x-request-id", "retry-after"],
         )
     app.add_middleware(SafeHeaders)
+    app.add_middleware(RelativeRedirects)
     app.add_middleware(Observed)
     app.add_middleware(CutOff)
     if traces is not None:

@@ -85,6 +85,14 @@ class Unauthorized(ApiError):
         return {"www-authenticate": "Bearer"}
 
 
+class Forbidden(ApiError):
+    """403: the request was sent by a web page that may not use the server."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "origin_not_allowed"
+
+
 class NotFound(ApiError):
     """404: the model, route, file or batch does not exist."""
 
@@ -111,6 +119,22 @@ class TooLarge(ApiError):
     status = 413
     type = "invalid_request_error"
     code = "too_large"
+
+
+class UnsupportedMediaType(ApiError):
+    """415: the body has a content type that is not accepted from a web page."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+class Misdirected(ApiError):
+    """421: the request names this server by a name that it does not answer to."""
+
+    status = 421
+    type = "invalid_request_error"
+    code = "host_not_allowed"
 
 
 class HeadTooLarge(ApiError):

@@ -75,6 +75,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "API_KEYS": ("alice:sk-1,sk-2", SecretStr("alice:sk-1,sk-2")),
     "API_KEYS_FILE": ("keys.txt", "keys.txt"),
     "METRICS_KEY_REQUIRED": ("false", False),
+    "ALLOWED_HOSTS": ("ocr.example.com", "ocr.example.com"),
     "CORS_ORIGINS": ("https://example.org", "https://example.org"),
     "LOG_FORMAT": ("json", "json"),
 }
@@ -180,7 +181,10 @@ class TestInvalidValues:
             ("ALLOWED_IMAGE_HOSTS", "https://example.org"),
             ("ALLOWED_IMAGE_HOSTS", "*"),
             ("ALLOWED_IMAGE_HOSTS", "a.*.example.org"),
+            ("ALLOWED_HOSTS", "http://ocr.example.com"),
+            ("ALLOWED_HOSTS", "ocr.example.com:8000"),
             ("CORS_ORIGINS", "example.org"),
+            ("CORS_ORIGINS", "null"),
             ("CORS_ORIGINS", "https://example.org/path"),
             ("LOG_FORMAT", "xml"),
         ],

@@ -15,10 +15,11 @@ from starlette.datastructures import FormData
 from ocr_server.batches.service import Batches
 from ocr_server.dialects.validation import parse_body
 from ocr_server.dialects.wire import Wire
-from ocr_server.errors import InvalidRequest
+from ocr_server.errors import InvalidRequest, UnsupportedMediaType
 from ocr_server.observability.logs import ANONYMOUS
 from ocr_server.runtime import Runtime
 from ocr_server.session import Account, Caller
+from ocr_server.transport.boundary import is_browser
 
 W = TypeVar("W", bound=Wire)
 
@@ -49,8 +50,23 @@ def batches_of(request: Request) -> Batches:
 
 
 async def parsed(request: Request, model: type[W]) -> W:
-    """Parse the request's body as `model`. Raises the errors of `parse_body`."""
+    """Parse the request's body as `model`.
+
+    Clients that are not browsers may send JSON under any content type: curl's default is that of a form. From a browser
+    it must be declared, since pages of other sites can send the other types without asking the server first.
+
+    Raises:
+        UnsupportedMediaType: A browser sends the body, and not as JSON.
+        InvalidRequest: As `parse_body` does.
+    """
+    if is_browser(request.headers) and not _is_json(request.headers.get("content-type", "")):
+        raise UnsupportedMediaType("A web page must send JSON with the content type application/json.")
     return parse_body(await request.body(), model)
+
+
+def _is_json(content_type: str) -> bool:
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type == "application/json" or media_type.endswith("+json")
 
 
 def is_form(request: Request) -> bool:
@@ -102,8 +118,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "The request is invalid; `param` names the parameter."},
     404: {"model": ErrorResponse, "description": "The model, file or batch does not exist."},
     401: {"model": ErrorResponse, "description": "Missing or invalid API key."},
+    403: {"model": ErrorResponse, "description": "A web page of another site sent the request."},
     408: {"model": ErrorResponse, "description": "The body did not arrive in time."},
     413: {"model": ErrorResponse, "description": "The body or a picture exceeds a limit."},
+    415: {"model": ErrorResponse, "description": "A web page sent JSON under another content type."},
+    421: {"model": ErrorResponse, "description": "The server has no API keys and does not answer to this name."},
     429: {"model": ErrorResponse, "description": "Too many requests; `Retry-After` says when to try again."},
     431: {"model": ErrorResponse, "description": "The head of the request exceeds a limit."},
     500: {"model": ErrorResponse, "description": "The engine failed on this request; the log has the details."},

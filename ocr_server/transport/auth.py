@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from contextlib import suppress
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ocr_server.errors import Unauthorized
 from ocr_server.observability.logs import ANONYMOUS
 from ocr_server.transport.keys import KeyRing
 from ocr_server.transport.negotiation import PAGE, prefers_html
+from ocr_server.transport.refusal import refuse
 
 PROBES = frozenset({"/livez", "/readyz", "/ping", "/health"})
 """Paths for health checks. They need no key, since they show only the state of the server."""
-LINGER_SECONDS = 2.0
-LINGER_BYTES = 10_000_000
-"""How long, and how much, a client may go on sending after its request has been refused."""
 _BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)
 
 
@@ -81,38 +76,4 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, *, known: bool) ->
     error = Unauthorized(
         "Invalid API key." if known else "Missing API key. Send it in the header 'Authorization: Bearer KEY'."
     )
-    response = JSONResponse(error.body(), status_code=error.status, headers=error.headers)
-    if not _has_body(scope):
-        await response(scope, receive, send)
-        return
-    response.headers["connection"] = "close"
-
-    async def send_and_linger(message: Message) -> None:
-        """Send the complete answer at once, but mark its end a little later. The server then closes the connection.
-
-        If it were closed while the client is still sending, the client could lose the answer.
-        """
-        if message["type"] != "http.response.body":
-            await send(message)
-            return
-        await send({**message, "more_body": True})
-        await _linger(receive)
-        await send({"type": "http.response.body", "body": b""})
-
-    await response(scope, receive, send_and_linger)
-
-
-def _has_body(scope: Scope) -> bool:
-    headers = Headers(scope=scope)
-    return "transfer-encoding" in headers or headers.get("content-length", "0").strip() != "0"
-
-
-async def _linger(receive: Receive) -> None:
-    """Read and discard what the client still sends, up to a limit of time and size."""
-    taken, more = 0, True
-    with suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_SECONDS):
-            while more and taken < LINGER_BYTES:
-                message = await receive()
-                taken += len(message.get("body", b""))
-                more = message.get("more_body", False)
+    await refuse(error, scope, receive, send)

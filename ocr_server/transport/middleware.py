@@ -149,7 +149,7 @@ def route_of(scope: Scope) -> str:
 
 
 class SafeHeaders:
-    """Adds headers against content sniffing, and against framing of HTML pages."""
+    """Adds headers against content sniffing, embedding in pages of other origins, and framing of HTML pages."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -159,6 +159,7 @@ class SafeHeaders:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-content-type-options"] = "nosniff"
+                headers["cross-origin-resource-policy"] = "same-origin"
                 if headers.get("content-type", "").startswith("text/html"):
                     headers["referrer-policy"] = "no-referrer"
                     headers["x-frame-options"] = "DENY"

@@ -32,7 +32,9 @@ def browser() -> Iterator[Browser]:
         pytest.skip("no Chromium is installed (Debian, Ubuntu: apt install chromium)")
     expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
-        flags = ["--no-sandbox"] if os.geteuid() == 0 else []
+        flags = ["--host-resolver-rules=MAP *.example 127.0.0.1, MAP *.lan 127.0.0.1, MAP server 127.0.0.1"]
+        flags += ["--disable-features=LocalNetworkAccessChecks"]  # the server must be safe without it, too
+        flags += ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=program, args=flags)
         yield browser
         browser.close()
