@@ -11,8 +11,15 @@ Every error that a client sees has the shape that the official SDK parses::
 
 from __future__ import annotations
 
+import errno
 import math
 from typing import Any
+
+RESOURCES_RETRY_S = 5.0
+"""Seconds after which a client may try again when the machine was short of something."""
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS})
+_NO_THREADS = "can't start new thread"
+"""Message of CPython's RuntimeError."""
 
 
 class ReadError(Exception):
@@ -161,12 +168,43 @@ class Unavailable(ApiError):
     code = "engine_unavailable"
 
 
+class OutOfResources(Unavailable):
+    """503: the machine has run out of memory, disk space, file descriptors or processes; try again later."""
+
+    code = "out_of_resources"
+
+
 class EngineFailure(ApiError):
     """500: the engine failed on this request. The details are in the log, not in the answer."""
 
     status = 500
     type = "server_error"
     code = "engine_error"
+
+
+def out_of_resources(error: BaseException | None) -> OutOfResources | None:
+    """Return the error for the client if `error`, or what caused it, is trouble of the machine and not of the request.
+
+    That is a lack of memory, disk space, file descriptors, processes or threads.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if (
+            isinstance(error, OutOfResources | MemoryError)
+            or (isinstance(error, OSError) and error.errno in _EXHAUSTED)
+            or (isinstance(error, RuntimeError) and str(error) == _NO_THREADS)
+        ):
+            return OutOfResources(
+                "The server is short of memory, disk space or other resources. Try again later.",
+                retry_after=RESOURCES_RETRY_S,
+            )
+        if isinstance(error, BaseExceptionGroup):
+            for each in error.exceptions:
+                if (found := out_of_resources(each)) is not None:
+                    return found
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def error_body(message: str, *, type_: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:

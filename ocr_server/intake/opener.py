@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 
+from ocr_server.errors import out_of_resources
 from ocr_server.intake.decode import PicturePage, check_pixels, find_pages, is_pdf
 from ocr_server.intake.document import Document
 from ocr_server.intake.errors import SourceError, SourceTooLarge
@@ -64,7 +65,7 @@ class Opener:
                 do not exist or are more than `limits.max_pages`.
             SourceTooLarge: The file has more than `limits.max_image_bytes` bytes, or a selected page of a picture file
                 more than `limits.max_image_pixels` pixels.
-            Unavailable: No process can be started to decode it in.
+            Unavailable: No process can be started to decode it in, or the machine has run out of memory or disk space.
         """
         data = source.content
         assert isinstance(data, bytes), "URLs are loaded first"
@@ -80,7 +81,10 @@ class Opener:
 
     async def _open_pdf(self, data: bytes, source: Source) -> Document:
         run = partial(asyncio.get_running_loop().run_in_executor, self._threads)
-        file = await run(PdfFile, data, source.password)
+        try:
+            file = await run(PdfFile, data, source.password)
+        except OSError as error:
+            raise out_of_resources(error) or error from error
         try:
             info = await self._pdf.inspect(file)
             indices = await run(self._select, info.page_count, source.pages)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import tempfile
-import weakref
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,19 +13,20 @@ from ocr_server.intake.workers import WorkerLost, Workers, WorkerTimeout
 
 
 class PdfFile:
-    """A PDF in a private temporary file, which is removed by `close` or with the object."""
+    """A PDF in a temporary file without a name, which vanishes with the object or the process, however that ends."""
 
     def __init__(self, data: bytes, password: str | None) -> None:
         """Write the file; not for the event loop, since this blocks. Raises OSError if the disk is full."""
         self.password = password
-        descriptor, self.path = tempfile.mkstemp(prefix="document-", suffix=".pdf")  # readable only by the current user
-        self._remove = weakref.finalize(self, _unlink, self.path)
-        with open(descriptor, "wb") as file:
-            file.write(data)
+        self.name = f"pdf {uuid.uuid4().hex}"
+        self.content = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by `close`
+        left = memoryview(data)
+        while left:
+            left = left[self.content.write(left) :]
 
     def close(self) -> None:
         """Remove the file. Idempotent."""
-        self._remove()
+        self.content.close()
 
 
 @dataclass(frozen=True)
@@ -80,17 +79,14 @@ class PdfRenderer:
     def discard(self, file: PdfFile) -> None:
         """Remove a PDF, and close it in the processes that have it open."""
         file.close()
-        self._workers.forget(file.path, "pdf_worker.forget", file.path)
+        self._workers.forget(file.name, "pdf_worker.forget")
 
     async def _call(self, file: PdfFile, function: str, *arguments: Any) -> tuple[Any, Rgb | None]:
         try:
-            return await self._workers.call(file.path, f"pdf_worker.{function}", file.path, file.password, *arguments)
+            return await self._workers.call(
+                file.name, f"pdf_worker.{function}", file.password, *arguments, file=file.content
+            )
         except WorkerTimeout as error:
             raise PdfError("timeout") from error
         except WorkerLost as error:
             raise PdfError("failed") from error
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

@@ -7,8 +7,9 @@ every page.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
-import os
+import mmap
 
 import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
@@ -24,20 +25,29 @@ MAX_SIDE = 65_535
 """Maximum of a page's longer side in pixels: that of a JPEG, and a little more than 200 inches at 300 dpi."""
 
 
-_document: tuple[tuple[str, str | None], pdfium.PdfDocument] | None = None
-"""Path and password of the document that this process has open, and the document."""
+_file: mmap.mmap | None = None
+"""The file that this process works on."""
+_document: tuple[str | None, pdfium.PdfDocument] | None = None
+"""The password with which this process has the file open, and the document."""
 
 
-def count_pages(path: str, password: str | None) -> int:
-    """Return the number of pages that the PDF at `path` declares, at least 1.
+def take(descriptor: int) -> None:
+    """Take a file for the following calls. It must not shrink; the descriptor may be closed."""
+    global _file
+    forget()
+    _file = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)  # never written to, but ctypes wants a writable buffer
+
+
+def count_pages(password: str | None) -> int:
+    """Return the number of pages that the PDF declares, at least 1.
 
     Raises:
         PdfError: `password_required`, `password_wrong`, `damaged` or `empty`.
     """
-    return len(_open(path, password))
+    return len(_open(password))
 
 
-def render(path: str, password: str | None, index: int, dpi: float, max_pixels: int) -> tuple[float, Pixels]:
+def render(password: str | None, index: int, dpi: float, max_pixels: int) -> tuple[float, Pixels]:
     """Render one page on white, as a viewer shows it: cropped, rotated, with annotations and form fields.
 
     Args:
@@ -51,7 +61,7 @@ def render(path: str, password: str | None, index: int, dpi: float, max_pixels: 
     Raises:
         PdfError: As in `count_pages`; also `giant_page` and `page_failed`.
     """
-    document = _open(path, password)
+    document = _open(password)
     try:
         with contextlib.closing(document[index]) as page:
             width, height, dpi = size_in_pixels(page.get_width(), page.get_height(), dpi, max_pixels)
@@ -61,12 +71,11 @@ def render(path: str, password: str | None, index: int, dpi: float, max_pixels: 
     return dpi, Pixels(width, height, rows)
 
 
-def forget(path: str) -> None:
-    """Close the document at `path` if it is the one this process has open."""
-    global _document
-    if _document is not None and _document[0][0] == path:
-        _document[1].close()
-        _document = None
+def forget() -> None:
+    """Close the document and its file."""
+    global _file
+    _close()
+    _file = None
 
 
 def size_in_pixels(width_pt: float, height_pt: float, dpi: float, max_pixels: int) -> tuple[int, int, float]:
@@ -94,17 +103,25 @@ def size_in_pixels(width_pt: float, height_pt: float, dpi: float, max_pixels: in
     return width, height, dpi
 
 
-def _open(path: str, password: str | None) -> pdfium.PdfDocument:
-    """Return the document at `path`, and close the one that was open before."""
+def _close() -> None:
     global _document
-    key = (path, password)
     if _document is not None:
-        if _document[0] == key:
+        _document[1].close()
+        _document = None
+
+
+def _open(password: str | None) -> pdfium.PdfDocument:
+    """Return the document, opened with `password`."""
+    global _document
+    if _document is not None:
+        if _document[0] == password:
             return _document[1]
-        forget(_document[0][0])
-    # Not PdfDocument(path): for a file without pages it reports the error of an earlier call.
+        _close()
+    assert _file is not None, "a file is taken first"
+    # Not PdfDocument(…): for a file without pages it reports the error of an earlier call.
     secret = None if password is None else password.encode("utf-8", "replace")
-    handle = pdfium_c.FPDF_LoadDocument(os.fsencode(path), secret)
+    content = (ctypes.c_char * len(_file)).from_buffer(_file)
+    handle = pdfium_c.FPDF_LoadMemDocument64(content, len(_file), secret)
     if not handle:
         if pdfium_c.FPDF_GetLastError() != pdfium_c.FPDF_ERR_PASSWORD:
             raise PdfError("damaged")
@@ -115,7 +132,7 @@ def _open(path: str, password: str | None) -> pdfium.PdfDocument:
         raise PdfError("empty")
     with contextlib.suppress(pdfium.PdfiumError):  # a form can be read without its fields
         document.init_forms()
-    _document = key, document
+    _document = password, document
     return document
 
 

@@ -58,17 +58,17 @@ def _check(error: SourceError, types: Sequence[type[SourceError]]) -> None:
 def pdf(data: bytes) -> None:
     """A PDF has pages within the limits, or raises a PdfError."""
     file = os.memfd_create("case")
-    path = f"/proc/self/fd/{file}"
     try:
         os.pwrite(file, data, 0)
-        for index in range(min(pdf_worker.count_pages(path, None), 3)):
-            _, (width, height, rows) = pdf_worker.render(path, None, index, 72, 500_000)
+        pdf_worker.take(file)
+        for index in range(min(pdf_worker.count_pages(None), 3)):
+            _, (width, height, rows) = pdf_worker.render(None, index, 72, 500_000)
             assert 0 < width * height <= 500_000
             assert len(rows) == 3 * width * height
     except PdfError:
         pass
     finally:
-        pdf_worker.forget(path)
+        pdf_worker.forget()
         os.close(file)
 
 

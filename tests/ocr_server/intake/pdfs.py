@@ -63,9 +63,14 @@ def text(*lines: str, size: float = 12) -> bytes:
     return f"BT /F {size:f} Tf 50 720 Td {shown} ET".encode()
 
 
-def endless() -> bytes:
+def slow() -> bytes:
+    """Return a page that takes about a second to render."""
+    return endless(depth=4)
+
+
+def endless(depth: int = 12) -> bytes:
     """Return a page that takes practically forever to render: each form draws the next one thirty times."""
-    depth, first = 12, 3
+    first = 3
     forms = []
     for level in range(depth):
         following = first + level + 1

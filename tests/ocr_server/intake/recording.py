@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, BinaryIO
 
 from ocr_server.intake.source_page import Rgb
 from ocr_server.intake.workers import Workers
@@ -15,16 +15,25 @@ class RecordingWorkers(Workers):
         super().__init__(count=count, timeout_s=timeout_s, memory_bytes=memory_bytes)
         self.calls: list[tuple[str, str, tuple[Any, ...]]] = []
         """Document, function and arguments of each call."""
+        self.pdfs: list[BinaryIO] = []
+        """The file of each PDF that was opened."""
         self.pending = 0
         """Number of calls that have not returned yet."""
 
     async def call(
-        self, document: str, function: str, *arguments: Any, data: bytes | None = None
+        self,
+        document: str,
+        function: str,
+        *arguments: Any,
+        data: bytes | None = None,
+        file: BinaryIO | None = None,
     ) -> tuple[Any, Rgb | None]:
         self.calls.append((document, function, arguments))
+        if file is not None and file not in self.pdfs:
+            self.pdfs.append(file)
         self.pending += 1
         try:
-            return await super().call(document, function, *arguments, data=data)
+            return await super().call(document, function, *arguments, data=data, file=file)
         finally:
             self.pending -= 1
 
@@ -36,9 +45,4 @@ class RecordingWorkers(Workers):
     @property
     def rendered(self) -> list[int]:
         """Indices of the PDF pages that were rendered."""
-        return [arguments[2] for _, function, arguments in self.calls if function == "pdf_worker.render"]
-
-    @property
-    def pdf_paths(self) -> list[str]:
-        """Path of each PDF that was opened."""
-        return [document for document, function, _ in self.calls if function == "pdf_worker.count_pages"]
+        return [arguments[1] for _, function, arguments in self.calls if function == "pdf_worker.render"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
-import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +48,16 @@ async def busy(pid: int) -> None:
     process = psutil.Process(pid)
     start = process.cpu_times().user
     await until(lambda: process.cpu_times().user > start + 0.1)
+
+
+async def lose(rendering: asyncio.Task[SourcePage], before: set[int], number: signal.Signals, *, times: int) -> None:
+    """End the process that works on the page by a signal, as many times as this."""
+    for _ in range(times):
+        await until(lambda: bool(running() - before) or rendering.done())
+        (worker,) = running() - before
+        await busy(worker)
+        os.kill(worker, number)
+        await until(lambda lost=worker: lost not in running())
 
 
 class Renderer(PdfRenderer):
@@ -104,28 +113,29 @@ async def kind(renderer: PdfRenderer, file: PdfFile) -> str:
     return caught.value.kind
 
 
+def has_temporary_file(pid: int) -> bool:
+    """Whether a process has mapped a temporary file into its memory."""
+    return any(
+        tempfile.gettempdir() in line and line.endswith("(deleted)")
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
+    )
+
+
 class TestFile:
-    def test_is_private_and_removed_by_close(self) -> None:
-        file = PdfFile(b"content", None)
-        path = Path(file.path)
-        assert path.read_bytes() == b"content"
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        file.close()
-        assert not path.exists()
-        file.close()
+    """No name of the file can be left behind, not even if the server is killed."""
 
-    def test_is_removed_with_the_object(self) -> None:
-        file = PdfFile(b"content", None)
-        path = Path(file.path)
-        del file
-        gc.collect()
-        assert not path.exists()
-
-    def test_is_removed_if_it_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_has_no_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        with pytest.raises(TypeError):
-            PdfFile("no bytes", None)  # type: ignore[arg-type]
-        assert not list(tmp_path.iterdir())
+        with stored(b"content") as file:
+            assert os.pread(file.content.fileno(), 100, 0) == b"content"
+            assert os.fstat(file.content.fileno()).st_nlink == 0
+            assert not list(tmp_path.iterdir())
+
+    def test_is_closed_once(self) -> None:
+        file = PdfFile(b"content", None)
+        file.close()
+        assert file.content.closed
+        file.close()
 
 
 class TestRendering:
@@ -175,20 +185,17 @@ class TestRendering:
         with stored(pdf(filled(1, 0, 0))) as file:
             await page(shared, file)
 
-            def holders() -> list[str]:
-                links = [link for pid in running() for link in Path(f"/proc/{pid}/fd").iterdir()]
-                return [path for path in map(os.readlink, links) if path.startswith(file.path)]
-
-            assert len(holders()) == 1
+            (pid,) = running()
+            assert has_temporary_file(pid)
             shared.discard(file)
-            await until(lambda: not holders())
-            assert not os.path.exists(file.path)  # noqa: ASYNC240
+            await until(lambda: not has_temporary_file(pid))
+            assert file.content.closed
 
 
 class TestLostProcesses:
     """Losing a process fails the call that it was working on, and no other."""
 
-    async def test_killed_while_rendering(self, two: PdfFile, endless: PdfFile) -> None:
+    async def test_others_go_on_when_one_is_killed(self, two: PdfFile, endless: PdfFile) -> None:
         own = Renderer(count=2)
         before = running()
         await page(own, two)
@@ -197,14 +204,42 @@ class TestLostProcesses:
         await busy(worker)
         others = asyncio.create_task(page(own, two, 1))
         os.kill(worker, signal.SIGKILL)
-        with pytest.raises(PdfError) as caught:
-            await lost
-        assert caught.value.kind == "failed"
         assert (await others).image.getpixel((9, 9)) == BLUE
+        assert not lost.done()  # it is tried once more
+        lost.cancel()
         for _ in range(2):
             assert (await page(own, two)).image.getpixel((9, 9)) == RED
         await own.close()
         assert running() == before
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+    async def test_a_page_whose_process_is_lost_once_is_rendered(self, number: signal.Signals) -> None:
+        own = Renderer()
+        before = running()
+        with stored(pdfs.slow()) as slow:
+            rendering = asyncio.create_task(page(own, slow))
+            await lose(rendering, before, number, times=1)
+            assert (await rendering).image.size == (612, 792)
+        await own.close()
+
+    async def test_a_page_that_crashes_two_processes_is_at_fault(self, endless: PdfFile) -> None:
+        own = Renderer()
+        rendering = asyncio.create_task(page(own, endless))
+        await lose(rendering, running(), signal.SIGSEGV, times=2)
+        with pytest.raises(PdfError) as caught:
+            await rendering
+        assert caught.value.kind == "failed"
+        await own.close()
+
+    async def test_a_page_whose_processes_are_killed_is_not_at_fault(self, endless: PdfFile) -> None:
+        """The kernel kills processes when memory runs out."""
+        own = Renderer()
+        rendering = asyncio.create_task(page(own, endless))
+        await lose(rendering, running(), signal.SIGKILL, times=2)
+        with pytest.raises(Unavailable) as caught:
+            await rendering
+        assert (caught.value.code, caught.value.retry_after) == ("out_of_resources", 5)
+        await own.close()
 
     @pytest.mark.parametrize("ended", [False, True])
     async def test_killed_while_idle(self, ended: bool, two: PdfFile, shared: PdfRenderer) -> None:
@@ -276,7 +311,7 @@ class TestLostProcesses:
                 start = process.cpu_times().user
                 while process.cpu_times().user < start + 0.1:
                     await asyncio.sleep(0.01)
-                print(process.pid, file.path, flush=True)
+                print(process.pid, flush=True)
                 await task
 
             if __name__ == "__main__":
@@ -285,7 +320,6 @@ class TestLostProcesses:
         command = [sys.executable, "-c", textwrap.dedent(script)]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
-            worker, path = server.stdout.readline().split()
+            worker = server.stdout.readline()
             server.kill()
-        Path(path).unlink()
         assert psutil.wait_procs([psutil.Process(int(worker))] if psutil.pid_exists(int(worker)) else [], 5)[1] == []

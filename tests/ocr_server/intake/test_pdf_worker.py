@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,40 +15,52 @@ from PIL import Image
 
 from ocr_server.intake import pdf_worker
 from ocr_server.intake.pdf_errors import PdfError
-from ocr_server.intake.pdf_worker import count_pages, render, size_in_pixels
+from ocr_server.intake.pdf_worker import size_in_pixels
+from ocr_server.intake.worker import Pixels
 from tests.ocr_server.intake import pdfs
 from tests.ocr_server.intake.pdfs import filled, pdf
 
 WHITE, BLACK, RED, BLUE, LIME = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 0, 255), (0, 255, 0)
-Store = Callable[[bytes], str]
+Store = Callable[[bytes], int]
+"""Returns the descriptor of a file with this content."""
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    paths: list[str] = []
+def store() -> Iterator[Store]:
+    files: list[int] = []
 
-    def write(data: bytes) -> str:
-        path = tmp_path / f"{len(paths)}.pdf"
-        path.write_bytes(data)
-        paths.append(str(path))
-        return str(path)
+    def write(data: bytes) -> int:
+        files.append(os.memfd_create("case"))
+        os.write(files[-1], data)
+        return files[-1]
 
     yield write
-    for path in paths:
-        pdf_worker.forget(path)
+    pdf_worker.forget()
+    for file in files:
+        os.close(file)
 
 
-def page(path: str, index: int = 0, dpi: float = 72, max_pixels: int = 10_000_000) -> Image.Image:
-    _, (width, height, rows) = render(path, None, index, dpi, max_pixels)
+def count_pages(file: int, password: str | None) -> int:
+    pdf_worker.take(file)
+    return pdf_worker.count_pages(password)
+
+
+def render(file: int, password: str | None, index: int, dpi: float, max_pixels: int) -> tuple[float, Pixels]:
+    pdf_worker.take(file)
+    return pdf_worker.render(password, index, dpi, max_pixels)
+
+
+def page(file: int, index: int = 0, dpi: float = 72, max_pixels: int = 10_000_000) -> Image.Image:
+    _, (width, height, rows) = render(file, None, index, dpi, max_pixels)
     return Image.frombytes("RGB", (width, height), rows)
 
 
-def kind(path: str, password: str | None = None, index: int | None = None, max_pixels: int = 10_000_000) -> str:
+def kind(file: int, password: str | None = None, index: int | None = None, max_pixels: int = 10_000_000) -> str:
     def attempt() -> None:
         if index is None:
-            count_pages(path, password)
+            count_pages(file, password)
         else:
-            render(path, password, index, 72, max_pixels)
+            render(file, password, index, 72, max_pixels)
 
     with pytest.raises(PdfError) as caught:
         attempt()
@@ -75,8 +88,8 @@ class TestPages:
             assert shown.getpixel(place) == pytest.approx(colour, abs=4)
 
     def test_colours_are_in_order(self, store: Store) -> None:
-        path = store(pdf(filled(1, 0, 0), filled(0, 0, 1), filled(0, 1, 0)))
-        assert [page(path, index).getpixel((9, 9)) for index in range(3)] == [RED, BLUE, LIME]
+        file = store(pdf(filled(1, 0, 0), filled(0, 0, 1), filled(0, 1, 0)))
+        assert [page(file, index).getpixel((9, 9)) for index in range(3)] == [RED, BLUE, LIME]
 
     @pytest.mark.parametrize(
         ("turn", "size", "lower_left_is_at"),
@@ -103,12 +116,12 @@ class TestPages:
     def test_pages_of_several_sizes(self, store: Store) -> None:
         two = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 100]>>"
         objects = [pdfs.CATALOG, b"<</Type/Pages/Kids[3 0 R 4 0 R]/Count 2/MediaBox[0 0 50 60]>>"]
-        path = store(pdfs.pdf_of([*objects, b"<</Type/Page/Parent 2 0 R>>", two]))
-        assert [page(path, index).size for index in range(2)] == [(50, 60), (300, 100)]
+        file = store(pdfs.pdf_of([*objects, b"<</Type/Page/Parent 2 0 R>>", two]))
+        assert [page(file, index).size for index in range(2)] == [(50, 60), (300, 100)]
 
     def test_half_transparent_black_is_grey(self, store: Store) -> None:
-        path = store(pdf(b"/G gs " + filled(0, 0, 0), entries=b"/Resources<</ExtGState<</G<</ca 0.5>>>>>>"))
-        assert page(path).getpixel((50, 50)) == pytest.approx((128, 128, 128), abs=2)
+        file = store(pdf(b"/G gs " + filled(0, 0, 0), entries=b"/Resources<</ExtGState<</G<</ca 0.5>>>>>>"))
+        assert page(file).getpixel((50, 50)) == pytest.approx((128, 128, 128), abs=2)
 
     @pytest.mark.parametrize("kind", [b"/Subtype/Stamp", b"/Subtype/Widget/FT/Tx/T(name)"])
     def test_annotations_and_form_fields_are_drawn(self, kind: bytes, store: Store) -> None:
@@ -118,37 +131,37 @@ class TestPages:
         data = data.replace(pdfs.CATALOG, b"<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields[4 0 R]>>>>")
         assert page(store(data)).getpixel((125, 792 - 125)) == RED
 
-    def test_a_document_stays_open_until_another_is_opened(self, store: Store, tmp_path: Path) -> None:
+    def test_a_document_stays_open_until_another_is_taken(self, store: Store) -> None:
         first, second = store(pdf(filled(1, 0, 0), filled(0, 0, 1))), store(pdf(filled(0, 1, 0)))
         assert page(first).getpixel((9, 9)) == RED
-        Path(first).unlink()
-        assert page(first, 1).getpixel((9, 9)) == BLUE
+        assert pdf_worker.render(None, 1, 72, 1_000_000)[1].rows[:3] == bytes(BLUE)
         assert page(second).getpixel((9, 9)) == LIME
-        assert kind(first, index=0) == "damaged"
+        assert page(first, 1).getpixel((9, 9)) == BLUE
 
     def test_forget_closes_a_document(self, store: Store) -> None:
-        path = store(pdf(filled(1, 0, 0)))
-        page(path)
-        Path(path).unlink()
-        pdf_worker.forget("another")
-        page(path)
-        pdf_worker.forget(path)
-        assert kind(path) == "damaged"
+        def mapped() -> bool:
+            return "memfd:case" in Path("/proc/self/maps").read_text()
+
+        page(store(pdf(filled(1, 0, 0))))
+        assert mapped()
+        pdf_worker.forget()
+        assert not mapped()
 
 
 class TestEncryption:
     @pytest.mark.parametrize("password", ["secret", "owner", "sécret"])
     def test_the_right_password(self, password: str, store: Store) -> None:
-        path = store(pdfs.encrypted(filled(1, 0, 0), "secret" if password == "owner" else password))
-        assert count_pages(path, password) == 1
-        assert render(path, password, 0, 72, 10_000_000)[1].rows[:3] == bytes(RED)
+        file = store(pdfs.encrypted(filled(1, 0, 0), "secret" if password == "owner" else password))
+        assert count_pages(file, password) == 1
+        assert render(file, password, 0, 72, 10_000_000)[1].rows[:3] == bytes(RED)
 
     def test_a_missing_and_a_wrong_password(self, store: Store) -> None:
-        path = store(pdfs.encrypted(filled(1, 0, 0), "secret"))
-        assert kind(path) == kind(path, "") == "password_required"
-        assert kind(path, "Secret") == kind(path, "secret ") == kind(path, "密码\0") == "password_wrong"
-        assert count_pages(path, "secret") == 1
-        assert kind(path, "Secret") == "password_wrong"  # also when it is open already
+        file = store(pdfs.encrypted(filled(1, 0, 0), "secret"))
+        assert kind(file) == kind(file, "") == "password_required"
+        assert kind(file, "Secret") == kind(file, "secret ") == kind(file, "密码\0") == "password_wrong"
+        assert count_pages(file, "secret") == 1
+        with pytest.raises(PdfError, match="password_wrong"):  # also when it is open already
+            pdf_worker.count_pages("Secret")
 
     def test_a_pdf_that_only_restricts_permissions(self, store: Store) -> None:
         assert page(store(pdfs.encrypted(filled(1, 0, 0), ""))).getpixel((9, 9)) == RED
@@ -178,22 +191,22 @@ class TestDamage:
 
     def test_a_missing_page_leaves_the_others_readable(self, store: Store) -> None:
         data = pdf(filled(1, 0, 0), filled(0, 0, 1), filled(0, 1, 0))
-        path = store(data.replace(b"/Kids[3 0 R 5 0 R 7 0 R]", b"/Kids[3 0 R 99 0 R 7 0 R]"))
-        assert count_pages(path, None) == 3
-        assert page(path, 0).getpixel((9, 9)) == RED
-        assert kind(path, index=1) == "page_failed"
-        assert page(path, 2).getpixel((9, 9)) == LIME
+        file = store(data.replace(b"/Kids[3 0 R 5 0 R 7 0 R]", b"/Kids[3 0 R 99 0 R 7 0 R]"))
+        assert count_pages(file, None) == 3
+        assert page(file, 0).getpixel((9, 9)) == RED
+        assert kind(file, index=1) == "page_failed"
+        assert page(file, 2).getpixel((9, 9)) == LIME
 
     def test_fewer_pages_than_it_says(self, store: Store) -> None:
-        path = store(self.WHOLE.replace(b"/Count 1", b"/Count 99999"))
-        assert count_pages(path, None) == 99999
-        assert kind(path, index=99998) == "page_failed"
+        file = store(self.WHOLE.replace(b"/Count 1", b"/Count 99999"))
+        assert count_pages(file, None) == 99999
+        assert kind(file, index=99998) == "page_failed"
 
 
 class TestSize:
     def test_a_page_too_large_for_the_resolution_is_rendered_at_a_lower_one(self, store: Store) -> None:
-        path = store(pdf(filled(1, 0, 0), size=(14_400, 14_400)))
-        dpi, (width, height, pixels) = render(path, None, 0, 144, 1_000_000)
+        file = store(pdf(filled(1, 0, 0), size=(14_400, 14_400)))
+        dpi, (width, height, pixels) = render(file, None, 0, 144, 1_000_000)
         assert (width, height, dpi) == (1000, 1000, 5)
         assert len(pixels) == 3_000_000
         assert pixels[:3] == bytes(RED)

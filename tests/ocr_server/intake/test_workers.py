@@ -61,6 +61,13 @@ def shared_bytes(process: psutil.Process) -> list[int]:
     return [file.stat().st_size for file in files if "memfd:page" in os.readlink(file)]
 
 
+async def crash(process: psutil.Process, cpu_s: float) -> None:
+    """Crash a process once it has used this much time of the CPU."""
+    while process.cpu_times().user < cpu_s:  # noqa: ASYNC110  # it happens in another process
+        await asyncio.sleep(0.002)
+    os.kill(process.pid, signal.SIGSEGV)
+
+
 async def read(opener: Opener, data: bytes) -> SourcePage:
     opened = await opener.open(Source(data, dpi=72))
     page = await opened.page(0)
@@ -87,10 +94,10 @@ async def test_a_file_that_crashes_its_process(start: Start) -> None:
     await read(opener, saved())
     (before,) = processes()
     lost = asyncio.create_task(read(opener, LARGE))
-    busy = before.cpu_times().user + 0.05
-    while before.cpu_times().user < busy:  # noqa: ASYNC110  # it happens in another process
+    await crash(before, cpu_s=before.cpu_times().user + 0.05)
+    while not (again := [process for process in processes() if process != before]):  # noqa: ASYNC110
         await asyncio.sleep(0.002)
-    os.kill(before.pid, signal.SIGSEGV)
+    await crash(again[0], cpu_s=0.3)
     with pytest.raises(SourceError) as caught:
         await lost
     assert (caught.value.code, caught.value.about) == ("image_parse_error", "file")
@@ -115,6 +122,24 @@ async def test_workers_see_no_secrets_and_load_no_model_code(start: Start, monke
     assert "_imaging" in loaded
     assert "torch" not in loaded
     assert "vllm" not in loaded
+
+
+async def test_workers_are_in_the_sandbox_before_they_see_a_file(start: Start) -> None:
+    """What it keeps them from is tested in sandbox/."""
+    await read(start(), saved())
+    (process,) = processes()
+    text = Path(f"/proc/{process.pid}/status").read_text()  # noqa: ASYNC240
+    assert "NoNewPrivs:\t1\n" in text
+    assert "Seccomp:\t2\n" in text
+
+
+async def test_what_the_kernel_does_not_restrict_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    workers = Workers(count=2, timeout_s=1, memory_bytes=1)
+    for gaps in ([], ["files"], ["files"]):
+        workers.started(gaps)  # type: ignore[arg-type]
+    assert len(caplog.messages) == 1
+    assert "Landlock" in caplog.messages[0]
+    await workers.close()
 
 
 async def test_workers_have_their_own_process_group_but_the_session_of_the_server(start: Start) -> None:
