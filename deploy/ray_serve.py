@@ -2,6 +2,8 @@
 
     pip install -r deploy/requirements_ray.txt
     export PYTHONPATH=$PWD                # in the project's folder: Ray's processes import from it
+    export RAY_AUTH_MODE=token            # whoever reaches a cluster without a token can run programs on it
+    ray get-auth-token --generate         # copy ~/.ray/auth_token to the other machines
     ray start --head                      # and `ray start --address=HEAD:6379` on the other machines, likewise
     serve deploy deploy/ray_serve.yaml    # again after every change of the file, for a rolling update
 
@@ -64,27 +66,31 @@ class HeldBack:
 class OcrServer:
     """A replica of the server."""
 
-    async def __init__(self, options: dict[str, Any], metrics_port: int | None) -> None:  # type: ignore[misc]
+    async def __init__(self, options: dict[str, Any], metrics_host: str, metrics_port: int | None) -> None:  # type: ignore[misc]
         """Load the model.
 
         Args:
             options: Settings, as in `config.Settings`.
+            metrics_host: The address on which the metrics are served.
             metrics_port: The first port to try for the metrics of this replica. None for no metrics.
         """
         from config import Settings
         from ocr_server.engine.build import dedicated_engine, prepare_process
         from ocr_server.engine.environment import VLLM_LOG_LEVELS
         from ocr_server.observability import logs
+        from ocr_server.transport.boundary import reachable_by
 
         self._settings = settings = for_a_cluster(Settings(**options))
         logs.set_up(settings.LOG_LEVEL, settings.LOG_FORMAT)
         logging.getLogger("vllm").setLevel(VLLM_LOG_LEVELS[settings.LOG_LEVEL])
+        access = reachable_by("Ray's HTTP proxies", keys=settings.has_keys, origins=settings.cors_origins)
+        logging.log(logging.INFO if settings.has_keys else logging.WARNING, access)
         prepare_process(settings)
         self._engine = dedicated_engine(settings)
         self._hopeless = asyncio.create_task(self._engine.given_up())
         await self._engine.loaded()
         if metrics_port is not None:
-            serve_metrics(metrics_port)
+            serve_metrics(metrics_host, metrics_port)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from ocr_server.app import create_app
@@ -135,8 +141,8 @@ def for_a_cluster(settings: Settings) -> Settings:
     return settings.model_copy(update={"BATCHES": False})
 
 
-def serve_metrics(first_port: int) -> int | None:
-    """Serve the metrics of this replica on the first free port from `first_port` on, and return the port.
+def serve_metrics(host: str, first_port: int) -> int | None:
+    """Serve the metrics of this replica at `host`, on the first free port from `first_port` on, and return the port.
 
     Return None if none of `METRICS_PORTS` ports is free.
     """
@@ -146,7 +152,7 @@ def serve_metrics(first_port: int) -> int | None:
 
     for port in range(first_port, first_port + METRICS_PORTS):
         try:
-            start_http_server(port, registry=registry())
+            start_http_server(port, addr=host, registry=registry())
         except OSError:
             continue
         return port
@@ -158,6 +164,9 @@ def build(args: dict[str, Any]) -> Application:
     """Build the application. `ray_serve.yaml` refers to this function.
 
     Args:
-        args: `settings`, as in `config.Settings`, and `metrics_port`.
+        args: `settings`, as in `config.Settings`, `metrics_host` and `metrics_port`.
     """
-    return serve.deployment(OcrServer).bind(dict(args.get("settings") or {}), args.get("metrics_port", 9464))
+    settings = dict(args.get("settings") or {})
+    return serve.deployment(OcrServer).bind(
+        settings, args.get("metrics_host", "127.0.0.1"), args.get("metrics_port", 9464)
+    )

@@ -204,5 +204,5 @@ def reachable_by(host: str, *, keys: bool, origins: Sequence[str]) -> str:
         return f"No API keys are set: every user and program of this machine can use this server. {pages}"
     return (
         f"No API keys are set: everyone who can connect to {host} can use this server. {pages} "
-        "To close it, set API_KEYS_FILE or API_KEYS, or listen on this machine only: HOST=127.0.0.1."
+        "To close it, set API_KEYS_FILE or API_KEYS, or listen on this machine only (HOST=127.0.0.1)."
     )

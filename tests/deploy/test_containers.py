@@ -34,6 +34,12 @@ def test_settings_of_the_ray_deployment_exist() -> None:
     assert set(application["args"]["settings"]) <= set(Settings.model_fields)
 
 
+def test_the_ray_deployment_listens_on_this_machine_only() -> None:
+    configuration = yaml.safe_load((DEPLOY / "ray_serve.yaml").read_text())
+    assert configuration["http_options"]["host"] == "127.0.0.1"
+    assert configuration["applications"][0]["args"]["metrics_host"] == "127.0.0.1"
+
+
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_dockerfiles_pass_the_linter(name: str) -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
@@ -82,6 +88,13 @@ class TestCompose:
                     assert source in compose["volumes"]
             if "build" in service:
                 assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+
+    def test_ports_are_published_on_this_machine_only(self) -> None:
+        compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+        published = [port for service in compose["services"].values() for port in service.get("ports", [])]
+        assert published
+        for port in published:
+            assert port.startswith(("127.0.0.1:", "${BIND:-127.0.0.1}:"))
 
     def test_prometheus_scrapes_the_server(self) -> None:
         prometheus = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yml").read_text())

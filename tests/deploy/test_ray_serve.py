@@ -90,7 +90,7 @@ class TestSettings:
 
 
 def test_replicas_on_one_machine_serve_their_metrics_on_different_ports() -> None:
-    first, second = serve_metrics(29464), serve_metrics(29464)
+    first, second = (serve_metrics("127.0.0.1", 29464) for _ in range(2))
     assert first is not None
     assert second is not None
     assert first < second

@@ -307,3 +307,13 @@ def test_control_characters_are_replaced(server: FakeServer, tmp_path: Path) -> 
     assert done.code == 1
     assert "\x1b" not in done.error
     assert "[bold]\N{REPLACEMENT CHARACTER}[31m报告.png" in done.error
+
+
+def test_a_server_that_does_not_answer_to_its_name(server: FakeServer, tmp_path: Path) -> None:
+    """The server is at fault, not the document: it can be read later."""
+    write_image(tmp_path / "a.png", 1)
+    proxy = {"http_proxy": f"http://127.0.0.1:{server.port}"}  # so that the name need not exist
+    done = run("read", "a.png", "-o", "out", "--base-url", "http://ocr.example/v1", cwd=tmp_path, variables=proxy)
+    assert done.code != 0
+    assert "ALLOWED_HOSTS" in done.error
+    assert not (tmp_path / "out" / "a.png").exists()
