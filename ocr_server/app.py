@@ -23,7 +23,7 @@ from ocr_server.batches.service import batches_for
 from ocr_server.dialects.registry import DIALECTS, apis
 from ocr_server.dialects.service.web_page import WebPage
 from ocr_server.dialects.validation import invalid_request
-from ocr_server.errors import ApiError, error_body, internal_error
+from ocr_server.errors import ApiError, error_body, internal_error, out_of_resources
 from ocr_server.memory import MemoryBudget
 from ocr_server.observability import metrics, tracing
 from ocr_server.runtime import MEGA, Runtime
@@ -131,6 +131,16 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def api_error(_: Request, error: ApiError) -> JSONResponse:
         return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+    @app.exception_handler(OSError)
+    @app.exception_handler(MemoryError)
+    @app.exception_handler(RuntimeError)
+    async def machine_trouble(request: Request, error: Exception) -> JSONResponse:
+        exhausted = out_of_resources(error)
+        if exhausted is None:
+            raise error
+        logger.error("the machine has run out of resources: %r", error)
+        return await api_error(request, exhausted)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

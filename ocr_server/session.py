@@ -77,7 +77,7 @@ class Session:
         ticket = admission.enter(caller.client, pages=len(plan.sources), in_background=caller.in_background)
         try:
             with stage("open"):
-                documents = await intake.open([planned.source for planned in plan.sources])
+                documents = await intake.open([planned.source for planned in plan.sources], caller.client)
         except InputError as error:
             ticket.close()
             raise plan.api_error(error) from error

@@ -11,7 +11,7 @@ from typing import Any
 from ocr_server.batches.endpoint import Endpoint
 from ocr_server.batches.leases import BatchAnswer
 from ocr_server.batches.requests import Item
-from ocr_server.errors import ApiError, TooMany, Unavailable, internal_error
+from ocr_server.errors import ApiError, TooMany, Unavailable, internal_error, out_of_resources
 from ocr_server.observability import logs, metrics
 from ocr_server.runtime import Runtime
 from ocr_server.session import Caller
@@ -54,19 +54,18 @@ async def _tried(runtime: Runtime, endpoint: Endpoint, item: Item, caller: Calle
         try:
             content = None if item.content is None else await item.content()
             return 200, await endpoint.answer(runtime, item.body, caller, content)
-        except (Unavailable, TooMany) as error:
+        except Exception as caught:
+            error = caught if isinstance(caught, ApiError) else out_of_resources(caught)
+            if error is None:
+                logger.exception("a request of a batch failed unexpectedly")
+                return _refused(500, internal_error())
             tries += isinstance(error, Unavailable)
-            if tries >= MAX_TRIES:
+            if not isinstance(error, Unavailable | TooMany) or tries >= MAX_TRIES:
                 return _refused(error.status, error.body())
             wait = max(error.retry_after or MIN_WAIT_S * 2**tries, MIN_WAIT_S)
             metrics.BATCH_RETRIES.inc()
             caller.account.clear()
             await asyncio.sleep(min(wait, MAX_WAIT_S))
-        except ApiError as error:
-            return _refused(error.status, error.body())
-        except Exception:
-            logger.exception("a request of a batch failed unexpectedly")
-            return _refused(500, internal_error())
 
 
 def _refused(status: int, body: dict[str, Any]) -> tuple[int, str]:

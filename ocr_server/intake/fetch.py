@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
+import copy
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import httpx
 
+from ocr_server.errors import out_of_resources
 from ocr_server.intake.addresses import is_public
 from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.limits import IntakeLimits
-
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Host name and port → IP addresses of the host, preferred ones first. Raises OSError if there are none."""
-
-
-async def system_resolve(host: str, port: int) -> list[str]:
-    """Return the addresses of `host` according to the resolver of the operating system."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+from ocr_server.intake.resolver import Resolve, Resolver
 
 
 class Fetcher:
@@ -41,16 +34,22 @@ class Fetcher:
         self,
         limits: IntakeLimits,
         *,
-        resolve: Resolve = system_resolve,
+        resolve: Resolve | None = None,
         transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
     ) -> None:
         self._limits = limits
-        self._resolve = resolve
+        self._resolve = resolve or Resolver().for_request("")
         self._transport = transport or partial(
             httpx.AsyncHTTPTransport,
             verify=httpx.create_ssl_context(),
             limits=httpx.Limits(max_keepalive_connections=0),
         )
+
+    def resolving(self, resolve: Resolve) -> Fetcher:
+        """Return a fetcher that looks up names with `resolve`, and is like this one otherwise."""
+        made = copy.copy(self)
+        made._resolve = resolve
+        return made
 
     async def fetch(self, url: str) -> bytes:
         """Return the response body of `url`, at most `limits.max_image_bytes` bytes.
@@ -59,6 +58,7 @@ class Fetcher:
             SourceError: The URL is malformed (code `invalid_image_url`), the server does not fetch it
                 (`image_url_not_allowed`), or fetching it failed (`image_fetch_failed`).
             SourceTooLarge: The body is larger than the limit.
+            OutOfResources: The machine has run out of file descriptors or memory.
         """
         limits = self._limits
         if not limits.allow_urls:
@@ -69,7 +69,7 @@ class Fetcher:
         except (TimeoutError, httpx.TimeoutException) as error:
             raise _failed(f"it took longer than the limit of {limits.fetch_timeout_s:g} s") from error
         except (httpx.ConnectError, ConnectionError) as error:
-            raise _failed("the connection failed") from error
+            raise out_of_resources(error) or _failed("the connection failed") from error
         except (httpx.HTTPError, zlib.error) as error:
             raise _failed("the response was invalid or incomplete") from error
 
@@ -120,7 +120,7 @@ class Fetcher:
         try:
             addresses = await self._resolve(host, port)
         except (OSError, ValueError) as error:
-            raise _failed("the host name can't be resolved") from error
+            raise out_of_resources(error) or _failed("the host name can't be resolved") from error
         if not addresses:
             raise _failed("the host name can't be resolved")
         if not self._limits.allow_private_urls and not all(is_public(address) for address in addresses):

@@ -21,6 +21,7 @@ from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.load import load
 from ocr_server.intake.opener import Opener
+from ocr_server.intake.resolver import Resolver
 from ocr_server.intake.source import Base64, Source, Url
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import Workers
@@ -39,21 +40,27 @@ class Intake:
         """
         self._limits = limits
         self._fetcher = Fetcher(limits)
+        self._resolver = Resolver()
         self._threads = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, MAX_THREADS), "prepare")
         self._workers = workers
         self._opener = Opener(limits, self._threads, workers)
 
-    async def open(self, sources: Sequence[Source]) -> list[Document]:
+    async def open(self, sources: Sequence[Source], client: str = "") -> list[Document]:
         """Fetch and open all sources, in order. Close each document when it has been read.
 
         If a source fails, all documents are closed, also those that were handed over open.
 
+        Args:
+            client: On whose behalf. The number of names that are looked up for a client at the same time is limited.
+
         Raises:
             SourceError: A source cannot be fetched or opened, or together they have more pages than the limit; its
                 `source` says which one it is.
-            Unavailable: No process can be started to decode in.
+            Unavailable: No process can be started to decode in, or the machine has run out of memory, disk space or
+                file descriptors.
         """
-        tasks = [asyncio.create_task(self._open(number, source)) for number, source in enumerate(sources)]
+        fetcher = self._fetcher.resolving(self._resolver.for_request(client))
+        tasks = [asyncio.create_task(self._open(number, source, fetcher)) for number, source in enumerate(sources)]
         try:
             documents = list(await asyncio.gather(*tasks))
         except BaseException:  # after the first failure the others are of no use
@@ -79,15 +86,16 @@ class Intake:
         return await asyncio.get_running_loop().run_in_executor(self._threads, prepare_image, page.pixels, mode)
 
     async def close(self) -> None:
+        self._resolver.close()
         await self._workers.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _open(self, number: int, source: Source) -> Document:
+    async def _open(self, number: int, source: Source, fetcher: Fetcher) -> Document:
         try:
             if isinstance(source.content, Document):
                 return source.content
             if isinstance(source.content, Url):
-                source = replace(source, content=await load(source.content.address, self._fetcher, self._limits))
+                source = replace(source, content=await load(source.content.address, fetcher, self._limits))
             elif isinstance(source.content, Base64):
                 source = replace(source, content=decode_base64(source.content.text, self._limits))
             return await self._opener.open(source)

@@ -11,7 +11,7 @@ import anyio
 from sse_starlette import EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from ocr_server.errors import ApiError, internal_error
+from ocr_server.errors import ApiError, internal_error, out_of_resources
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +80,10 @@ async def _frames(first: asyncio.Future[str], events: AsyncGenerator[str]) -> As
             yield _frame(event)
     except ApiError as error:
         yield _frame(json.dumps(error.body()))
-    except Exception:
+    except Exception as error:
         logger.exception("a stream failed unexpectedly")
-        yield _frame(json.dumps(internal_error()))
+        exhausted = out_of_resources(error)
+        yield _frame(json.dumps(internal_error() if exhausted is None else exhausted.body()))
     yield _frame("[DONE]")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -130,6 +131,30 @@ class TestErrors:
         assert (error["type"], error["code"], error["param"]) == ("server_error", "internal_error", None)
         assert "secret" not in response.text
         assert response.headers["x-request-id"] == "mine"
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError(),
+            OSError(errno.EMFILE, "secret"),
+            OSError(errno.ENOSPC, "secret", "/tmp/secret"),
+            RuntimeError("can't start new thread"),
+        ],
+    )
+    async def test_trouble_of_the_machine_can_be_tried_again(
+        self, client: httpx.AsyncClient, engine: FakeEngine, error: Exception
+    ) -> None:
+        engine.script = fails(error)
+        response = await client.post(CHAT, json=chat())
+        assert error_of(response, 503)["code"] == "out_of_resources"
+        assert response.headers["retry-after"] == "5"
+        assert "secret" not in response.text
+
+    async def test_other_errors_of_the_system_are_unexpected(
+        self, client: httpx.AsyncClient, engine: FakeEngine
+    ) -> None:
+        engine.script = fails(OSError(errno.ENOENT, "secret"))
+        assert error_of(await client.post(CHAT, json=chat()), 500)["code"] == "internal_error"
 
     async def test_structured_output_applies_to_a_single_page(
         self, client: httpx.AsyncClient, engine: FakeEngine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -215,6 +216,21 @@ async def test_a_request_waits_for_the_engine_and_is_tried_again(serve: Serve, m
         done = await served.ended(batch)
         assert done.request_counts.completed == 1
         assert len(engine.pages) == 3
+
+
+async def test_a_request_is_tried_again_after_trouble_of_the_machine(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ocr_server.batches.answer.MAX_WAIT_S", 0.01)
+
+    async def full_disk(number: int, page: Page) -> AsyncGenerator[PageDelta]:
+        if number < 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        yield delta("Hello", finish="stop")
+
+    async with serve(FakeEngine(full_disk)) as served:
+        done = await served.ended(await served.batch([request("a")]))
+        assert done.request_counts.completed == 1
 
 
 async def test_the_number_of_attempts_is_limited(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,12 @@ class TestErrors:
         assert (failure["error"]["type"], done) == ("server_error", "[DONE]")
         assert "secret" not in response.text
 
+    async def test_trouble_of_the_machine_is_named(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        engine.script = fails(MemoryError(), "a")
+        response = await client.post(CHAT, json=chat(stream=True))
+        *_, failure, _ = events(response.text)
+        assert envelope(failure)["code"] == "out_of_resources"
+
     async def test_unexpected_errors_before_the_first_event(
         self, client: httpx.AsyncClient, engine: FakeEngine
     ) -> None:
