@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from ocr_server import __version__
 from ocr_server.errors import DecodingError, Unavailable
@@ -24,9 +28,16 @@ from ocr_server.session import Caller, Session
 if TYPE_CHECKING:
     from config import Settings
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 MEGA = 1_000_000
 MAX_REDIRECTS = 5
 MAX_DECODE_WORKERS = 8
+PARSERS = 2
+"""Number of large request bodies that are parsed at a time."""
+LARGE_BODY_BYTES = 65_536
+"""Size from which a request body is parsed in a thread. Smaller ones take less than a millisecond or a few."""
 LOADED_AHEAD = 16
 """Number of pages that are loaded and prepared in addition to those that the engine reads, so that it never waits."""
 
@@ -68,6 +79,8 @@ class Runtime:
     """OpenAI's `system_fingerprint`: changes when the model or the versions do."""
     started: int
     """Time at which the runtime was built, Unix time in seconds."""
+    parsers: ThreadPoolExecutor
+    """Threads for `sized`."""
 
     @classmethod
     def build(cls, settings: Settings, engine: Engine) -> Runtime:
@@ -95,7 +108,17 @@ class Runtime:
             memory=memory,
             fingerprint=_fingerprint(settings),
             started=int(time.time()),
+            parsers=ThreadPoolExecutor(PARSERS, "parse"),
         )
+
+    async def sized(self, size: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return `function(*args, **kwargs)`, which takes time in proportion to `size`, a number of bytes.
+
+        Called in a thread if there are many, so that the event loop is free.
+        """
+        if size < LARGE_BODY_BYTES:
+            return function(*args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self.parsers, partial(function, *args, **kwargs))
 
     async def begin(self, plan: ReadPlan, caller: Caller) -> Session:
         """Check the plan, join the queue and open the sources.
@@ -115,6 +138,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Close the intake, then the engine."""
+        self.parsers.shutdown(wait=False, cancel_futures=True)
         await self.intake.close()
         await self.engine.close()
 

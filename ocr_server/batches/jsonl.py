@@ -11,6 +11,8 @@ from pydantic_core import from_json, to_json
 
 from ocr_server.batches.requests import CheckResult, Item, count_errors, custom_id_problem
 from ocr_server.batches.storage import Storage
+from ocr_server.errors import InvalidRequest
+from ocr_server.transport.json_limits import check_json
 
 KEYS = {"custom_id", "method", "url", "body"}
 """Keys of each line."""
@@ -129,7 +131,10 @@ def parse_line(data: bytes, endpoint: str) -> tuple[str, dict[str, Any]]:
         BadLine: The line is not a valid request for `endpoint`.
     """
     try:
+        check_json(data)
         line = from_json(data, allow_inf_nan=False)
+    except InvalidRequest as error:
+        raise BadLine(error.code, error.message, None) from None
     except ValueError:
         raise BadLine("invalid_json_line", "This line is not valid JSON.", None) from None
     if not isinstance(line, dict):

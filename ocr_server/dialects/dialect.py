@@ -65,7 +65,7 @@ class Dialect(Generic[W]):
         Raises:
             ApiError: The request cannot be answered.
         """
-        request, plan = self.understand(body, runtime.settings, content)
+        request, plan = await runtime.sized(len(body), self.understand, body, runtime.settings, content)
         return await self.respond(request, await runtime.begin(plan, caller), runtime)
 
     def understand(self, body: bytes, settings: Settings, content: Content | None) -> tuple[W, ReadPlan]:

@@ -61,7 +61,8 @@ async def parsed(request: Request, model: type[W]) -> W:
     """
     if is_browser(request.headers) and not _is_json(request.headers.get("content-type", "")):
         raise UnsupportedMediaType("A web page must send JSON with the content type application/json.")
-    return parse_body(await request.body(), model)
+    body = await request.body()
+    return await runtime_of(request).sized(len(body), parse_body, body, model)
 
 
 def _is_json(content_type: str) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from deepseek_ocr.guard import Guard
 from deepseek_ocr.modes import ResolutionMode
+from ocr_server.dialects.validation import MAX_NAME_CHARS
 from ocr_server.dialects.wire import PageNumbers, ReadingOptions
 from ocr_server.errors import InvalidRequest, NotFound
 from ocr_server.intake.document import DEFAULT_DPI
@@ -101,7 +102,7 @@ def mode_of_model(model: str, settings: Settings) -> ResolutionMode | None:
     name, colon, mode = model.partition(":")
     if name != settings.MODEL_NAME or (colon and mode not in settings.family.modes):
         raise NotFound(
-            f"The model {model!r} does not exist; GET /v1/models lists the available models.",
+            f"The model {model[:MAX_NAME_CHARS]!r} does not exist; GET /v1/models lists the available models.",
             param="model",
             code="model_not_found",
         )

@@ -10,9 +10,12 @@ from pydantic_core import ErrorDetails
 
 from ocr_server.dialects.wire import UNION_TAGS, Wire
 from ocr_server.errors import InvalidRequest
+from ocr_server.transport.json_limits import check_json
 
 W = TypeVar("W", bound=Wire)
 
+MAX_NAME_CHARS = 100
+"""Maximum length of a name in an error message. Names of unknown parameters are the client's choice."""
 MAX_LEVELS = 64
 """Deepest nesting of lists and objects in a body. Code that reads a JSON schema recurses a few calls for each level."""
 
@@ -21,8 +24,10 @@ def parse_body(body: bytes, model: type[W]) -> W:
     """Parse a request body directly from its bytes, without a second copy of a picture as a Python object.
 
     Raises:
-        InvalidRequest: The body is not JSON, does not match `model`, or is nested deeper than `MAX_LEVELS`.
+        InvalidRequest: The body is not JSON, does not match `model`, is nested deeper than `MAX_LEVELS`, or has more
+            values than `check_json` allows.
     """
+    check_json(body)
     try:
         value = model.model_validate_json(body)
     except ValidationError as error:
@@ -65,7 +70,7 @@ def _too_deep(param: str | None) -> InvalidRequest:
 def parse_fields(fields: Mapping[str, str], model: type[W]) -> W:
     """Parse the fields of a form, all of whose values are strings. Raises InvalidRequest."""
     try:
-        return model.model_validate_strings(fields)
+        return model.model_validate(fields, strict=False)
     except ValidationError as error:
         raise invalid_request(error.errors(include_input=False, include_url=False), model) from error
 
@@ -99,6 +104,6 @@ def parameter_name(location: Sequence[str | int]) -> str | None:
         if isinstance(part, int):
             name += f"[{part}]"
         elif part not in UNION_TAGS:
-            part = part or '""'
+            part = part[:MAX_NAME_CHARS] or '""'
             name += f".{part}" if name else part
     return name or None

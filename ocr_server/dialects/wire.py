@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from deepseek_ocr.families import FAMILIES
 from ocr_server.intake.document import MAX_DPI, MIN_DPI
+from ocr_server.intake.page_selection import MAX_LENGTH as MAX_SELECTION
 from ocr_server.output.tables import TableFormat
 
 T = TypeVar("T")
@@ -28,6 +29,16 @@ class Wire(BaseModel):
 
     REFUSED: ClassVar[Mapping[str, str]] = {}
     """Parameter that would change the answer but is not supported → the reason, for the error message."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_one_unknown_field(cls, data: Any) -> Any:
+        """Drop all unknown fields but the first, for each of which pydantic would collect an error."""
+        if not isinstance(data, dict) or len(data) <= len(cls.model_fields):
+            return data
+        fields = {field.alias or name for name, field in cls.model_fields.items()}
+        first = next(name for name in data if name not in fields)
+        return {name: value for name, value in data.items() if name in fields or name == first}
 
 
 class Answer(BaseModel):
@@ -52,7 +63,7 @@ ModeName = Annotated[
 LEAST_SECONDS, MOST_SECONDS = 3600, 30 * 86_400
 """Shortest and longest lifetime of a file."""
 
-UNION_TAGS = frozenset({"<string>", "<parts>", "<text>", "<image>", "<file>", "<other>"})
+UNION_TAGS = frozenset({"<string>", "<list>", "<text>", "<image>", "<file>", "<other>"})
 """Names that pydantic reports for the members of unions in wire types. They are not part of a parameter's name."""
 
 
@@ -63,7 +74,17 @@ class ImageUrl(Wire):
     """`low` selects the tiny mode, `high` the gundam mode, and `auto` the server's default mode."""
 
 
-PageNumbers = str | list[int]
+def string_or_list(value: Any) -> str:
+    """Return the tag of the member of a union that `value` belongs to. For use in `Discriminator`."""
+    return "<list>" if isinstance(value, list) else "<string>"
+
+
+# Lists and mappings are limited, and their validation ends at the first error: pydantic would collect one for each item.
+PageNumbers = Annotated[
+    Annotated[str, Tag("<string>")]
+    | Annotated[list[int], Field(max_length=MAX_SELECTION, fail_fast=True), Tag("<list>")],
+    Discriminator(string_or_list),
+]
 
 
 class ReadingOptions(Wire):
@@ -71,7 +92,7 @@ class ReadingOptions(Wire):
 
     dpi: Annotated[int | None, Field(ge=MIN_DPI, le=MAX_DPI)] = None
     """Resolution at which the pages of a PDF are rendered, pixels per inch: 36 to 600. The default is 144."""
-    password: str | None = None
+    password: Annotated[str | None, Field(max_length=1000)] = None
     """Password of an encrypted PDF."""
     mode: ModeName | None = None
     """Name of a resolution mode. The following five fields override parts of it."""
@@ -89,7 +110,7 @@ class ReadingOptions(Wire):
     """Length of the n-grams that may not occur twice within the window, at most 128; 0 turns this guard off."""
     window_size: int | None = None
     """Number of most recent tokens that the guard searches."""
-    whitelist_token_ids: list[int] | None = None
+    whitelist_token_ids: Annotated[list[int], Field(max_length=1000, fail_fast=True)] | None = None
     """Ids of tokens that the guard never bans. The default is `<td>` and `</td>`."""
     table_format: TableFormat | None = None
     """How tables are written in markdown: `html`, as the model writes them, or `markdown`."""

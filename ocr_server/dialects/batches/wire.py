@@ -11,7 +11,7 @@ from ocr_server.dialects.wire import Answer, ExpiresAfter, Wire
 NO_NUL = r"^[^\x00]*$"
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64, pattern=NO_NUL)]
 MetadataValue = Annotated[str, Field(max_length=512, pattern=NO_NUL)]
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16, fail_fast=True)]
 
 
 class BatchRequest(Wire):
@@ -23,7 +23,7 @@ class BatchRequest(Wire):
     """Time in which the batch is answered: `24h`, or another number of hours or days (`72h`, `7d`)."""
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
-    request: dict[str, Any] | None = None
+    request: Annotated[dict[str, Any], Field(max_length=1000)] | None = None
     """Extension of this server, for a PDF or zip: the body of each request, without its picture or document."""
 
     @property

@@ -69,7 +69,7 @@ def _resolved(schema: Any, root: Schema) -> Schema:
             return {}
         if isinstance(reference := schema.get("$ref"), str):
             found: Any = root
-            for part in reference.removeprefix("#").split("/"):
+            for part in reference.removeprefix("#").split("/", LONGEST):
                 found = found.get(part) if part and isinstance(found, dict) else found
             schema = found
         elif isinstance(choices := schema.get("anyOf"), list):

@@ -16,6 +16,7 @@ from ocr_server.dialects.chat.wire import (
     TextPart,
 )
 from ocr_server.dialects.options import SharedOptions, check_prompt, mode_of_model
+from ocr_server.dialects.validation import MAX_NAME_CHARS
 from ocr_server.errors import InvalidRequest
 from ocr_server.intake.source import Base64, Content, Url
 from ocr_server.output.artifacts import Artifacts
@@ -153,7 +154,7 @@ def _refuse_other_parts(place: int, parts: list[AnyPart]) -> None:
     for number, part in enumerate(parts):
         if isinstance(part, OtherPart):
             raise InvalidRequest(
-                f"Parts of type {part.type!r} are not supported; use text, image_url and file.",
+                f"Parts of type {part.type[:MAX_NAME_CHARS]!r} are not supported; use text, image_url and file.",
                 param=f"messages[{place}].content[{number}].type",
                 code="unsupported_content",
             )

@@ -9,11 +9,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from pydantic_core import PydanticCustomError
 
 from ocr_server.dialects.page_report import OcrExtension, PageOpened
-from ocr_server.dialects.wire import Answer, ImageUrl, Maybe, PageNumbers, ReadingOptions, Wire, known
+from ocr_server.dialects.wire import Answer, ImageUrl, Maybe, PageNumbers, ReadingOptions, Wire, known, string_or_list
 from ocr_server.output.formats import TEXT_FORMATS
 
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
+MAX_STOPS, MAX_STOP_CHARS = 16, 1000
 
 
 class ImagePart(Wire):
@@ -55,10 +56,6 @@ def _part_kind(value: Any) -> str:
     return {"text": "<text>", "image_url": "<image>", "file": "<file>"}.get(str(kind), "<other>")
 
 
-def _content_kind(value: Any) -> str:
-    return "<parts>" if isinstance(value, list) else "<string>"
-
-
 # Tags in angle brackets are left out of the parameter's name in an error (`UNION_TAGS`).
 Part = Annotated[
     Annotated[TextPart, Tag("<text>")]
@@ -68,8 +65,14 @@ Part = Annotated[
     Discriminator(_part_kind),
 ]
 Content = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[Part], Tag("<parts>")],
-    Discriminator(_content_kind),
+    Annotated[str, Tag("<string>")] | Annotated[list[Part], Field(max_length=1000, fail_fast=True), Tag("<list>")],
+    Discriminator(string_or_list),
+]
+
+
+Stops = Annotated[
+    Annotated[str, Tag("<string>")] | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True), Tag("<list>")],
+    Discriminator(string_or_list),
 ]
 
 
@@ -104,7 +107,7 @@ class OcrOptions(ReadingOptions):
 class JsonSchema(Wire):
     name: str
     description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    schema_: Annotated[dict[str, Any], Field(alias="schema", max_length=1000)]
     strict: bool | None = None
 
 
@@ -177,7 +180,7 @@ class ChatCompletionRequest(Wire):
     REFUSED: ClassVar = _REFUSED
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000, fail_fast=True)]
     """The last user message is read. If it contains no picture, the pictures are those of the nearest earlier user
     message that does."""
     stream: bool = False
@@ -192,13 +195,16 @@ class ChatCompletionRequest(Wire):
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
     """Number of choices in the answer."""
-    stop: str | list[str] | None = None
-    """Up to 16 texts that end the answer of a page where they occur. They are not part of the answer."""
+    stop: Stops | None = None
+    """Up to 16 texts that end the answer of a page where they occur, at most 1,000 characters each. They are not part
+    of the answer."""
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    """Token id → value that is added to the logit of the token."""
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1000, fail_fast=True)] | None
+    ) = None
+    """Token id → value that is added to the logit of the token. At most 1,000 tokens."""
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     response_format: ResponseFormat | None = None
@@ -215,14 +221,16 @@ class ChatCompletionRequest(Wire):
     """vLLM: minimum number of tokens before the answer can end."""
     ignore_eos: bool | None = None
     """vLLM: continue after the end-of-sequence token."""
-    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]] | None, Field(max_length=16)] = None
+    stop_token_ids: (
+        Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=16, fail_fast=True)] | None
+    ) = None
     """vLLM: ids of further tokens that end the answer."""
 
     ocr: OcrOptions | None = None
 
     user: str | None = None
     """Accepted without effect, as are the fields below."""
-    metadata: dict[str, Any] | None = None
+    metadata: Annotated[dict[str, Any], Field(max_length=1000)] | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -245,8 +253,12 @@ class ChatCompletionRequest(Wire):
     def _parameters_agree(self) -> ChatCompletionRequest:
         """Check parameters that depend on each other. The type of each error is the name of the parameter."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(stops) > 16 or not all(stops):
-            raise PydanticCustomError("stop", "stop must be one or up to 16 texts, none of them empty")
+        if not all(0 < len(stop) <= MAX_STOP_CHARS for stop in stops):
+            raise PydanticCustomError(
+                "stop",
+                "stop must be one or up to 16 texts of at most {most} characters, none of them empty",
+                {"most": MAX_STOP_CHARS},
+            )
         if self.top_logprobs is not None and not self.logprobs:
             raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs: true")
         if self.stream_options is not None and not self.stream:
@@ -265,7 +277,8 @@ class ChatTemplate(ChatCompletionRequest):
     """A request without a picture, which comes from a batch's file."""
 
     messages: Annotated[
-        list[Message], Field(min_length=1, max_length=1000, default_factory=lambda: [Message(role="user")])
+        list[Message],
+        Field(min_length=1, max_length=1000, fail_fast=True, default_factory=lambda: [Message(role="user")]),
     ]
 
 

@@ -1,0 +1,69 @@
+"""Limits on a JSON text that are checked before it is parsed: a parser's time and memory grow with what is in it."""
+
+from __future__ import annotations
+
+from ocr_server.errors import InvalidRequest
+
+MAX_VALUES = 50_000
+"""Maximum number of values of a JSON text: lists, objects and what they contain."""
+MAX_ESCAPES = 3_000_000
+"""Maximum number of escapes such as `\\n` in its strings: base64 of 50 MB in lines, with slashes escaped, has fewer."""
+CHUNK_BYTES = 1_000_000
+"""How much of the text is searched at a time, so that other threads can run in between."""
+
+
+def check_json(text: bytes) -> None:
+    """Raise InvalidRequest if a JSON text has more than `MAX_VALUES` values or `MAX_ESCAPES` escapes.
+
+    Takes little memory, and time in proportion to the text up to the limit. The text need not be valid: a parser reads
+    it up to its first error, and up to there the counts are exact.
+    """
+    if _values_exceed(text, MAX_VALUES):
+        raise InvalidRequest(
+            f"The JSON has more than {MAX_VALUES:,} values; send fewer elements and fields.", code="json_too_large"
+        )
+    escapes = 0
+    for at in range(0, len(text), CHUNK_BYTES):
+        end = at + CHUNK_BYTES
+        escapes += text.count(b"\\", at, end) - text.count(b"\\\\", at, end)
+        if escapes > MAX_ESCAPES:
+            raise InvalidRequest(
+                f"The JSON has more than {MAX_ESCAPES:,} escapes in its strings; send characters as they are.",
+                code="json_too_large",
+            )
+
+
+def _values_exceed(text: bytes, most: int) -> bool:
+    """Return whether there are more than `most` values.
+
+    Each value but the first follows a comma or the beginning of a list or object, outside of strings. Strings are left
+    out only if the text has more of these signs than that, since this takes longer.
+    """
+    if not _signs_exceed(text, most):
+        return False
+    most_quotes = 4 * most  # each value can be a string that has a name
+    at = signs = quotes = 0
+    while at < len(text):
+        chunk = text[at : at + CHUNK_BYTES]
+        if (len(chunk) - len(chunk.rstrip(b"\\"))) % 2:  # the last escape continues in the next chunk
+            chunk = text[at : at + CHUNK_BYTES + 1]
+        at += len(chunk)
+        pieces = chunk.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"', most_quotes + 1)
+        signs += sum(_signs(piece, 0, len(piece)) for piece in pieces[quotes % 2 :: 2])
+        quotes += len(pieces) - 1
+        if signs >= most or quotes > most_quotes:
+            return True
+    return False
+
+
+def _signs_exceed(text: bytes, most: int) -> bool:
+    signs = 0
+    for at in range(0, len(text), CHUNK_BYTES):
+        signs += _signs(text, at, at + CHUNK_BYTES)
+        if signs >= most:
+            return True
+    return False
+
+
+def _signs(text: bytes, start: int, end: int) -> int:
+    return text.count(b",", start, end) + text.count(b"[", start, end) + text.count(b"{", start, end)
