@@ -79,7 +79,7 @@ def string_or_list(value: Any) -> str:
     return "<list>" if isinstance(value, list) else "<string>"
 
 
-# Lists and mappings are limited, and their validation ends at the first error: pydantic would collect one for each item.
+# Lists and mappings are limited, and validation ends at their first error: pydantic would collect one for each item.
 PageNumbers = Annotated[
     Annotated[str, Tag("<string>")]
     | Annotated[list[int], Field(max_length=MAX_SELECTION, fail_fast=True), Tag("<list>")],
