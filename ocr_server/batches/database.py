@@ -33,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
+from ocr_server.batches.migrations import SchemaTooNew, migrate
 from ocr_server.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,24 @@ answers = Table(
 )
 
 
+deliveries = Table(
+    "batch_deliveries",
+    _metadata,
+    Column("batch_id", String(64), primary_key=True),
+    Column("line", Integer, primary_key=True, autoincrement=False),  # 0: the input file as a whole
+    Column("holder", String(64), primary_key=True),
+)
+"""Requests that a server has begun and that have no answer yet. Rows of servers that no longer run are their deaths."""
+
+clock = Table(
+    "clock",
+    _metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("seen", Float, nullable=False),  # Unix time
+)
+"""The time at which a server last ran: at most one row."""
+
+
 class Database:
     """Runs functions in a thread, one after another, each with a connection and in a transaction."""
 
@@ -133,7 +152,7 @@ class Database:
                 self._engine = _opened(self._url)
             with self._engine.begin() as connection:
                 result = work(connection)
-        except (DBAPIError, ArgumentError, NoSuchModuleError, ModuleNotFoundError, OSError) as error:
+        except (DBAPIError, ArgumentError, NoSuchModuleError, ModuleNotFoundError, SchemaTooNew, OSError) as error:
             trouble = str(error.orig) if isinstance(error, DBAPIError) else str(error)
             if trouble != self._trouble:  # log it once, not at every attempt
                 logger.error("the database of files and batches is unavailable: %s", trouble)
@@ -158,7 +177,7 @@ class Database:
 
 
 def _opened(address: str) -> Engine:
-    """Connect to the database, and create the tables if they do not exist."""
+    """Connect to the database, and create or migrate its tables."""
     url = make_url(address)
     if url.get_backend_name() == "sqlite":
         if url.database:
@@ -168,7 +187,8 @@ def _opened(address: str) -> Engine:
         event.listen(engine, "begin", _begin_sqlite)
     else:
         engine = create_engine(url, pool_pre_ping=True)
-    _metadata.create_all(engine)
+    with engine.begin() as connection:
+        migrate(connection, _metadata)
     return engine
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 
+from ocr_server.batches.clock import SteadyClock
 from ocr_server.batches.database import Database, batches, files
 from ocr_server.batches.listing import Listing, is_id, list_rows
 from ocr_server.batches.storage import Storage
@@ -50,17 +51,19 @@ class Quota:
 class Files:
     """The files of all clients."""
 
-    def __init__(self, database: Database, storage: Storage, quota: Quota, *, days: int) -> None:
+    def __init__(self, database: Database, storage: Storage, quota: Quota, *, days: int, clock: SteadyClock) -> None:
         """Args:
         database: Has the rows of the files.
         storage: Has the bytes of the files.
         quota: Limits of the stored bytes.
         days: Days after which a file expires if its upload does not say otherwise.
+        clock: The time by which files expire.
         """
         self._database = database
         self.storage = storage
         self._quota = quota
         self._seconds = days * DAY
+        self._clock = clock
 
     async def upload(
         self,
@@ -135,7 +138,7 @@ class Files:
 
     async def get(self, client: str, file_id: str) -> RowMapping:
         """Return the row of a file. Raises NotFound."""
-        return await self._database.run(lambda connection: file_of(connection, client, file_id))
+        return await self._database.run(lambda connection: file_of(connection, client, file_id, self._clock.now()))
 
     async def list(
         self, client: str, *, after: str | None, limit: int, newest_first: bool, purpose: str | None
@@ -146,7 +149,7 @@ class Files:
             InvalidRequest: The client has no file `after`.
         """
         known = [files.c.client == client]
-        shown = [files.c.state == "processed", files.c.expires_at > time.time()]
+        shown = [files.c.state == "processed", files.c.expires_at > self._clock.now()]
         if purpose is not None:
             shown.append(files.c.purpose == purpose)
         return await self._database.run(
@@ -164,7 +167,7 @@ class Files:
         """
 
         def mark(connection: Connection) -> None:
-            file_of(connection, client, file_id)
+            file_of(connection, client, file_id, self._clock.now())
             if batch := connection.execute(
                 select(batches.c.id).where(batches.c.input_file_id == file_id, batches.c.status.not_in(ENDED)).limit(1)
             ).scalar():
@@ -180,7 +183,7 @@ class Files:
 
     async def sweep(self) -> None:
         """Delete expired files, unfinished uploads, and files whose deletion a crash interrupted."""
-        now = time.time()
+        now = self._clock.now()
         needed = select(batches.c.input_file_id).where(batches.c.status.not_in(ENDED))
 
         def mark(connection: Connection) -> Sequence[str]:
@@ -202,9 +205,9 @@ class Files:
             await self._database.run(lambda connection: connection.execute(delete(files).where(files.c.id.in_(ids))))
 
 
-def file_of(connection: Connection, client: str, file_id: str) -> RowMapping:
-    """Return the row of a client's file. Raises NotFound."""
-    visible = (files.c.state == "processed") & (files.c.expires_at > time.time())
+def file_of(connection: Connection, client: str, file_id: str, now: float) -> RowMapping:
+    """Return the row of a client's file that has not expired at the time `now`. Raises NotFound."""
+    visible = (files.c.state == "processed") & (files.c.expires_at > now)
     own = select(files).where(files.c.id == file_id, files.c.client == client, visible)
     row = connection.execute(own).mappings().first() if is_id(file_id) else None
     if row is None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ocr_server.batches.budget import RequestBudget
+from ocr_server.batches.clock import SteadyClock
 from ocr_server.batches.endpoint import Endpoints
 from ocr_server.batches.files import Files
 from ocr_server.batches.leases import Leases, LostLease
@@ -41,13 +42,16 @@ class ActiveRun:
 class Runner:
     """Processes batches in the background. Create one object for each server."""
 
-    def __init__(self, runtime: Runtime, endpoints: Endpoints, leases: Leases, store: Store, files: Files) -> None:
+    def __init__(
+        self, runtime: Runtime, endpoints: Endpoints, leases: Leases, store: Store, files: Files, clock: SteadyClock
+    ) -> None:
         settings = runtime.settings
         self._runtime = runtime
         self._endpoints = endpoints
         self._leases = leases
         self._store = store
         self._files = files
+        self._clock = clock
         self._budget = RequestBudget(requests=settings.batch_concurrency, memory=runtime.memory)
         self._poll = min(POLL_SECONDS, settings.BATCH_LEASE / 3)
         self._active: dict[str, ActiveRun] = {}
@@ -73,8 +77,12 @@ class Runner:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _work(self) -> None:
+        known_time = False
         while True:
             try:
+                if not known_time:
+                    await self._clock.load()
+                    known_time = True
                 await self._renew()
                 while time.monotonic() >= self._paused_until and await self._start_next():
                     pass
@@ -98,7 +106,7 @@ class Runner:
             active.run.storage_full = held[batch_id].storage_full
             if held[batch_id].status == "cancelling":
                 active.run.halt("cancelled")
-            elif active.run.batch["expires_at"] <= time.time():
+            elif held[batch_id].has_expired:
                 active.run.halt("expired")
 
     async def _start_next(self) -> bool:
@@ -117,6 +125,7 @@ class Runner:
             self._files.storage,
             requests,
             self._budget,
+            self._clock,
             batch,
         )
         self._active[batch["id"]] = ActiveRun(run, asyncio.create_task(self._run(run)))
@@ -150,3 +159,4 @@ class Runner:
             self._swept = time.monotonic()
             await self._files.sweep()
             await self._store.sweep()
+            await self._clock.save()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ocr_server.batches.clock import SteadyClock
 from ocr_server.batches.database import Database
 from ocr_server.batches.endpoint import Endpoints
 from ocr_server.batches.files import Files, Quota
@@ -21,6 +22,7 @@ class Batches:
     endpoints: Endpoints
     """The endpoints that can be used in batches."""
     database: Database
+    clock: SteadyClock
     files: Files
     store: Store
     runner: Runner
@@ -40,7 +42,9 @@ def batches_for(runtime: Runtime, endpoints: Endpoints) -> Batches:
     settings = runtime.settings
     quota = Quota(of_all=settings.MAX_STORED_MB * MEGA, of_client=settings.MAX_STORED_MB_OF_CLIENT * MEGA)
     database = Database(settings.database_url)
-    files = Files(database, Storage(settings.storage_url), quota, days=settings.FILE_DAYS)
-    store = Store(database, max_of_client=settings.MAX_BATCHES_OF_CLIENT, days=settings.FILE_DAYS)
-    leases = Leases(database, files, quota, seconds=settings.BATCH_LEASE)
-    return Batches(endpoints, database, files, store, Runner(runtime, endpoints, leases, store, files))
+    clock = SteadyClock(database)
+    files = Files(database, Storage(settings.storage_url), quota, days=settings.FILE_DAYS, clock=clock)
+    store = Store(database, max_of_client=settings.MAX_BATCHES_OF_CLIENT, days=settings.FILE_DAYS, clock=clock)
+    leases = Leases(database, files, quota, seconds=settings.BATCH_LEASE, clock=clock)
+    runner = Runner(runtime, endpoints, leases, store, files, clock)
+    return Batches(endpoints, database, clock, files, store, runner)

@@ -9,6 +9,7 @@ from functools import partial
 
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 
+from ocr_server.batches.clock import SteadyClock
 from ocr_server.batches.database import Database, batches
 from ocr_server.batches.files import DAY, ENDED, file_of
 from ocr_server.batches.listing import Listing, is_id, list_rows
@@ -21,15 +22,17 @@ CANCELLABLE = ("validating", "in_progress")
 class Store:
     """The batches of all clients."""
 
-    def __init__(self, database: Database, *, max_of_client: int, days: int) -> None:
+    def __init__(self, database: Database, *, max_of_client: int, days: int, clock: SteadyClock) -> None:
         """Args:
         database: Has the batches.
         max_of_client: Maximum number of batches of a client that have not ended.
         days: Days after which a batch that has ended is deleted.
+        clock: The time by which batches are deleted and files expire.
         """
         self._database = database
         self._max_of_client = max_of_client
         self._seconds = days * DAY
+        self._clock = clock
 
     async def create(
         self,
@@ -79,7 +82,7 @@ class Store:
         }
 
         def create(connection: Connection) -> RowMapping:
-            file_of(connection, client, input_file_id)
+            file_of(connection, client, input_file_id, self._clock.now())
             mine = select(func.count()).where(batches.c.client == client, batches.c.status.not_in(ENDED))
             if connection.execute(mine).scalar_one() >= self._max_of_client:
                 raise TooMany(f"You have {self._max_of_client} batches that have not ended, which is the limit.")
@@ -129,7 +132,7 @@ class Store:
     async def sweep(self) -> None:
         """Delete batches that ended long ago."""
         ended = func.coalesce(batches.c.completed_at, batches.c.failed_at, batches.c.expired_at, batches.c.cancelled_at)
-        old = batches.c.status.in_(ENDED) & (ended < int(time.time()) - self._seconds)
+        old = batches.c.status.in_(ENDED) & (ended < self._clock.now() - self._seconds)
         await self._database.run(lambda connection: connection.execute(delete(batches).where(old)))
 
 

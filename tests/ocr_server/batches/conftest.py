@@ -14,6 +14,7 @@ import openai
 import pytest
 from fastapi import FastAPI
 from openai import AsyncOpenAI
+from sqlalchemy import Table, update
 
 from config import Settings
 from ocr_server.app import create_app
@@ -58,6 +59,11 @@ class Served:
                 await asyncio.sleep(0.02)
                 batch = await (api or self.api).batches.retrieve(batch.id)
         return batch
+
+    async def change(self, table: Table, row_id: str, **values: Any) -> None:
+        """Change a row of the database."""
+        changed = update(table).where(table.c.id == row_id).values(values)
+        await self.app.state.batches.database.run(lambda connection: connection.execute(changed))
 
     async def lines(self, file_id: str | None) -> dict[str, Any]:
         """Return the lines of an output or error file, by custom_id, and check that each occurs once."""

@@ -49,3 +49,16 @@ async def test_a_request_that_stops_waiting_does_not_block_the_next() -> None:
     budget.leave(body)
     await settle()
     assert second.done()
+
+
+@pytest.mark.parametrize(("requests", "in_groups"), [(1, 1), (2, 1), (4, 2), (16, 4), (50, 6)])
+async def test_suspects_are_tried_in_small_groups_and_then_alone(requests: int, in_groups: int) -> None:
+    budget = RequestBudget(requests=requests, memory=MemoryBudget(1000))
+    for deaths, within in ((0, requests), (1, in_groups), (2, 1), (3, 1)):
+        places = budget.share(deaths)
+        tasks = [asyncio.create_task(budget.enter(0, places)) for _ in range(within + 1)]
+        await settle()
+        assert [task.done() for task in tasks] == [True] * within + [False]
+        for task in tasks:
+            budget.leave(await task)
+            await settle()

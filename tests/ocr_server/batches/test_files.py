@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from config import ROOT, Settings
+from ocr_server.batches.database import files
 from ocr_server.errors import Unavailable
 from tests.ocr_server.batches.conftest import Serve, Served, jsonl, refusal, request
 from tests.ocr_server.conftest import FakeEngine, error_of, never, says
@@ -72,12 +73,11 @@ async def test_the_input_of_a_batch_cannot_be_deleted_before_its_end(serve: Serv
         await served.api.files.delete(batch.input_file_id)
 
 
-async def test_files_expire(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_files_expire(served: Served, tmp_path: Path) -> None:
     file = await upload(served, expires_after={"anchor": "created_at", "seconds": 3600})
     assert file.expires_at == file.created_at + 3600
     kept = await upload(served)
-    now = time.time() + 3601
-    monkeypatch.setattr("ocr_server.batches.files.time.time", lambda: now)
+    await served.change(files, file.id, expires_at=int(time.time()))
     with pytest.raises(openai.NotFoundError):
         await served.api.files.retrieve(file.id)
     await served.app.state.batches.files.sweep()
@@ -189,9 +189,8 @@ async def test_a_failed_upload_leaves_no_file(served: Served, tmp_path: Path) ->
         def read(self, size: int | None = -1, /) -> bytes:
             raise OSError("the disk is full")
 
-    files = served.app.state.batches.files
     with pytest.raises(Unavailable, match="storage"):
-        await files.upload(
+        await served.app.state.batches.files.upload(
             "anonymous",
             iter(lambda: Broken().read(), b""),
             filename="a",

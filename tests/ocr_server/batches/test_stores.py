@@ -54,10 +54,10 @@ async def test_a_batch_from_its_upload_to_its_files(serve: Serve, key: str) -> N
         assert failed.errors.data[0].line == 1
 
 
-def leases_of(served: Served, seconds: float) -> Leases:
+def leases_of(served: Served, seconds: float = 60) -> Leases:
     """The leases of another server that shares the database of `served`."""
     state = served.app.state.batches
-    return Leases(state.database, state.files, Quota(of_all=1 << 30, of_client=0), seconds=seconds)
+    return Leases(state.database, state.files, Quota(of_all=1 << 30, of_client=0), seconds=seconds, clock=state.clock)
 
 
 async def lease_end(served: Served, batch_id: str) -> float:
@@ -83,35 +83,11 @@ async def test_only_one_server_holds_the_lease_of_a_batch(serve: Serve, key: str
             theirs = leases_of(second, 60)
             assert await theirs.claim({}, endpoints=ENDPOINTS, accept_open=True) is None
             with pytest.raises(LostLease):
-                await theirs.record(batch.id, [BatchAnswer(1, True, "{}")])
+                await theirs.record(batch.id, group=[BatchAnswer(1, True, "{}")])
             assert second.engine.pages == []
             await first.app.state.batches.runner.stop()
             second.api = second.sdk(key)
             assert (await second.ended(batch)).request_counts.completed == 1
-
-
-async def test_an_expired_lease_can_be_taken_over(serve: Serve, key: str) -> None:
-    async with serve(**GIVEN, API_KEYS=key) as served:
-        await served.app.state.batches.runner.stop()
-        served.api = served.sdk(key)
-        batch = await served.batch([request("a")])
-        expired, lasting = leases_of(served, 0), leases_of(served, 60)
-        for leases in (expired, lasting):
-            claimed = await leases.claim({}, endpoints=ENDPOINTS, accept_open=True)
-            assert claimed is not None
-            assert claimed["id"] == batch.id
-        for change in (
-            expired.begin(batch.id, 1),
-            expired.close(batch.id),
-            expired.get(batch.id),
-            expired.record(batch.id, [BatchAnswer(1, True, "{}")]),
-        ):
-            with pytest.raises(LostLease):
-                await change
-        assert await expired.renew([batch.id]) == {}
-        assert (await lasting.renew([batch.id]))[batch.id].status == "validating"
-        await lasting.record(batch.id, [BatchAnswer(1, True, "{}")])
-        assert await lasting.answered(batch.id) == {1}
 
 
 async def test_a_server_leaves_batches_of_endpoints_that_it_does_not_have(serve: Serve, key: str) -> None:
@@ -120,7 +96,7 @@ async def test_a_server_leaves_batches_of_endpoints_that_it_does_not_have(serve:
         await served.app.state.batches.runner.stop()
         served.api = served.sdk(key)
         batch = await served.batch([request("a")])
-        leases = leases_of(served, 60)
+        leases = leases_of(served)
         assert await leases.claim({}, endpoints=["/v1/ocr"], accept_open=True) is None
         claimed = await leases.claim({}, endpoints=ENDPOINTS, accept_open=True)
         assert claimed is not None
@@ -132,7 +108,7 @@ async def test_without_accept_open_only_batches_that_are_to_be_closed_are_taken(
         await served.app.state.batches.runner.stop()
         served.api = served.sdk(key)
         batch = await served.batch([request("a")])
-        leases = leases_of(served, 60)
+        leases = leases_of(served)
         assert await leases.claim({}, endpoints=ENDPOINTS, accept_open=False) is None
         await served.api.batches.cancel(batch.id)
         claimed = await leases.claim({}, endpoints=ENDPOINTS, accept_open=False)

@@ -19,6 +19,7 @@ from openai import APIConnectionError, OpenAI
 
 from config import ROOT
 from tests.ocr_server.batches.conftest import ENDED, jsonl, request
+from tests.ocr_server.batches.fake_server import POISON, POISON_INPUT
 from tests.ocr_server.conftest import chat
 
 SERVER = Path(__file__).parent / "fake_server.py"
@@ -72,9 +73,9 @@ def running(folder: Path, seconds_a_page: float) -> Iterator[Process]:
         process.kill()
 
 
-def begin(api: OpenAI, count: int) -> Any:
+def begin(api: OpenAI, count: int, *more: dict[str, Any]) -> Any:
     lines = [request(f"r{number}", chat(seed=number)) for number in range(count)]
-    file = api.files.create(file=("requests.jsonl", jsonl(lines)), purpose="batch")
+    file = api.files.create(file=("requests.jsonl", jsonl([*lines, *more])), purpose="batch")
     return api.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
 
 
@@ -87,6 +88,20 @@ def reaches(api: OpenAI, batch: Any, completed: int = REQUESTS + 1, seconds: flo
             break
         time.sleep(0.02)
     return now
+
+
+def survived(folder: Path, batch: Any) -> tuple[Any, dict[str, Any], int]:
+    """Start servers until a batch has ended. Return it, its lines by custom_id, and how many servers died."""
+    for deaths in range(10):
+        with running(folder, 0.02) as server:
+            try:
+                done = reaches(server.api, batch)
+                files = [name for name in (done.output_file_id, done.error_file_id) if name]
+                text = "".join(server.api.files.content(name).text for name in files)
+                return done, {line["custom_id"]: line for line in map(json.loads, text.splitlines())}, deaths
+            except APIConnectionError:
+                server.process.wait(timeout=60)
+    raise AssertionError("servers die for ever")
 
 
 def texts(api: OpenAI, batch: Any) -> dict[str, str]:
@@ -130,3 +145,48 @@ def test_a_server_takes_over_the_batches_of_one_that_was_killed(tmp_path: Path) 
             assert len(texts(second.api, done)) == 100
     read = Counter((tmp_path / "read").read_text().split())
     assert read.total() - 300 <= IN_FLIGHT
+
+
+@pytest.mark.timeout(900)
+def test_a_request_that_kills_the_server_fails_after_three_deaths(tmp_path: Path) -> None:
+    """And no other request of its batch or of another one does."""
+    with running(tmp_path, 0.02) as server:
+        other = begin(server.api, 200)
+        batch = begin(server.api, 30, request("poison", chat(seed=POISON)), request("last"))
+        server.process.wait(timeout=60)
+    done, lines, deaths = survived(tmp_path, batch)
+    assert deaths == 2, "with the first one"
+    assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 31, 1)
+    assert len(lines) == 32
+    assert lines["poison"]["response"] is None
+    assert lines["poison"]["error"]["code"] == "request_crashed_server"
+    done, lines, deaths = survived(tmp_path, other)
+    assert (done.status, done.request_counts.completed, deaths) == ("completed", 200, 0)
+
+
+@pytest.mark.timeout(900)
+def test_a_batch_whose_input_kills_the_server_fails_after_three_deaths(tmp_path: Path) -> None:
+    with running(tmp_path, 0.02) as server:
+        batch = begin(server.api, 5, request("poison", {"user": POISON_INPUT.decode()}))
+        server.process.wait(timeout=60)
+    done, lines, deaths = survived(tmp_path, batch)
+    assert (done.status, deaths, lines) == ("failed", 2, {})
+    assert [(error.code, error.param) for error in done.errors.data] == [("input_crashed_server", "input_file_id")]
+
+
+@pytest.mark.timeout(900)
+def test_servers_that_are_stopped_in_order_are_no_deaths(tmp_path: Path) -> None:
+    batch = None
+    for _ in range(4):
+        with running(tmp_path, 30) as server:
+            batch = begin(server.api, 3) if batch is None else batch
+            deadline = time.monotonic() + 60
+            while server.api.batches.retrieve(batch.id).status != "in_progress":
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            time.sleep(0.5)  # the requests have been begun
+            server.process.terminate()
+            assert server.process.wait(timeout=60) is not None
+    done, lines, deaths = survived(tmp_path, batch)
+    assert (done.request_counts.completed, deaths) == (3, 0)
+    assert len(lines) == 3
