@@ -26,6 +26,7 @@ from ocr_server.dialects.validation import invalid_request
 from ocr_server.errors import ApiError, error_body, internal_error, out_of_resources
 from ocr_server.memory import MemoryBudget
 from ocr_server.observability import metrics, tracing
+from ocr_server.observability.event_loop import LoopWatchdog
 from ocr_server.runtime import MEGA, Runtime
 from ocr_server.transport.auth import ApiKeys
 from ocr_server.transport.boundary import BrowserBoundary, RelativeRedirects
@@ -55,7 +56,8 @@ def create_app(runtime: Runtime, traces: TracerProvider | None = None) -> FastAP
             batches.start()
         try:
             with metrics.watching(runtime.engine, runtime.admission, runtime.memory):
-                yield
+                async with LoopWatchdog() as app.state.watchdog:
+                    yield
         finally:
             if batches is not None:
                 await batches.close()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -51,6 +51,16 @@ QUEUE_SECONDS = Histogram("ocr_queue_seconds", "Seconds that a page waited for i
 INTAKE_SECONDS = Histogram("ocr_intake_seconds", "Seconds for loading, decoding and resizing a page.", buckets=_SECONDS)
 ENGINE_SECONDS = Histogram(
     "ocr_engine_seconds", "Seconds that a page spent in the engine, for each attempt.", buckets=_SECONDS
+)
+EVENT_LOOP_STALL_SECONDS = Histogram(
+    "ocr_event_loop_stall_seconds",
+    "Seconds by which the event loop ran a task too late, measured 20 times a second.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+EVENT_LOOP_LONGEST_STALL = Gauge(
+    "ocr_event_loop_longest_stall_seconds",
+    "Longest stall of the event loop in the last minute, seconds.",
+    multiprocess_mode="max",
 )
 
 for _kind in ("prompt", "completion"):
