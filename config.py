@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     MODEL_PATH: str = "auto"
     """Folder or Hugging Face id of the model. `auto` selects deepseek-ai/DeepSeek-OCR if there is an NVIDIA GPU, and
     otherwise the small embedded checkpoint."""
+    MODEL_REVISION: str = ""
+    """Branch, tag or commit of a model on Hugging Face. A full commit hash pins the weights: nothing that is published
+    later under the same name is loaded. Empty selects the latest commit of `main`."""
     MAX_MODEL_LEN: Annotated[int, Field(ge=256)] = 8192
     """Maximum number of tokens of prompt, image and answer together. The model's own limit is 8192."""
     GPU_MEMORY_UTILIZATION: Annotated[float, Field(gt=0, le=1)] = 0.9

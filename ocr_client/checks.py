@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ocr_client.machine import Machine, downloaded, version
+from ocr_client.machine import Machine, version
 
 GIB = 1024**3
 SUPPORTED_PYTHON = ((3, 11), (3, 14))
@@ -176,8 +176,7 @@ def check_gpu(machine: Machine) -> Finding:
 def check_model(machine: Machine) -> Finding:
     from ocr_server.engine.preflight import LoadError, local_model
 
-    model = machine.model()
-    folder = downloaded(model)
+    model, folder = machine.model(), machine.model_folder()
     if folder is None:
         return Finding(
             "warning",
@@ -185,7 +184,7 @@ def check_model(machine: Machine) -> Finding:
             "The server downloads it when it starts for the first time (6.7 GB).",
         )
     try:
-        missing = _missing_files(local_model(str(folder))[0])
+        missing = _missing_files(local_model(str(folder), machine.revision if folder == Path(model) else "")[0])
     except LoadError as error:
         return Finding("error", str(error))
     if missing:
@@ -208,7 +207,7 @@ def check_memory(machine: Machine) -> Finding:
         found = f"{on_gpu.free:.1f} of {on_gpu.total:.1f} GiB of GPU memory free, {found}"
     if machine.health is not None:
         return Finding("ok", f"{found}, while the server is running")
-    folder = downloaded(machine.model())
+    folder = machine.model_folder()
     if folder is not None and machine.settings is not None and (on_gpu is None or on_gpu.total):
         memory = preflight.GpuMemory(on_gpu.free, on_gpu.total) if on_gpu else None
         try:
@@ -230,7 +229,7 @@ def check_disk(machine: Machine) -> Finding:
         where = where.parent
     free = shutil.disk_usage(where).free / GIB
     found = f"{free:.1f} GiB free for downloads ({HF_HUB_CACHE})"
-    if downloaded(machine.model()) is None and free < WEIGHTS_GIB:
+    if machine.model_folder() is None and free < WEIGHTS_GIB:
         return Finding(
             "error",
             found,

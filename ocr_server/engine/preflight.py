@@ -25,22 +25,26 @@ class LoadError(Exception):
     """The model cannot be served. The message says why and what to do."""
 
 
-def local_model(name: str) -> tuple[Path, Family]:
+def local_model(name: str, revision: str = "") -> tuple[Path, Family]:
     """Return the folder of a model and its family. A model is downloaded first if it is not a folder.
 
     Args:
         name: A folder with a checkpoint, or a Hugging Face id.
+        revision: Branch, tag or commit of the Hugging Face id; empty for the latest commit of `main`.
 
     Raises:
         LoadError: The model does not exist, is not a DeepSeek-OCR, or cannot be downloaded.
     """
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if folder.is_dir():
+        if revision:
+            raise LoadError(f"{name!r} is a folder, which has no revision {revision!r}. Leave --model-revision empty.")
+    else:
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
             raise LoadError(
                 f"The folder {name!r} does not exist. Set --model to a checkpoint's folder or to a Hugging Face id."
             )
-        folder = _download(name)
+        folder = _download(name, revision)
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise LoadError(f"{name!r} is not a checkpoint: it has no config.json.")
@@ -147,14 +151,23 @@ def explained() -> Iterator[None]:
         raise LoadError(f"vLLM could not load the model: {text}") from error
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=MODEL_FILES))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=MODEL_FILES))
     except HFValidationError as error:
         raise LoadError(f"{repository!r} is neither a folder nor a valid Hugging Face id.") from error
+    except RevisionNotFoundError as error:
+        raise LoadError(
+            f"{repository!r} has no revision {revision!r} on Hugging Face; see --model-revision."
+        ) from error
     except HfHubHTTPError as error:
         raise LoadError(f"The model {repository!r} cannot be downloaded from Hugging Face: {error}") from error
     except (LocalEntryNotFoundError, OSError) as error:

@@ -195,7 +195,7 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
     from ocr_server.engine.process import engine_process
 
     on_cpu = current_platform.is_cpu()
-    folder, family = local_model(settings.model_path)
+    folder, family = local_model(settings.model_path, settings.MODEL_REVISION)
     gpu = None if on_cpu else gpu_memory()
     if on_cpu or gpu is not None:
         check_memory(folder, settings, gpu)

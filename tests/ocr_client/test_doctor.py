@@ -103,7 +103,7 @@ class TestGpu:
 
     def test_too_little_free_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fake = self.machine(tmp_path, monkeypatch, "NVIDIA A100, 580.1, 1000, 40960")
-        monkeypatch.setattr(checks, "downloaded", lambda _: ROOT / "nano" / "checkpoint")
+        monkeypatch.setattr(Machine, "model_folder", lambda _: ROOT / "nano" / "checkpoint")
         assert_finding(check_memory(fake), "error", "1.0 of 40.0 GiB", "gpu-memory-utilization")
 
     def test_a_driver_that_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

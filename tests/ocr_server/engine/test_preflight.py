@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from config import EMBEDDED_CHECKPOINT, Settings
+from config import EMBEDDED_CHECKPOINT, ROOT, Settings
 from deepseek_ocr.families import DEEPSEEK_OCR
 from ocr_server.engine.preflight import (
     GIB,
@@ -107,6 +110,37 @@ class TestMemory:
         with pytest.raises(LoadError) as caught:
             check_memory(checkpoint, self.with_cache(1), gpu=None)
         assert "10003.0 GiB" in str(caught.value)
+
+
+class TestRevision:
+    COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+    @pytest.fixture
+    def hub(self, tmp_path: Path) -> Path:
+        """The cache of an earlier download: two commits, of which `main` and a tag are the newer and the older one."""
+        model = tmp_path / "hub" / "models--team--ocr"
+        for commit, name in ((self.COMMIT, "v1"), (self.COMMIT[::-1], "main")):
+            snapshot = model / "snapshots" / commit
+            snapshot.mkdir(parents=True)
+            (snapshot / "config.json").write_text(json.dumps({"architectures": [DEEPSEEK_OCR.architecture]}))
+            (snapshot / "model.safetensors").write_bytes(b"")
+            (model / "refs").mkdir(exist_ok=True)
+            (model / "refs" / name).write_text(commit)
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("revision", "commit"), [("", COMMIT[::-1]), ("main", COMMIT[::-1]), ("v1", COMMIT), (COMMIT, COMMIT)]
+    )
+    def test_the_revision_is_loaded(self, hub: Path, revision: str, commit: str) -> None:
+        code = f"from ocr_server.engine.preflight import local_model; print(local_model('team/ocr', {revision!r})[0])"
+        environment = os.environ | {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        environment.pop("HF_HUB_CACHE", None)
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert Path(done.stdout.strip()).name == commit
+
+    def test_a_folder_has_none(self, checkpoint: Path) -> None:
+        with pytest.raises(LoadError, match="--model-revision"):
+            local_model(str(checkpoint), "v1")
 
 
 class TestGpuMemory:
