@@ -79,9 +79,9 @@ class Settings(BaseSettings):
     ENFORCE_EAGER: bool = False
     """Disable torch.compile and CUDA graphs: the server starts sooner and reads more slowly. Always in effect without a
     GPU."""
-    ENGINE_STALL_TIMEOUT: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds without a new token after which an engine that has pages to read is restarted. 0 means 120 with a GPU,
-    and 1200 without one, because encoding a few large pages on a CPU can take minutes."""
+    ENGINE_STALL_TIMEOUT: Seconds = 120.0
+    """Seconds after which an engine that has pages to read and makes no step is restarted. Without a GPU, it is ten
+    times as many as long as the engine computes, because encoding a few large pages on a CPU can take minutes."""
     ENGINE_RESTARTS: Annotated[int, Field(ge=0)] = 5
     """Maximum number of times per hour that an engine which crashed or hangs is replaced. After that, the server
     exits."""
@@ -276,11 +276,6 @@ class Settings(BaseSettings):
     def memory_budget_bytes(self) -> int:
         """MEMORY_BUDGET_MB in bytes, with 0 resolved."""
         return self.MEMORY_BUDGET_MB * 1_000_000 or default_capacity()
-
-    @property
-    def engine_stall_timeout(self) -> float:
-        """ENGINE_STALL_TIMEOUT in seconds, with 0 resolved."""
-        return self.ENGINE_STALL_TIMEOUT or (120.0 if has_nvidia_gpu() else 1200.0)
 
     @property
     def database_url(self) -> str:

@@ -38,7 +38,7 @@ def dedicated_engine(settings: Settings) -> Supervisor:
     return Supervisor(
         lambda: VllmEngine(settings, dedicated=True),
         check=sampling_params,
-        stall_timeout=settings.engine_stall_timeout,
+        stall_timeout=settings.ENGINE_STALL_TIMEOUT,
         most_restarts=settings.ENGINE_RESTARTS,
     )
 

@@ -8,6 +8,7 @@ driver does not survive a fork, and only vLLM knows which of its imports use the
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -34,6 +35,12 @@ PRELOADED = [
     "deepseek_ocr.model",
 ]
 """Modules that are imported in the process from which engines are forked."""
+
+MACHINE_TROUBLE = 75
+"""Exit status of an engine that failed because the machine is short of memory, disk space or files (EX_TEMPFAIL)."""
+_SHORTAGES = {errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory")
+"""What torch's messages say if it gets no memory. On the CPU they are plain RuntimeErrors."""
 
 
 def begin_imports() -> None:
@@ -111,7 +118,21 @@ def _run(target: Callable[..., Any], environment: dict[str, str], cpus: list[int
         os.sched_setaffinity(0, cpus)
         torch.set_num_threads(len(cpus))
         keep_memory()
-    target(**given)
+    try:
+        target(**given)
+    except Exception as error:  # vLLM has logged it
+        if is_machine_trouble(error):
+            raise SystemExit(MACHINE_TROUBLE) from error
+        raise
+
+
+def is_machine_trouble(error: BaseException) -> bool:
+    """Return whether the machine lacks what the engine needs, rather than the engine failing by itself."""
+    if isinstance(error, OSError):
+        return error.errno in _SHORTAGES
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def _end_with_server() -> None:

@@ -7,6 +7,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from enum import IntEnum
 from typing import NamedTuple
 
 from ocr_server.errors import InvalidRequest
@@ -14,22 +15,36 @@ from ocr_server.reading.page import Page
 
 MAX_SUSPECTS = 10_000
 """Maximum number of pages that are remembered."""
-MAX_CRASHES = 2
-"""Crashes after which a page is refused."""
+
+
+class Evidence(IntEnum):
+    """How much the end of an engine says against the pages that it was reading."""
+
+    WEAK = 1
+    """The engine was killed or stopped from outside, the machine was short of memory, or it hung while it read several
+    pages. Such trouble comes back whatever is read, so four times are needed for a page to be refused."""
+    STRONG = 2
+    """The engine crashed by itself, or hung while the page was the only one. Two times are enough."""
+
+
+REFUSED = 2 * Evidence.STRONG
+"""The sum of evidence from which a page is refused."""
 
 
 class _Record(NamedTuple):
-    crashes: int
+    evidence: int
+    """Sum of the evidence against the page."""
     last: float
     """Time of the last crash, in seconds."""
 
 
 class Suspects:
-    """The pages that were being read when an engine crashed, by content, with the number of crashes of each.
+    """The pages that were being read when an engine crashed or hung, by content, with the evidence against each.
 
     There is never more than one suspect in the engine, so a crash is the second one of at most one page, which is then
-    refused. Therefore k pages that crash the engine cause at most 2 k crashes (k + 1 if all of them were being read at
-    the first), and no other page is refused unless a page that was not a suspect crashes the engine during its turn.
+    refused if both were strong evidence. Therefore k pages that crash the engine cause at most 2 k crashes (k + 1 if
+    all of them were being read at the first), and no other page is refused unless a page that was not a suspect crashes
+    the engine during its turn.
     """
 
     def __init__(self, seconds: float, most: int = MAX_SUSPECTS) -> None:
@@ -56,21 +71,21 @@ class Suspects:
             key: The page's `content_key`.
 
         Raises:
-            InvalidRequest: The page has crashed the engine, possibly while it waited here.
+            InvalidRequest: The page is refused, possibly because of a crash while it waited here.
         """
         async with AsyncExitStack() as stack:
             self._check(key)
-            if self.crashes(key):
+            if self.evidence(key):
                 await stack.enter_async_context(self._reading)
                 self._check(key)
-                if not self.crashes(key):  # another request for the same page has been read meanwhile
+                if not self.evidence(key):  # another request for the same page has been read meanwhile
                     await stack.aclose()
             yield
 
-    def record_crash(self, keys: set[bytes], now: float) -> None:
-        """Record that the engine crashed at `now` (seconds) while it read these pages."""
+    def record_crash(self, keys: set[bytes], now: float, evidence: Evidence) -> None:
+        """Record that the engine crashed or hung at `now` (seconds) while it read these pages."""
         for key in keys:
-            self._known[key] = _Record(self.crashes(key) + 1, now)
+            self._known[key] = _Record(self.evidence(key) + evidence, now)
             self._known.move_to_end(key)
         while len(self._known) > self._most:
             self._known.popitem(last=False)
@@ -80,14 +95,14 @@ class Suspects:
         """Forget a page, because it has been read to its end."""
         self._known.pop(key, None)
 
-    def crashes(self, key: bytes) -> int:
-        """Return how often the engine has crashed while it read the page."""
-        return self._known[key].crashes if key in self._known else 0
+    def evidence(self, key: bytes) -> int:
+        """Return the sum of the evidence against the page; 0 if it is no suspect."""
+        return self._known[key].evidence if key in self._known else 0
 
     def _check(self, key: bytes) -> None:
-        if self.crashes(key) >= MAX_CRASHES:
+        if self.evidence(key) >= REFUSED:
             raise InvalidRequest(
-                f"The engine crashed {MAX_CRASHES} times while it read this page, so the page is refused. "
+                "The engine crashed repeatedly while it read this page, so the page is refused for an hour. "
                 "Try another resolution mode or prompt.",
                 code="poison_page",
             )

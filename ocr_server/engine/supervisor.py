@@ -10,7 +10,9 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from ocr_server.engine.quarantine import Suspects, content_key
+from ocr_server.engine.flight import Flight
+from ocr_server.engine.liveness import Liveness
+from ocr_server.engine.quarantine import Evidence, Suspects, content_key
 from ocr_server.errors import Unavailable
 from ocr_server.reading.decoding import Decoding
 from ocr_server.reading.engine import Engine
@@ -25,6 +27,19 @@ LONGEST_RETRY_AFTER = 60.0
 
 class RestartableEngine(Engine, Protocol):
     """The engine that a supervisor needs. If it becomes unavailable after loading, it has crashed."""
+
+    @property
+    def steps(self) -> int:
+        """A number that grows with each step that the engine makes, whether or not a page gets text by it."""
+
+    def cpu_seconds(self) -> float | None:
+        """Return the CPU time that its processes have used so far. None if it does not tell whether they compute."""
+
+    async def failed_by_itself(self) -> bool:
+        """After a crash or a hang, before `kill`: return whether the engine itself failed.
+
+        If not, its processes were killed or stopped from outside, or the machine is short of memory.
+        """
 
     async def loaded(self) -> None:
         """Start, and wait until it is ready. Raises the exception that made loading fail."""
@@ -56,8 +71,8 @@ class Supervisor:
 
     When an engine crashes or hangs, all its pages end with `Unavailable`, so that clients try again. The pages that
     were being read become suspects: from then on they are read one at a time, while other pages are read as usual,
-    until each suspect has been read to its end or has crashed the engine again. In the latter case it is refused. A
-    page that is tried again is a new request, so pages are recognised by their content.
+    until each suspect has been read to its end or there is enough evidence against it (see `Evidence`), upon which it
+    is refused. A page that is tried again is a new request, so pages are recognised by their content.
     """
 
     def __init__(
@@ -72,14 +87,14 @@ class Supervisor:
         """Args:
         make: Returns an engine that has not been started.
         check: Raises DecodingError if an option is not valid, as `Engine.check` does.
-        stall_timeout: The engine is taken to hang if pages wait for text and none gets any for this many seconds.
+        stall_timeout: The engine is taken to hang if pages wait for it and it makes no step for this many seconds; ten
+            times as many while it computes (see `Liveness`).
         most_restarts: Maximum number of crashes within `timing.window`. After one more crash, the engine is not
             restarted.
         timing: Intervals and limits.
         """
         self._make = make
         self._check = check
-        self._stall_timeout = stall_timeout
         self._most_restarts = most_restarts
         self._timing = timing or Timing()
         self._engine: RestartableEngine | None = None
@@ -90,14 +105,17 @@ class Supervisor:
         self._first_load: asyncio.Future[None] | None = None
         self._failed = asyncio.Event()
         self._gave_up = asyncio.Event()
-        self._flights: set[_Flight] = set()
+        self._flights: set[Flight] = set()
         self._interrupted: list[Page] = []
+        self._hung = False
         self._suspects = Suspects(self._timing.window)
         self._crashes: deque[float] = deque()
         self._backoff = self._timing.backoff
         self._loading_takes = 30.0
         self._ready_at = 0.0
-        self._last_sign = 0.0
+        self._liveness = Liveness(stall_timeout)
+        self._deltas = 0
+        """Number of deltas that engines have delivered."""
         self.restarts = 0
         """Number of restarts so far."""
 
@@ -139,7 +157,7 @@ class Supervisor:
 
     async def read(self, page: Page) -> AsyncGenerator[PageDelta]:
         self._ready()
-        flight = _Flight(page)
+        flight = Flight(page)
         self._flights.add(flight)
         key = None
         async with AsyncExitStack() as leaving:
@@ -183,7 +201,7 @@ class Supervisor:
         return key
 
     async def _next(
-        self, flight: _Flight, engine: RestartableEngine, deltas: AsyncGenerator[PageDelta]
+        self, flight: Flight, engine: RestartableEngine, deltas: AsyncGenerator[PageDelta]
     ) -> PageDelta | None:
         if flight.ended:
             raise self._refusal()
@@ -194,10 +212,10 @@ class Supervisor:
                 self._fail("has stopped working")
                 raise self._refusal() from error
             raise
-        self._last_sign = _now()
+        self._deltas += 1
         return delta
 
-    async def _unless_crashed(self, flight: _Flight, coming: Awaitable[T]) -> T:
+    async def _unless_crashed(self, flight: Flight, coming: Awaitable[T]) -> T:
         """Return the result of `coming`. Raises Unavailable if the engine crashes first, even if the next is ready."""
         try:
             return await flight.wait(coming)
@@ -206,9 +224,10 @@ class Supervisor:
                 raise self._refusal() from error
             raise
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, what: str, *, hung: bool = False) -> None:
         """Mark the engine as unavailable, and end all pages. `what` completes the sentence "The engine …"."""
         if self._reason is None:
+            self._hung = hung
             self._end_flights(f"The engine {what} and is being restarted; try again shortly.")
             self._expect_in(self._backoff + self._loading_takes)
             self._failed.set()
@@ -274,24 +293,25 @@ class Supervisor:
 
     async def _watch(self, engine: RestartableEngine) -> None:
         """Return when the engine has crashed or hangs."""
+        self._liveness.reset(_now())
         while not self._failed.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._timing.poll):
                     await self._failed.wait()
             if engine.unavailable() is not None:
                 self._fail("has stopped working")
-            elif self._stalled():
-                self._fail(f"has made no progress for {self._stall_timeout:g} s")
+            elif self._hangs(engine):
+                self._fail("has stopped making progress", hung=True)
 
-    def _stalled(self) -> bool:
-        """Whether a page has been waiting for text for too long, and no other page has got any meanwhile.
+    def _hangs(self, engine: RestartableEngine) -> bool:
+        """Whether pages have been waiting for the engine for too long, and it has made no step meanwhile.
 
         Pages whose client does not ask for more and pages that wait for their turn are not counted.
         """
-        latest = _now() - self._stall_timeout
-        return self._last_sign <= latest and any(
-            flight.in_engine and flight.limit is not None and flight.since <= latest for flight in self._flights
-        )
+        if not any(flight.in_engine and flight.waits for flight in self._flights):
+            self._liveness.reset(_now())
+            return False
+        return self._liveness.hangs(_now(), (engine.steps, self._deltas), engine.cpu_seconds)
 
     async def _after_crash(self) -> None:
         """End the engine, record the crash, and wait before the next engine."""
@@ -299,10 +319,11 @@ class Supervisor:
         self._crashes.append(now)
         while self._crashes[0] <= now - self._timing.window:
             self._crashes.popleft()
-        await self._end()
         interrupted, self._interrupted = self._interrupted, []
+        evidence = await self._evidence(len(interrupted))
+        await self._end()
         keys = await asyncio.to_thread(lambda: {content_key(page) for page in interrupted})
-        self._suspects.record_crash(keys, _now())
+        self._suspects.record_crash(keys, _now(), evidence)
         if len(self._crashes) > self._most_restarts:
             raise _GiveUp(
                 f"The engine has crashed {len(self._crashes)} times within {self._timing.window / 60:g} minutes."
@@ -311,6 +332,20 @@ class Supervisor:
         await asyncio.sleep(self._backoff)
         self._backoff = min(2 * self._backoff, self._timing.longest_backoff)
         self.restarts += 1
+
+    async def _evidence(self, pages: int) -> Evidence:
+        """Return how much this crash says against the pages that were being read. `pages` is their number."""
+        if self._engine is None:
+            return Evidence.WEAK
+        by_itself = True
+        try:
+            async with asyncio.timeout(self._timing.kill):
+                by_itself = await self._engine.failed_by_itself()
+        except Exception:
+            logger.exception("The cause of the crash is not known")
+        if not by_itself:
+            logger.error("It was killed or stopped from outside, or the machine is short of memory")
+        return Evidence.STRONG if by_itself and (pages == 1 or not self._hung) else Evidence.WEAK
 
     async def _end(self) -> None:
         """End the engine's processes."""
@@ -347,35 +382,6 @@ class Supervisor:
 
 class _GiveUp(Exception):
     """The engine has crashed too often. The message says how often."""
-
-
-class _Flight:
-    """A page that is being read, or that waits for its turn."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.in_engine = False
-        self.limit: asyncio.Timeout | None = None
-        """Set while the page waits, to end the wait."""
-        self.since = 0.0
-        """When the wait began, on the loop's clock."""
-        self.ended = False
-
-    async def wait(self, coming: Awaitable[T]) -> T:
-        """Return the result of `coming`. Raises TimeoutError if `end` is called first."""
-        try:
-            async with asyncio.timeout(None) as self.limit:
-                self.since = _now()
-                return await coming
-        finally:
-            self.limit = None
-
-    def end(self) -> None:
-        """End the wait, now and in future."""
-        if not self.ended:
-            self.ended = True
-            if self.limit is not None:
-                self.limit.reschedule(_now())
 
 
 def _now() -> float:

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import multiprocessing
-import re
 import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from multiprocessing.shared_memory import SharedMemory
-from pathlib import Path
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psutil  # type: ignore[import-untyped]
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import TokensPrompt
+from vllm.platforms import current_platform
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from ocr_server.engine.core_processes import (
+    cpu_seconds,
+    end,
+    engine_cores,
+    engine_processes,
+    failed_by_itself,
+    kill,
+    shared_memory,
+)
 from ocr_server.engine.pace import Pace
 from ocr_server.engine.prompt import PromptEncoder
 from ocr_server.engine.sampling import refusal, sampling_params
+from ocr_server.engine.steps import Steps
 from ocr_server.errors import DecodingError, EngineFailure, Unavailable
 from ocr_server.observability import tracing
 from ocr_server.reading.decoding import Decoding
@@ -42,10 +50,6 @@ RETRY_AFTER_SECONDS = 5.0
 
 LOADING_THREAD = "load"
 """Name of the thread in which the model is loaded."""
-SHARED_MEMORY = re.compile(r"/dev/shm/(psm_\w+)$", re.MULTILINE)
-"""A shared memory segment in a process's memory map."""
-END_SECONDS = 5.0
-"""How long to wait for killed processes to end, in seconds. Before they end, the driver frees the GPU's memory."""
 LOADING_ENDS_SECONDS = 2.0
 """How long an engine that is closed while it loads is prevented from starting processes."""
 
@@ -63,10 +67,13 @@ class VllmEngine:
         self._llm: AsyncLLM | None = None
         self._encoder: PromptEncoder | None = None
         self._loading: asyncio.Future[None] | None = None
+        self._cores: list[BaseProcess] = []
         self._processes: list[psutil.Process] = []
         self._shared_memory: set[str] = set()
         self._unavailable: str | None = "The engine has not been started."
         self._pace = Pace()
+        self._steps = Steps()
+        self._computes_on_cpu = False
 
     @property
     def retry_after(self) -> float:
@@ -95,6 +102,19 @@ class VllmEngine:
             return "The engine has stopped working; see the server's log."
         return self._unavailable
 
+    @property
+    def steps(self) -> int:
+        return self._steps.count
+
+    def cpu_seconds(self) -> float | None:
+        if not self._computes_on_cpu:
+            return None  # a process that waits for its GPU uses CPU time as well
+        return cpu_seconds(self._processes)
+
+    async def failed_by_itself(self) -> bool:
+        crashed = self._llm is not None and self._llm.errored
+        return await failed_by_itself(self._cores, self._processes, crashed=crashed)
+
     async def close(self) -> None:
         self._unavailable = "The server is shutting down."
         llm, self._llm = self._llm, None
@@ -105,11 +125,11 @@ class VllmEngine:
         elif self._loading is not None and not self._loading.done():
             self._loading.cancel()
             await _end_while_loading()
-        await asyncio.to_thread(_end, self._processes, self._shared_memory)
+        await asyncio.to_thread(end, self._processes, self._shared_memory)
 
     async def kill(self) -> None:
         """Kill the processes before closing: for an engine that has partly crashed, or that hangs."""
-        _kill(self._processes)
+        kill(self._processes)
         await self.close()
 
     async def read(self, page: Page) -> AsyncGenerator[PageDelta]:
@@ -121,6 +141,7 @@ class VllmEngine:
         try:
             (rendered,) = await llm.renderer.render_cmpl_async([prompt])
             trace_headers = tracing.headers() if llm.observability_config.otlp_traces_endpoint else None
+            self._steps.count += 1  # the page has been prepared for the engine, in a thread that all pages share
             outputs = llm.generate(rendered, params, request_id=uuid.uuid4().hex, trace_headers=trace_headers)
             async with aclosing(outputs):
                 with self._pace.page() as pace:
@@ -167,26 +188,31 @@ class VllmEngine:
 
     async def _load(self) -> None:
         try:
-            self._llm, self._encoder = await _in_daemon_thread(build, self._settings)
+            self._llm, self._encoder = await _in_daemon_thread(lambda: build(self._settings, self._steps))
         except Exception:
             self._unavailable = "The model could not be loaded; see the server's log."
             raise
-        self._processes = engine_processes()
+        self._cores = engine_cores()
+        self._processes = engine_processes(self._cores)
+        self._computes_on_cpu = current_platform.is_cpu()
         self._shared_memory = shared_memory(self._processes)
         if self._dedicated:
             freeze_heap()
         self._unavailable = None
 
 
-def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
+def build(settings: Settings, steps: Steps) -> tuple[AsyncLLM, PromptEncoder]:
     """Load the model, and return the engine and the prompt encoder. Blocks for half a minute to several minutes.
+
+    Args:
+        settings: The server's settings.
+        steps: Counts the engine's steps from then on.
 
     Raises:
         LoadError: The model cannot be loaded. The message says what to do.
     """
     from vllm import AsyncEngineArgs
     from vllm.config import StructuredOutputsConfig
-    from vllm.platforms import current_platform
     from vllm.tokenizers import cached_tokenizer_from_config
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -223,7 +249,7 @@ def build(settings: Settings) -> tuple[AsyncLLM, PromptEncoder]:
         config.model_config.logits_processors = [guard_for(config)]
         encoder = PromptEncoder(cached_tokenizer_from_config(config.model_config), family)
         with engine_process(config, fork=on_cpu and config.parallel_config.world_size == 1):
-            return AsyncLLM.from_vllm_config(config), encoder
+            return AsyncLLM.from_vllm_config(config, stat_loggers=[steps.logger]), encoder
 
 
 def freeze_heap() -> None:
@@ -236,59 +262,12 @@ def freeze_heap() -> None:
     gc.freeze()
 
 
-def engine_processes() -> list[psutil.Process]:
-    """Return vLLM's child processes: the engine core and the processes that it has started."""
-    found: list[psutil.Process] = []
-    for child in multiprocessing.active_children():
-        if child.name.startswith("EngineCore"):
-            with suppress(psutil.NoSuchProcess):
-                core = psutil.Process(child.pid)
-                found += [core, *core.children(recursive=True)]
-    return found
-
-
-def shared_memory(processes: list[psutil.Process]) -> set[str]:
-    """Return the names of the shared memory segments that `processes` use. Killed processes do not remove them."""
-    found: set[str] = set()
-    for process in processes:
-        with suppress(OSError):
-            found.update(SHARED_MEMORY.findall(Path(f"/proc/{process.pid}/maps").read_text()))
-    return found
-
-
 async def _end_while_loading() -> None:
     """Kill the processes that the loading thread starts. The thread itself cannot be interrupted."""
     until = time.monotonic() + LOADING_ENDS_SECONDS
     while time.monotonic() < until and any(thread.name == LOADING_THREAD for thread in threading.enumerate()):
-        _kill(engine_processes())
+        kill(engine_processes(engine_cores()))
         await asyncio.sleep(0.05)
-
-
-def _end(processes: list[psutil.Process], segments: set[str]) -> None:
-    """Kill `processes`, wait until they are gone, and remove their shared memory."""
-    _kill(processes)
-    until = time.monotonic() + END_SECONDS
-    while any(map(_is_alive, processes)) and time.monotonic() < until:
-        time.sleep(0.02)
-    for name in segments:
-        with suppress(OSError):  # usually it has been removed already
-            segment = SharedMemory(name)
-            segment.close()
-            segment.unlink()
-
-
-def _kill(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()  # psutil checks that the process id has not been reused
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    # Not psutil's wait(), which would take the exit status that multiprocessing waits for.
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _delta(completion: CompletionOutput, prompt_tokens: int, encoder: PromptEncoder) -> PageDelta | None:
@@ -325,7 +304,7 @@ def _logprobs(completion: CompletionOutput) -> list[LogprobStep] | None:
     return steps
 
 
-async def _in_daemon_thread(function: Callable[[Settings], T], settings: Settings) -> T:
+async def _in_daemon_thread(function: Callable[[], T]) -> T:
     """Run a function in a daemon thread, which unlike one of asyncio.to_thread does not keep the process running."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -341,7 +320,7 @@ async def _in_daemon_thread(function: Callable[[Settings], T], settings: Setting
     def work() -> None:
         result, error = None, None
         try:
-            result = function(settings)
+            result = function()
         except Exception as failure:
             error = failure
         with suppress(RuntimeError):  # the loop is closed, so nobody waits any more

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -22,6 +23,7 @@ from tests.processes import descendants
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(6 * START_SECONDS)]
 
+STALL_SECONDS = 4
 KILLS = int(os.environ.get("RECOVERY_KILLS", "3"))
 
 
@@ -107,6 +109,39 @@ def test_the_server_ends_after_too_many_engine_failures(restarting: Server) -> N
     assert restarting.process.wait(WAIT_SECONDS) == 1
     assert f"{KILLS + 1} times" in restarting.log
     wait_until("no process is left", lambda: not restarting.orphans())
+
+
+def test_a_slow_answer_is_no_hang_but_a_stopped_engine_is_and_the_page_is_not_blamed(tmp_path: Path) -> None:
+    """With a limit that is shorter than the answer, which is not streamed. The engine is stopped twice."""
+    with running(tmp_path / "log", "--engine-stall-timeout", str(STALL_SECONDS)) as server:
+        server.wait_ready()
+        long = {"max_tokens": 4000, "ignore_eos": True, "ocr": {"ngram_size": 0}}
+        with ThreadPoolExecutor() as pool:
+            answers = [pool.submit(_finish_reason, server, request(RECEIPT, **long)) for _ in range(4)]
+            took = wait_until("the long answers end", lambda: all(each.done() for each in answers), 600)
+        assert [each.result() for each in answers] == ["length"] * 4
+        assert "has stopped making progress" not in server.log
+        print(f"four answers took {took:.1f} s, with a limit of {STALL_SECONDS} s")
+        for _ in range(2):
+            client = Client(server)
+            with ThreadPoolExecutor() as pool:
+                stream = pool.submit(client.streamed, RECEIPT)
+                assert client.started.wait(WAIT_SECONDS)
+                engine = engine_of(server)
+                engine.suspend()
+                detected = wait_until("/health reports it", lambda: _status(server) == 503, 20 * STALL_SECONDS)
+                print(f"a stopped engine was noticed after {detected:.1f} s")
+                assert stream.result() == truth(RECEIPT)
+            assert client.broken_streams == 1
+            assert not engine.is_running(), "the stopped engine should be gone"
+        assert server.log.count("has stopped making progress") == 2
+        assert server.log.count("killed or stopped from outside") == 2
+
+
+def _finish_reason(server: Server, body: dict[str, Any]) -> str:
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=600)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["finish_reason"])
 
 
 def test_a_second_signal_stops_immediately(tmp_path: Path) -> None:

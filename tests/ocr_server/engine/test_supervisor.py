@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from ocr_server.engine.quarantine import Suspects, content_key
+from ocr_server.engine.quarantine import Evidence, Suspects, content_key
 from ocr_server.engine.supervisor import LONGEST_RETRY_AFTER, Supervisor, Timing
 from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable
 from ocr_server.reading.decoding import Decoding
 from ocr_server.reading.page import Page, PageDelta
 from tests.ocr_server.conftest import FakeEngine, Script, delta, endless, fails, never, prepared, says, until
+from tests.ocr_server.engine.conftest import VirtualTimeLoop
 
 QUICK = Timing(poll=0.01, backoff=0.01, longest_backoff=0.04, healthy=60, kill=0.2)
 
@@ -28,6 +30,10 @@ class FakeRestartableEngine(FakeEngine):
         super().__init__(script)
         self.error = error
         self.kills = 0
+        self.steps = 0
+        self.cpu: float | None = None
+        """CPU time so far."""
+        self.by_itself = True
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.may_end = asyncio.Event()
@@ -38,6 +44,13 @@ class FakeRestartableEngine(FakeEngine):
         await self.may_load.wait()
         if self.error is not None:
             raise self.error
+
+    def cpu_seconds(self) -> float | None:
+        return self.cpu
+
+    async def failed_by_itself(self) -> bool:
+        assert not self.kills, "an engine that was killed does not tell why it crashed"
+        return self.by_itself
 
     async def kill(self) -> None:
         self.kills += 1
@@ -193,10 +206,97 @@ async def test_an_engine_that_hangs_is_killed(harness: Harness) -> None:
     supervisor = harness.supervisor(stall=0.1)
     await supervisor.loaded()
     harness.engine.script = never
-    with pytest.raises(Unavailable, match="made no progress"):
+    with pytest.raises(Unavailable, match="stopped making progress"):
         await text(supervisor, page())
     await harness.ready(2)
     assert harness.engines[0].kills == 1
+
+
+@asynccontextmanager
+async def regularly(change: Callable[[], None], seconds: float) -> AsyncIterator[None]:
+    """Make a change every so many seconds, in this context."""
+
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            change()
+
+    repeating = asyncio.ensure_future(repeat())
+    yield
+    repeating.cancel()
+
+
+async def test_an_engine_that_makes_steps_does_not_hang_although_no_text_comes(harness: Harness) -> None:
+    """An answer that is not streamed, and a page that waits for its grammar."""
+    supervisor = harness.supervisor(stall=10)
+    await supervisor.loaded()
+    engine = harness.engine
+    engine.script = never
+    reader = asyncio.ensure_future(text(supervisor, page()))
+
+    def step() -> None:
+        engine.steps += 1
+
+    async with regularly(step, 9):
+        await asyncio.sleep(1000)
+    assert not reader.done()
+    last = asyncio.get_running_loop().time()
+    with pytest.raises(Unavailable, match="stopped making progress"):
+        await reader
+    assert asyncio.get_running_loop().time() - last == pytest.approx(10, abs=2)
+
+
+async def test_an_engine_that_computes_has_longer_for_a_step(harness: Harness) -> None:
+    """Large pages are encoded in one step. It does not have forever."""
+    supervisor = harness.supervisor(stall=10)
+    await supervisor.loaded()
+    engine = harness.engine
+    engine.script, engine.cpu = never, 5.0
+    began = asyncio.get_running_loop().time()
+
+    def compute() -> None:
+        engine.cpu = (engine.cpu or 0) + 0.2
+
+    async with regularly(compute, 0.5):
+        reader = asyncio.ensure_future(text(supervisor, page()))
+        await asyncio.sleep(98)
+        assert not reader.done()
+        with pytest.raises(Unavailable, match="stopped making progress"):
+            await reader
+    assert asyncio.get_running_loop().time() - began == pytest.approx(10 * 10, abs=2)
+
+
+async def test_an_engine_that_stops_computing_hangs(harness: Harness) -> None:
+    supervisor = harness.supervisor(stall=10)
+    await supervisor.loaded()
+    engine = harness.engine
+    engine.script, engine.cpu = never, 5.0
+    reader = asyncio.ensure_future(text(supervisor, page()))
+    await asyncio.sleep(9)
+    engine.cpu += 0.01  # of a thread that has nothing to do with the model
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(Unavailable, match="stopped making progress"):
+        await reader
+    assert asyncio.get_running_loop().time() - began == pytest.approx(1, abs=0.5)
+
+
+async def test_time_in_which_nobody_looked_is_no_silence_of_the_engine(harness: Harness) -> None:
+    """The server was stopped, or its event loop was busy: the engine's steps could not be noticed."""
+    supervisor = harness.supervisor(stall=10)
+    await supervisor.loaded()
+    harness.engine.script = never
+    reader = asyncio.ensure_future(text(supervisor, page()))
+    await asyncio.sleep(1)
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.clock.now += 3600
+    await asyncio.sleep(1)
+    assert not reader.done()
+    harness.engine.steps += 1
+    await asyncio.sleep(9)
+    assert not reader.done()
+    reader.cancel()
+    await asyncio.wait({reader})
 
 
 async def test_waiting_is_not_hanging(harness: Harness) -> None:
@@ -489,17 +589,13 @@ async def test_requests_for_the_same_suspect_all_go_on_when_it_has_been_read(har
     assert await asyncio.gather(first, *line) == 4 * ["Hello"]
 
 
-@pytest.mark.parametrize("how", ["crashes", "hangs"])
-async def test_a_crash_in_the_turn_of_a_suspect_counts_for_that_suspect_only(harness: Harness, how: str) -> None:
-    supervisor = harness.supervisor(stall=0.15)
+async def test_a_crash_in_the_turn_of_a_suspect_counts_for_that_suspect_only(harness: Harness) -> None:
+    supervisor = harness.supervisor()
     await supervisor.loaded()
     await make_suspects(harness, supervisor, page(0), page(1))
-    if how == "hangs":
-        harness.engine.script = never
     pages = [await reading(harness, supervisor, page(0)), await waiting(harness, supervisor, page(1))]
     pages.append(await reading(harness, supervisor, page(2)))
-    if how == "crashes":
-        harness.engine.crash()
+    harness.engine.crash()
     for each in pages:
         with pytest.raises(Unavailable):  # also the page that only waits: at once, not after the restart
             await each
@@ -509,6 +605,75 @@ async def test_a_crash_in_the_turn_of_a_suspect_counts_for_that_suspect_only(har
     for number in (1, 2):
         assert await text(supervisor, page(number)) == "Hello"
     assert supervisor.restarts == 2
+
+
+async def read_and_end(harness: Harness, supervisor: Supervisor, *, hang: bool, others: int = 0) -> None:
+    """Read page 0, and as many pages that are not known yet. The engine ends meanwhile."""
+    engine, engines = harness.engine, len(harness.engines)
+    engine.script = never
+    fresh = [page(10 * engines + number + 1) for number in range(others)]
+    readers = [asyncio.ensure_future(text(supervisor, each)) for each in (page(0), *fresh)]
+    await until(lambda: engine.running == 1 + others)
+    if not hang:
+        engine.crash()
+    for reader in readers:
+        with pytest.raises(Unavailable):
+            await reader
+    await harness.ready(engines + 1)
+
+
+@pytest.mark.parametrize(
+    ("by_itself", "hang", "others", "ends"),
+    [
+        pytest.param(True, False, 0, 2, id="crashes"),
+        pytest.param(True, True, 0, 2, id="hangs on this page alone"),
+        pytest.param(True, True, 3, 4, id="hangs on many pages"),
+        pytest.param(False, False, 0, 4, id="killed from outside"),
+        pytest.param(False, True, 0, 4, id="stopped from outside"),
+    ],
+)
+async def test_trouble_of_the_machine_is_weak_evidence_against_a_page(
+    harness: Harness, by_itself: bool, hang: bool, others: int, ends: int
+) -> None:
+    """The page is refused after so many engines, in case that it causes the trouble after all."""
+
+    def plan(_: int) -> FakeRestartableEngine:
+        engine = FakeRestartableEngine(says("Hello"))
+        engine.by_itself = by_itself
+        return engine
+
+    harness.plan = plan
+    supervisor = harness.supervisor(stall=5)
+    await supervisor.loaded()
+    for _ in range(ends):
+        await read_and_end(harness, supervisor, hang=hang, others=others)
+    with pytest.raises(InvalidRequest) as caught:
+        await text(supervisor, page(0))
+    assert caught.value.code == "poison_page"
+    assert await text(supervisor, page(255)) == "Hello"
+
+
+async def test_a_page_that_is_read_between_two_kills_is_no_suspect_any_more(harness: Harness) -> None:
+    harness.plan = lambda _: FakeRestartableEngine(says("Hello"))
+    supervisor = harness.supervisor()
+    await supervisor.loaded()
+    for _ in range(6):
+        harness.engine.by_itself = False
+        await read_and_end(harness, supervisor, hang=False)
+        assert await text(supervisor, page(0)) == "Hello"
+
+
+async def test_an_engine_that_does_not_tell_why_it_crashed_is_replaced_all_the_same(harness: Harness) -> None:
+    class Silent(FakeRestartableEngine):
+        async def failed_by_itself(self) -> bool:
+            raise RuntimeError("no such process")
+
+    harness.plan = lambda _: Silent(says("Hello"))
+    supervisor = harness.supervisor()
+    await supervisor.loaded()
+    harness.engine.crash()
+    await harness.ready(2)
+    assert await text(supervisor, page()) == "Hello"
 
 
 async def test_waiting_for_a_turn_is_not_hanging(harness: Harness) -> None:
@@ -676,17 +841,17 @@ async def test_a_factory_that_fails_is_an_engine_that_fails_to_load(harness: Har
 def test_the_oldest_suspects_are_forgotten_first() -> None:
     suspects = Suspects(seconds=10, most=2)
     assert not suspects.any(0)
-    suspects.record_crash({b"a"}, 0)
-    suspects.record_crash({b"b"}, 5)
-    suspects.record_crash({b"a"}, 6)
-    assert [suspects.crashes(key) for key in (b"a", b"b", b"c")] == [2, 1, 0]
-    suspects.record_crash({b"c"}, 7)  # one more than are remembered
-    assert [suspects.crashes(key) for key in (b"a", b"b", b"c")] == [2, 0, 1]
+    suspects.record_crash({b"a"}, 0, Evidence.STRONG)
+    suspects.record_crash({b"b"}, 5, Evidence.WEAK)
+    suspects.record_crash({b"a"}, 6, Evidence.WEAK)
+    assert [suspects.evidence(key) for key in (b"a", b"b", b"c")] == [3, 1, 0]
+    suspects.record_crash({b"c"}, 7, Evidence.WEAK)  # one more than are remembered
+    assert [suspects.evidence(key) for key in (b"a", b"b", b"c")] == [3, 0, 1]
     suspects.clear(b"c")
     suspects.clear(b"c")
     assert suspects.any(15.9)
     assert not suspects.any(16)
-    assert suspects.crashes(b"a") == 0
+    assert suspects.evidence(b"a") == 0
 
 
 def test_content_keys() -> None:
