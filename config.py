@@ -139,6 +139,8 @@ class Settings(BaseSettings):
     """Maximum size of a decoded image in megapixels. Larger pages of a PDF are rendered at a lower resolution."""
     MAX_PROMPT_CHARS: Positive = 8000
     """Maximum length of the text that is sent with an image, in characters."""
+    SCHEMA_TIMEOUT: Seconds = 10.0
+    """Seconds of CPU time within which the JSON schema of a `response_format` must compile."""
     ALLOW_URLS: bool = True
     """Download images and documents from http(s) URLs that requests contain."""
     ALLOW_PRIVATE_URLS: bool = False

@@ -25,6 +25,14 @@ class PlannedSource:
 
 
 @dataclass(frozen=True)
+class PageLimit:
+    """A parameter with which a request may have only so many pages."""
+
+    parameter: str
+    pages: int
+
+
+@dataclass(frozen=True)
 class ReadPlan:
     """What a dialect makes of a request. Everything behind the dialects knows only the plan."""
 
@@ -35,8 +43,8 @@ class ReadPlan:
     artifacts: Artifacts = field(default_factory=Artifacts)
     show_pages: bool = False
     """Whether the picture of each page is wanted before its text."""
-    one_page_parameter: str | None = None
-    """Name of a parameter of the request that applies to a single page only; None if the request has none."""
+    page_limit: PageLimit | None = None
+    """A parameter of the request that limits the number of its pages."""
     decoding_parameters: Mapping[str, str] = field(default_factory=dict)
     """Field of `Decoding` → name of the request parameter that gave it, where the two differ."""
 

@@ -129,7 +129,7 @@ class Runtime:
             TooMany: The queue is full.
         """
         try:
-            self.engine.check(plan.decoding)
+            await self.engine.check(plan.decoding)
         except DecodingError as error:
             raise plan.api_error(error) from error
         if reason := self.engine.unavailable():

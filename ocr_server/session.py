@@ -90,11 +90,13 @@ class Session:
         except TooMany:
             await session.close()
             raise
-        if plan.one_page_parameter is not None and len(session.jobs) > 1:
+        limit = plan.page_limit
+        if limit is not None and len(session.jobs) > limit.pages:
             await session.close()
             raise InvalidRequest(
-                f"{plan.one_page_parameter} applies to a single page; this request has {len(session.jobs)}.",
-                param=plan.one_page_parameter,
+                f"{limit.parameter} applies to at most {limit.pages} page{'s' if limit.pages > 1 else ''}; "
+                f"this request has {len(session.jobs)}.",
+                param=limit.parameter,
             )
         return session
 

@@ -54,6 +54,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "MAX_IMAGE_MB": ("6", 6),
     "MAX_IMAGE_MEGAPIXELS": ("6", 6),
     "MAX_PROMPT_CHARS": ("6", 6),
+    "SCHEMA_TIMEOUT": ("1.5", 1.5),
     "ALLOW_URLS": ("false", False),
     "ALLOW_PRIVATE_URLS": ("true", True),
     "ALLOWED_IMAGE_HOSTS": ("a.example,*.b.example", "a.example,*.b.example"),

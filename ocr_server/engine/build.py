@@ -30,14 +30,15 @@ def dedicated_engine(settings: Settings) -> Supervisor:
     """
     import torch
 
-    from ocr_server.engine.sampling import sampling_params
+    from ocr_server.engine.checks import DecodingCheck
     from ocr_server.engine.supervisor import Supervisor
     from ocr_server.engine.vllm_engine import VllmEngine
 
     torch.set_num_threads(1)
+    check = DecodingCheck(settings)
     return Supervisor(
-        lambda: VllmEngine(settings, dedicated=True),
-        check=sampling_params,
+        lambda: VllmEngine(settings, check, dedicated=True),
+        check=check,
         stall_timeout=settings.ENGINE_STALL_TIMEOUT,
         most_restarts=settings.ENGINE_RESTARTS,
     )
@@ -48,6 +49,7 @@ def guest_engine(settings: Settings) -> VllmEngine:
 
     The process's settings are left as they are, and an engine that crashes is not restarted.
     """
+    from ocr_server.engine.checks import DecodingCheck
     from ocr_server.engine.vllm_engine import VllmEngine
 
-    return VllmEngine(settings, dedicated=False)
+    return VllmEngine(settings, DecodingCheck(settings), dedicated=False)

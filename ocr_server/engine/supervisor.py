@@ -8,14 +8,14 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from ocr_server.engine.flight import Flight
 from ocr_server.engine.liveness import Liveness
 from ocr_server.engine.quarantine import Evidence, Suspects, content_key
+from ocr_server.engine.restartable import Check, RestartableEngine
 from ocr_server.errors import Unavailable
 from ocr_server.reading.decoding import Decoding
-from ocr_server.reading.engine import Engine
 from ocr_server.reading.page import Page, PageDelta
 
 logger = logging.getLogger(__name__)
@@ -23,29 +23,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 LONGEST_RETRY_AFTER = 60.0
 """Upper bound of `retry_after`, in seconds."""
-
-
-class RestartableEngine(Engine, Protocol):
-    """The engine that a supervisor needs. If it becomes unavailable after loading, it has crashed."""
-
-    @property
-    def steps(self) -> int:
-        """A number that grows with each step that the engine makes, whether or not a page gets text by it."""
-
-    def cpu_seconds(self) -> float | None:
-        """Return the CPU time that its processes have used so far. None if it does not tell whether they compute."""
-
-    async def failed_by_itself(self) -> bool:
-        """After a crash or a hang, before `kill`: return whether the engine itself failed.
-
-        If not, its processes were killed or stopped from outside, or the machine is short of memory.
-        """
-
-    async def loaded(self) -> None:
-        """Start, and wait until it is ready. Raises the exception that made loading fail."""
-
-    async def kill(self) -> None:
-        """End all its processes, whatever state they are in."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +56,14 @@ class Supervisor:
         self,
         make: Callable[[], RestartableEngine],
         *,
-        check: Callable[[Decoding], object],
+        check: Check,
         stall_timeout: float,
         most_restarts: int,
         timing: Timing | None = None,
     ) -> None:
         """Args:
         make: Returns an engine that has not been started.
-        check: Raises DecodingError if an option is not valid, as `Engine.check` does.
+        check: Checks decoding options, as `Engine.check` does. It is closed with the supervisor.
         stall_timeout: The engine is taken to hang if pages wait for it and it makes no step for this many seconds; ten
             times as many while it computes (see `Liveness`).
         most_restarts: Maximum number of crashes within `timing.window`. After one more crash, the engine is not
@@ -124,8 +101,8 @@ class Supervisor:
     def unavailable(self) -> str | None:
         return self._reason
 
-    def check(self, decoding: Decoding) -> None:
-        self._check(decoding)
+    async def check(self, decoding: Decoding) -> None:
+        await self._check(decoding)
 
     def start(self) -> None:
         if self._running is None and not self._closed:
@@ -373,6 +350,7 @@ class Supervisor:
             await asyncio.wait({self._running})
         if self._first_load is not None:
             self._first_load.cancel()
+        await self._check.close()
         if self._engine is not None:
             await (self._engine.kill() if kill else self._engine.close())
 

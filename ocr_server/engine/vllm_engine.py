@@ -19,6 +19,7 @@ from vllm.inputs import TokensPrompt
 from vllm.platforms import current_platform
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from ocr_server.engine.checks import DecodingCheck
 from ocr_server.engine.core_processes import (
     cpu_seconds,
     end,
@@ -57,12 +58,14 @@ LOADING_ENDS_SECONDS = 2.0
 class VllmEngine:
     """vLLM's async engine with our model. It loads in the background."""
 
-    def __init__(self, settings: Settings, *, dedicated: bool) -> None:
+    def __init__(self, settings: Settings, check: DecodingCheck, *, dedicated: bool) -> None:
         """Args:
         settings: The server's settings.
+        check: Checks decoding options.
         dedicated: Whether the process exists for this engine, so that its garbage collector may be tuned.
         """
         self._settings = settings
+        self._check = check
         self._dedicated = dedicated
         self._llm: AsyncLLM | None = None
         self._encoder: PromptEncoder | None = None
@@ -79,8 +82,8 @@ class VllmEngine:
     def retry_after(self) -> float:
         return RETRY_AFTER_SECONDS
 
-    def check(self, decoding: Decoding) -> None:
-        sampling_params(decoding)
+    async def check(self, decoding: Decoding) -> None:
+        await self._check(decoding)
 
     def start(self) -> None:
         if self._loading is None:
@@ -117,6 +120,8 @@ class VllmEngine:
 
     async def close(self) -> None:
         self._unavailable = "The server is shutting down."
+        if not self._dedicated:  # otherwise the check outlives the engine
+            await self._check.close()
         llm, self._llm = self._llm, None
         if llm is not None:
             if llm.output_handler is not None:

@@ -19,8 +19,13 @@ class Engine(Protocol):
     def retry_after(self) -> float:
         """While no page can be read: estimated time after which to try again, in seconds."""
 
-    def check(self, decoding: Decoding) -> None:
-        """Raise DecodingError if an option is not valid. Also works while no page can be read."""
+    async def check(self, decoding: Decoding) -> None:
+        """Return if the options are valid. Also works while no page can be read.
+
+        Raises:
+            DecodingError: An option is not valid.
+            Unavailable: An option cannot be checked now.
+        """
 
     def start(self) -> None:
         """Start to load in the background."""

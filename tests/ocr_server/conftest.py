@@ -74,7 +74,7 @@ class FakeEngine:
     def unavailable(self) -> str | None:
         return self.reason
 
-    def check(self, decoding: Decoding) -> None:
+    async def check(self, decoding: Decoding) -> None:
         if self.refusal is not None:
             raise self.refusal
 

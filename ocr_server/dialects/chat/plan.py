@@ -22,7 +22,7 @@ from ocr_server.intake.source import Base64, Content, Url
 from ocr_server.output.artifacts import Artifacts
 from ocr_server.output.formats import FORMATS, Format
 from ocr_server.output.formats.blocks import BLOCKS
-from ocr_server.plan import ReadPlan
+from ocr_server.plan import PageLimit, ReadPlan
 from ocr_server.reading.decoding import Decoding
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 OCR = "ocr."
 """Prefix of this server's own options in a chat request."""
+MAX_SCORES_OF_PAGES = 128
+"""Maximum number of pages times log probabilities for each token. They are kept until the answer ends."""
 DETAIL_MODES = {"low": "tiny", "high": "gundam"}
 DECODING_PARAMETERS = {"json_schema": "response_format", "json_object": "response_format", "prompt": "messages"}
 """Field of `Decoding` → parameter of a chat request, where the names differ."""
@@ -73,7 +75,7 @@ def plan_chat(request: ChatCompletionRequest, settings: Settings, content: Conte
         decoding=_decoding(request, options, shared),
         artifacts=written.artifacts | Artifacts(figures=options.include_figures),
         show_pages=options.include_page_images,
-        one_page_parameter="response_format" if _has_grammar(request) else None,
+        page_limit=_page_limit(request),
         decoding_parameters=DECODING_PARAMETERS,
     )
 
@@ -99,6 +101,14 @@ def _has_grammar(request: ChatCompletionRequest) -> bool:
     """Whether the model itself has to follow `response_format`."""
     wanted = request.response_format
     return wanted is not None and wanted.type != "text" and not _writes_blocks(request)
+
+
+def _page_limit(request: ChatCompletionRequest) -> PageLimit | None:
+    if _has_grammar(request):
+        return PageLimit("response_format", 1)
+    if request.logprobs:
+        return PageLimit("logprobs", MAX_SCORES_OF_PAGES // request.scores)
+    return None
 
 
 def _content(part: ImagePart | FilePart, place: str) -> tuple[Content, str, str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from ocr_server.dialects.chat.response_format import ResponseFormat
 from ocr_server.dialects.page_report import OcrExtension, PageOpened
 from ocr_server.dialects.wire import Answer, ImageUrl, Maybe, PageNumbers, ReadingOptions, Wire, known, string_or_list
 from ocr_server.output.formats import TEXT_FORMATS
@@ -15,6 +16,8 @@ from ocr_server.output.formats import TEXT_FORMATS
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
 MAX_STOPS, MAX_STOP_CHARS = 16, 1000
+MAX_SCORES = 32
+"""Maximum number of log probabilities for each token of a page: `n` choices, each with itself and its alternatives."""
 
 
 class ImagePart(Wire):
@@ -102,26 +105,6 @@ class OcrOptions(ReadingOptions):
     the page after it."""
     confidence: bool = False
     """With `output: blocks`: return the model's confidence in each page and block."""
-
-
-class JsonSchema(Wire):
-    name: str
-    description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema", max_length=1000)]
-    strict: bool | None = None
-
-
-class ResponseFormat(Wire):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def _schema_with_its_type(self) -> ResponseFormat:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise PydanticCustomError(
-                "json_schema", "json_schema is required with type json_schema and not allowed with other types"
-            )
-        return self
 
 
 class StreamOptions(Wire):
@@ -261,6 +244,12 @@ class ChatCompletionRequest(Wire):
             )
         if self.top_logprobs is not None and not self.logprobs:
             raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs: true")
+        if self.logprobs and self.scores > MAX_SCORES:
+            raise PydanticCustomError(
+                "top_logprobs",
+                "n times top_logprobs + 1 must not exceed {limit}, but is {scores}",
+                {"limit": MAX_SCORES, "scores": self.scores},
+            )
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("stream_options", "stream_options needs stream: true")
         if self.most_tokens is not None and (self.min_tokens or 0) > self.most_tokens:
@@ -271,6 +260,11 @@ class ChatCompletionRequest(Wire):
     def most_tokens(self) -> int | None:
         """The token limit, under whichever name it was given."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def scores(self) -> int:
+        """Number of log probabilities for each token of a page, if `logprobs` are wanted."""
+        return (self.n or 1) * ((self.top_logprobs or 0) + 1)
 
 
 class ChatTemplate(ChatCompletionRequest):

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.engine
 class CheckingEngine(FakeEngine):
     """Checks decoding options as vLLM does."""
 
-    def check(self, decoding: Decoding) -> None:
+    async def check(self, decoding: Decoding) -> None:
         sampling_params(decoding)
 
 

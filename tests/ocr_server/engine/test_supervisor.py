@@ -60,6 +60,20 @@ class FakeRestartableEngine(FakeEngine):
         self.reason = "dead"
 
 
+class RecordingCheck:
+    """Records the options that it checks."""
+
+    def __init__(self) -> None:
+        self.checked: list[Decoding] = []
+        self.closed = False
+
+    async def __call__(self, decoding: Decoding) -> None:
+        self.checked.append(decoding)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
 class Harness:
     """Makes supervisors, and records the engines that they make and when."""
 
@@ -67,7 +81,7 @@ class Harness:
         self.engines: list[FakeRestartableEngine] = []
         self.times: list[float] = []
         self.supervisors: list[Supervisor] = []
-        self.checked: list[Decoding] = []
+        self.check = RecordingCheck()
         self.plan: Callable[[int], FakeRestartableEngine] = lambda _: FakeRestartableEngine(says("Hello"))
         """Makes the n-th engine, counted from 0."""
 
@@ -81,9 +95,7 @@ class Harness:
         return self.engine
 
     def supervisor(self, *, stall: float = 60, most: int = 100, timing: Timing = QUICK) -> Supervisor:
-        supervisor = Supervisor(
-            self.make, check=self.checked.append, stall_timeout=stall, most_restarts=most, timing=timing
-        )
+        supervisor = Supervisor(self.make, check=self.check, stall_timeout=stall, most_restarts=most, timing=timing)
         self.supervisors.append(supervisor)
         return supervisor
 
@@ -770,9 +782,11 @@ async def test_pages_are_not_hashed_until_an_engine_has_crashed(harness: Harness
 
 async def test_options_are_checked_without_an_engine(harness: Harness) -> None:
     supervisor = harness.supervisor()
-    supervisor.check(Decoding(n=2))
-    assert harness.checked == [Decoding(n=2)]
+    await supervisor.check(Decoding(n=2))
+    assert harness.check.checked == [Decoding(n=2)]
     assert not harness.engines
+    await supervisor.close()
+    assert harness.check.closed
 
 
 async def test_closing_while_pages_are_read(harness: Harness) -> None:

@@ -19,7 +19,7 @@ from ocr_server.errors import DecodingError, InvalidRequest, NotFound, TooLarge
 from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.source import Base64, Url
 from ocr_server.output.artifacts import Artifacts
-from ocr_server.plan import ReadPlan
+from ocr_server.plan import PageLimit, ReadPlan
 from ocr_server.reading.decoding import Decoding
 from tests.ocr_server.conftest import chat, message, picture, text
 
@@ -348,27 +348,32 @@ class TestStructuredOutput:
     def test_text(self, read: Any) -> None:
         plan = read(response_format={"type": "text"})
         assert not plan.decoding.is_structured
-        assert plan.one_page_parameter is None
+        assert plan.page_limit is None
 
     def test_json(self, read: Any) -> None:
         plan = read(response_format={"type": "json_object"})
         assert (plan.decoding.json_object, plan.decoding.json_schema) == (True, None)
-        assert plan.one_page_parameter == "response_format"
+        assert plan.page_limit == PageLimit("response_format", 1)
 
     def test_a_schema(self, read: Any) -> None:
         plan = read(response_format=self.FORM)
         assert (plan.decoding.json_object, plan.decoding.json_schema) == (False, self.SCHEMA)
-        assert plan.one_page_parameter == "response_format"
+        assert plan.page_limit == PageLimit("response_format", 1)
+
+    @pytest.mark.parametrize(("n", "top", "pages"), [(1, None, 128), (1, 20, 6), (16, 1, 4), (1, 0, 128)])
+    def test_log_probabilities_limit_the_pages(self, read: Any, n: int, top: int | None, pages: int) -> None:
+        assert read(n=n, logprobs=True, top_logprobs=top).page_limit == PageLimit("logprobs", pages)
+        assert read(n=n).page_limit is None
 
     def test_no_format(self, read: Any) -> None:
         plan = read()
         assert not plan.decoding.is_structured
-        assert plan.one_page_parameter is None
+        assert plan.page_limit is None
 
     def test_blocks_as_json_are_not_generated_by_the_model(self, read: Any) -> None:
         plan = read(response_format={"type": "json_object"}, ocr={"output": "blocks"})
         assert not plan.decoding.is_structured
-        assert plan.one_page_parameter is None
+        assert plan.page_limit is None
 
 
 class TestOutput:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepseek_ocr.modes import MODES
+from ocr_server.dialects.chat.response_format import MAX_SCHEMA_LEVELS
 from ocr_server.dialects.chat.wire import NEUTRAL, ChatCompletionRequest, OcrOptions
 from tests.ocr_server.conftest import (
     CHAT,
@@ -31,6 +32,14 @@ from tests.ocr_server.conftest import (
 
 NOT_A_NUMBER = float("nan")
 REFUSED = ChatCompletionRequest.REFUSED
+
+
+def nested(wrap: Callable[[Any], Any]) -> Any:
+    """Return a value that is nested more deeply than a schema may be."""
+    value: Any = {}
+    for _ in range(MAX_SCHEMA_LEVELS):
+        value = wrap(value)
+    return value
 
 
 async def refused(client: httpx.AsyncClient, param: str | None, **fields: Any) -> dict[str, Any]:
@@ -112,6 +121,40 @@ class TestStrictness:
     )
     async def test_a_schema_goes_with_its_type(self, client: httpx.AsyncClient, form: Any) -> None:
         await refused(client, "response_format", response_format=form)
+
+    @pytest.mark.parametrize("output", ["raw", "blocks"])
+    @pytest.mark.parametrize(
+        "schema",
+        [
+            {"properties": {f"p{number}": {} for number in range(5001)}},
+            {"enum": list(range(5001))},
+            {"anyOf": [{"enum": [0] * 100}] * 60},
+            {"description": "x" * 100_001},
+            {"x" * 100_001: 1},
+            nested(lambda inner: {"items": inner}),
+            {"a": nested(lambda inner: [inner])},
+        ],
+        ids=["properties", "values", "branches", "text", "name", "objects", "lists"],
+    )
+    async def test_large_schemas(self, client: httpx.AsyncClient, schema: Any, output: str) -> None:
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        await refused(
+            client, "response_format.json_schema.schema", response_format=form, ocr={"mode": "tiny", "output": output}
+        )
+
+    def test_the_largest_schema(self) -> None:
+        schema: dict[str, Any] = {"properties": {f"p{number}": {} for number in range(4990)}}
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        assert ChatCompletionRequest.model_validate(chat(response_format=form)).response_format is not None
+
+    @pytest.mark.parametrize(("n", "top"), [(2, 16), (16, 2), (16, 20)])
+    async def test_log_probabilities_of_many_choices(self, client: httpx.AsyncClient, n: int, top: int) -> None:
+        for temperature in (0, 1):
+            await refused(client, "top_logprobs", n=n, logprobs=True, top_logprobs=top, temperature=temperature)
+
+    @pytest.mark.parametrize(("n", "top"), [(1, 20), (16, 1), (16, None)])
+    def test_log_probabilities_within_the_limit(self, n: int, top: int | None) -> None:
+        ChatCompletionRequest.model_validate(chat(n=n, logprobs=True, top_logprobs=top))
 
     @pytest.mark.parametrize(
         ("messages", "param"),

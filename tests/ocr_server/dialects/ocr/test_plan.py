@@ -40,7 +40,7 @@ class TestPlan:
         assert plan.decoding == Decoding(guard=Guard(settings.NGRAM_SIZE, settings.WINDOW_SIZE))
         assert plan.artifacts == Artifacts(blocks=True)
         assert not plan.show_pages
-        assert plan.one_page_parameter is None
+        assert plan.page_limit is None
 
     def test_all_values_arrive(self, read: Any) -> None:
         plan = read(
