@@ -25,6 +25,10 @@ class LineTooLong(Exception):
         self.line = line
 
 
+class TooManyBlankLines(Exception):
+    """There are more blank lines than the file may have requests."""
+
+
 class BadLine(Exception):
     """A line is not a valid request. `args` are the code, the message and the parameter of the error."""
 
@@ -88,6 +92,9 @@ class JsonlRequests:
         except LineTooLong as error:
             message = f"The line exceeds the limit of {self._max_line_bytes:,} bytes."
             checked.add_error("line_too_long", message, line=error.line)
+        except TooManyBlankLines:
+            message = f"The file has more than {self._max_requests:,} blank lines."
+            checked.add_error("too_many_blank_lines", message)
         return count_errors(checked, self._max_requests)
 
     def _next(self, lines: Iterator[tuple[int, bytes]], done: Collection[int]) -> Item | None:
@@ -102,9 +109,10 @@ class JsonlRequests:
 
         Raises:
             LineTooLong: A line exceeds the maximum length.
+            TooManyBlankLines: The blank lines exceed the maximum number of requests.
             NotFound, Unavailable: As `Storage.open`.
         """
-        number, kept = 0, bytearray()
+        number, blank, kept = 0, 0, bytearray()
         for chunk in self._storage.chunks(self._file_id):
             *whole, rest = chunk.split(b"\n")
             for end in whole:
@@ -117,6 +125,10 @@ class JsonlRequests:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
                     yield number, line
+                    continue
+                blank += 1
+                if blank > self._max_requests:
+                    raise TooManyBlankLines
             kept += rest
             if len(kept) > self._max_line_bytes:
                 raise LineTooLong(number + 1)

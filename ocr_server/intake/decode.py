@@ -140,11 +140,13 @@ def tiff_format(data: bytes) -> _TiffFormat:
 def _tiff_directories(data: bytes) -> Iterator[tuple[int, dict[int, int]]]:
     """Yield the byte offset of each directory of a TIFF, with those of its tags whose value is one unsigned integer.
 
-    A directory that cannot be read is the last one, and has no tags.
+    A directory that cannot be read is the last one, and has no tags. So is the one with which the directories would
+    take more bytes than the file has: they overlap, and reading them would take time without bound.
     """
     form = tiff_format(data)
     byte_order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
     at = number_at(form.pointer, data, form.first)
+    bytes_left = len(data)
     seen: set[int] = set()
     while at and at not in seen:
         seen.add(at)
@@ -152,7 +154,8 @@ def _tiff_directories(data: bytes) -> Iterator[tuple[int, dict[int, int]]]:
         start = at + struct.calcsize(form.length)
         end = start + count * struct.calcsize(form.entry)
         following = number_at(form.pointer, data, end)
-        if following is None or count > _MOST_TIFF_TAGS:
+        bytes_left -= end - at
+        if following is None or count > _MOST_TIFF_TAGS or bytes_left < 0:
             yield at, {}
             return
         yield (

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from deepseek_ocr.images import PreparedImage, prepare_image
 from deepseek_ocr.modes import ResolutionMode
-from ocr_server.intake.data_uri import decode_base64
+from ocr_server.intake.data_uri import decode_base64, decoded
 from ocr_server.intake.document import Document
 from ocr_server.intake.errors import SourceError
 from ocr_server.intake.fetch import Fetcher
@@ -95,9 +95,12 @@ class Intake:
             if isinstance(source.content, Document):
                 return source.content
             if isinstance(source.content, Url):
-                source = replace(source, content=await load(source.content.address, fetcher, self._limits))
+                source = replace(
+                    source, content=await load(source.content.address, fetcher, self._limits, self._threads)
+                )
             elif isinstance(source.content, Base64):
-                source = replace(source, content=decode_base64(source.content.text, self._limits))
+                data = await decoded(decode_base64, source.content.text, self._limits, self._threads)
+                source = replace(source, content=data)
             return await self._opener.open(source)
         except SourceError as error:
             error.source = number

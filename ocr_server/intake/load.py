@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import Executor
 
-from ocr_server.intake.data_uri import decode_data_uri
+from ocr_server.intake.data_uri import decode_data_uri, decoded
 from ocr_server.intake.errors import SourceError
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
@@ -14,8 +15,11 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,31}):", re.IGNORECASE)
 _SUPPORTED = "Use an http or https URL or a base64 data URI"
 
 
-async def load(url: str, fetcher: Fetcher, limits: IntakeLimits) -> bytes:
+async def load(url: str, fetcher: Fetcher, limits: IntakeLimits, threads: Executor | None = None) -> bytes:
     """Return the content of `url`, which is a `data:` URI or an http(s) URL.
+
+    Args:
+        threads: Threads that decode long data URIs; None for those of the event loop.
 
     Raises:
         SourceError: The URL has another scheme or none, as a path or bare base64 has; or as in `decode_data_uri` and
@@ -31,7 +35,7 @@ async def load(url: str, fetcher: Fetcher, limits: IntakeLimits) -> bytes:
         )
     scheme = match.group(1).lower()
     if scheme == "data":
-        return decode_data_uri(url, limits)
+        return await decoded(decode_data_uri, url, limits, threads)
     if scheme in ("http", "https"):
         try:
             return await fetcher.fetch(url)

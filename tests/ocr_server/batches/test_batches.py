@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY
 from ocr_server.batches.database import batches
 from ocr_server.errors import EngineFailure, Unavailable
 from ocr_server.reading.page import Page, PageDelta
+from ocr_server.transport.json_limits import MAX_VALUES
 from tests.ocr_server.batches.conftest import Serve, Served, jsonl, refusal, request
 from tests.ocr_server.conftest import CHAT, WHITE, FakeEngine, chat, delta, fails, never, says, until
 
@@ -94,6 +95,9 @@ async def test_an_invalid_request_is_an_error_of_its_own(served: Served) -> None
         (["{", request("a"), "}"], [("invalid_json_line", 1, None), ("invalid_json_line", 3, None)]),
         ([request(str(number)) for number in range(6)], [("too_many_requests", None, None)]),
         ([request("a", {"pad": "x" * 1_000_000})], [("line_too_long", 1, None)]),
+        ([request("a", {"pad": [1] * MAX_VALUES}), request("b")], [("json_too_large", 1, None)]),
+        ([request("a"), *[""] * 6, "{"], [("too_many_blank_lines", None, None)]),
+        ([*[" \t\r"] * 5, "{"], [("invalid_json_line", 6, None)]),
     ],
 )
 async def test_an_invalid_file_fails_with_the_numbers_of_its_lines(

@@ -6,13 +6,15 @@ import base64
 import contextlib
 import dataclasses
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocr_server.intake.data_uri import decode_data_uri
+from ocr_server.intake.data_uri import decode_data_uri, decoded
 from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.limits import IntakeLimits
 
@@ -91,7 +93,25 @@ def test_text_that_is_not_a_base64_data_uri(uri: str, limits: IntakeLimits) -> N
     assert "data:image/png;base64," in error.message
 
 
-@pytest.mark.parametrize("text", ["A", "AAAAA", "AA=A", "AA==AA==", "AA!A", "AAéA", "AA%zzA", "A\0AA", "AA,A"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A",
+        "AAAAA",
+        "AA=A",
+        "AA==AA==",
+        "AA!A",
+        "AAéA",
+        "AA%zzA",
+        "AAA%",
+        "AAAA%4",
+        "%%%%",
+        "AA%\nAA",
+        "AAA%%3D",
+        "A\0AA",
+        "AA,A",
+    ],
+)
 def test_broken_base64(text: str, limits: IntakeLimits) -> None:
     error = refusal("data:image/png;base64," + text, limits)
     assert type(error) is SourceError
@@ -118,6 +138,37 @@ def test_the_size_is_checked_before_decoding(limits: IntakeLimits) -> None:
     # Decoding it would find that the base64 is invalid.
     uri = "data:image/png;base64," + "!" * 1000
     assert isinstance(refusal(uri, dataclasses.replace(limits, max_image_bytes=100)), SourceTooLarge)
+
+
+@pytest.mark.parametrize("shift", range(3))
+def test_a_large_file_that_is_percent_encoded_throughout(shift: int, limits: IntakeLimits) -> None:
+    """It is decoded in pieces, none of which ends within a sign. `%41` stands for A."""
+    text = "A" * shift + "%41" * (1_200_000 - shift) + "%3D%0A"
+    large = dataclasses.replace(limits, max_image_bytes=1_000_000)
+    assert decode_data_uri("data:image/png;base64," + text, large) == bytes(900_000)
+
+
+@pytest.mark.parametrize("text", ["%41" * 1000, "%" * 5000, "A%0A" * 1000])
+def test_the_size_of_percent_encoded_text_is_checked(text: str, limits: IntakeLimits) -> None:
+    small = dataclasses.replace(limits, max_image_bytes=400)
+    assert isinstance(refusal("data:image/png;base64," + text, small), SourceError)
+
+
+def test_the_size_is_known_before_the_percent_encoding_is_undone(limits: IntakeLimits) -> None:
+    # Undoing it would find that it is invalid.
+    uri = "data:image/png;base64," + "%zz" + "A" * 1000
+    error = refusal(uri, dataclasses.replace(limits, max_image_bytes=100))
+    assert isinstance(error, SourceTooLarge)
+    assert "at least" in error.message
+
+
+async def test_long_text_is_decoded_in_a_thread(limits: IntakeLimits) -> None:
+    def thread(_: str, __: IntakeLimits) -> bytes:
+        return threading.current_thread().name.encode()
+
+    with ThreadPoolExecutor(1, "decoding") as threads:
+        assert not (await decoded(thread, "A" * 1000, limits, threads)).startswith(b"decoding")
+        assert (await decoded(thread, "A" * 100_000, limits, threads)).startswith(b"decoding")
 
 
 @given(text=st.text(max_size=60))

@@ -467,6 +467,19 @@ class TestManyFrames:
         assert type(error) is SourceError
         assert "10,000" in error.message
 
+    def test_overlapping_directories_are_not_followed_without_end(self) -> None:
+        """Each has 500 tags, most of them those of the others: 160 MB of tags in a file of 0.4 MB."""
+        data, size, step = bytearray(400_000), 2 + 500 * 12, 14
+        data[:8] = b"II*\0" + (8).to_bytes(4, "little")
+        starts = range(8, len(data) - size - 4, step)
+        for start in starts:
+            struct.pack_into("<H", data, start, 500)
+            struct.pack_into("<I", data, start + size, start + step)
+        for start in starts:
+            assert struct.unpack_from("<H", data, start) == (500,), "the pointers leave the counts as they are"
+        pages = find_pages(bytes(data))
+        assert len(pages) <= len(data) // size + 1
+
     def test_thumbnails_in_a_tiff_are_not_pages(self, limits: IntakeLimits) -> None:
         small, large = Image.new("RGB", (4, 4), "blue"), Image.new("RGB", (40, 40), "red")
         pages = decode_image(self.tiff(small, large, small.copy(), large.copy(), thumbnails=(0, 2)), limits)
