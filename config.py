@@ -205,6 +205,9 @@ class Settings(BaseSettings):
     """Comma-separated list of the names by which clients may reach this server if it has no API keys:
     `ocr.example.com`, `*.example.com`, or * for all. Addresses, and names that no public domain can have, such as
     localhost, are always allowed."""
+    DEBUGGABLE: bool = False
+    """Whether other programs of the server's user may read its memory and environment variables, as py-spy and
+    debuggers do, and whether it leaves a core dump when it crashes. Root can read them in any case."""
     CORS_ORIGINS: str = ""
     """Comma-separated list of origins whose web pages may use this server from a browser, or * for all. Empty allows
     only the server's own pages."""

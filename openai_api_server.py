@@ -26,6 +26,7 @@ import uvicorn
 import config
 from ocr_server.engine.build import prepare_process
 from ocr_server.engine.environment import VLLM_LOG_LEVELS
+from ocr_server.intake.sandbox.privileges import close_to_others
 from ocr_server.observability import logs
 from ocr_server.transport.boundary import reachable_by
 from ocr_server.transport.connections import protocol, set_options
@@ -46,6 +47,8 @@ def main() -> int:
         print("Another program may be using the port. Stop it, or choose another port: --port 8080.", file=sys.stderr)
         return 1
     set_options(listener, settings.SEND_TIMEOUT)
+    if not settings.DEBUGGABLE:
+        close_to_others()
     prepare_process(settings)
     return asyncio.run(serve(settings, listener))
 

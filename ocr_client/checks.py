@@ -271,6 +271,21 @@ def check_port(machine: Machine) -> Finding:
     return Finding("error", f"port {port} is in use by another program", advice)
 
 
+def check_decoders(_: Machine) -> Finding:
+    """Check whether the processes that decode images and PDFs can be cut off from the rest of the machine."""
+    from ocr_server.intake import sandbox
+
+    gaps = sandbox.probe()
+    if gaps:
+        return Finding(
+            "warning",
+            sandbox.explain(gaps),
+            "A hostile image or PDF that takes over a decoder has fewer barriers to overcome. Use a newer kernel, or a "
+            "container whose seccomp profile allows the system calls landlock_* and seccomp, as Docker's does.",
+        )
+    return Finding("ok", "cut off from files, the network and other processes")
+
+
 CHECKS: dict[str, Callable[[Machine], Finding]] = {
     "Python": check_python,
     "packages": check_packages,
@@ -281,6 +296,7 @@ CHECKS: dict[str, Callable[[Machine], Finding]] = {
     "model": check_model,
     "memory": check_memory,
     "disk": check_disk,
+    "decoders": check_decoders,
     "port": check_port,
 }
 

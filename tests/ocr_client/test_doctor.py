@@ -11,8 +11,18 @@ from typing import Any
 import pytest
 
 from ocr_client import checks, machine
-from ocr_client.checks import CHECKS, Finding, check_gpu, check_memory, check_model, check_packages, check_port
+from ocr_client.checks import (
+    CHECKS,
+    Finding,
+    check_decoders,
+    check_gpu,
+    check_memory,
+    check_model,
+    check_packages,
+    check_port,
+)
 from ocr_client.machine import Gpu, Machine
+from ocr_server.intake import sandbox
 from tests.ocr_client.conftest import ROOT, FakeServer, free_port, run
 
 pytestmark = pytest.mark.slow
@@ -67,6 +77,16 @@ def test_a_broken_environment(tmp_path: Path) -> None:
     errors = {check["check"]: check for check in json.loads(done.out)["checks"] if check["status"] == "error"}
     assert "MAX_CROPS" in errors["settings"]["found"]
     assert "another planet" in errors["imports"]["found"]
+
+
+class TestDecoders:
+    def test_a_kernel_that_restricts_everything(self, here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sandbox, "probe", list)
+        assert_finding(check_decoders(here), "ok", "files", "network")
+
+    def test_an_old_kernel(self, here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sandbox, "probe", lambda: ["files"])
+        assert_finding(check_decoders(here), "warning", "Landlock", "5.13", "container")
 
 
 class TestPort:

@@ -6,7 +6,9 @@ but the standard library.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -27,6 +29,9 @@ FONTS = (
 """Where PDFium looks for the fonts that a PDF does not embed."""
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache")
 """What the dynamic linker reads when a decoder is imported."""
+
+PROBE_S = 60.0
+"""Time in seconds that `probe` may take."""
 
 
 def enter() -> list[Gap]:
@@ -63,6 +68,20 @@ def _python_code() -> Iterator[str]:
     yield str(Path(__file__).resolve().parents[2])
 
 
+def probe() -> list[Gap]:
+    """Return what this machine's kernel does not restrict, by trying it in another process. Raises OSError."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", __name__],
+        env={"PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+        capture_output=True,
+        timeout=PROBE_S,
+    )
+    if done.returncode != 0:
+        raise OSError(f"the process ended with {done.returncode}")
+    gaps: list[Gap] = json.loads(done.stdout)
+    return gaps
+
+
 def explain(gaps: Iterable[Gap]) -> str:
     """Return a sentence for the log about what is not restricted; empty if everything is."""
     missing = {
@@ -70,4 +89,6 @@ def explain(gaps: Iterable[Gap]) -> str:
         "system calls": "the network and other system calls (seccomp)",
     }
     named = [missing[gap] for gap in gaps]
-    return f"The kernel does not let decoder processes be cut off from {' and '.join(named)}." if named else ""
+    if not named:
+        return ""
+    return f"This machine's kernel cannot cut decoder processes off from {' and '.join(named)}."

@@ -84,6 +84,34 @@ def test_the_explanation_names_what_is_not_restricted() -> None:
     assert "network" in sandbox.explain(["files", "system calls"])
 
 
+def test_a_probe_changes_nothing_here() -> None:
+    assert sandbox.probe() == run("-m", "ocr_server.intake.sandbox")
+    assert list(Path("/etc").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="starts a process of another user")
+def test_other_processes_of_the_user_cannot_read_a_closed_one() -> None:
+    code = (
+        "import ctypes, os, sys; from ocr_server.intake.sandbox.privileges import close_to_others\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)\n"  # as after execve; setuid has closed it
+        "if sys.argv[1] == 'closed': close_to_others()\n"
+        "parent, (reading, writing) = os.getpid(), os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    os.execv('/bin/cat', ['cat', f'/proc/{parent}/environ'])\n"
+        "os.wait(); print(open('/proc/self/stat').read()[:1])"
+    )
+    for state in ("open", "closed"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, state],
+            env={"PYTHONPATH": str(ROOT), "SECRET": "sesame"},
+            capture_output=True,
+            text=True,
+        )
+        assert ("sesame" in done.stdout) == (state == "open")
+        assert ("Permission denied" in done.stderr) == (state == "closed")
+
+
 def test_the_folder_of_the_server_is_not_readable() -> None:
     """It may contain the data of batches, and a file of keys."""
     for folder in sandbox.readable():
