@@ -77,8 +77,8 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "API_KEYS": ("alice:sk-1,sk-2", SecretStr("alice:sk-1,sk-2")),
     "API_KEYS_FILE": ("keys.txt", "keys.txt"),
     "METRICS_KEY_REQUIRED": ("false", False),
-    "DEBUGGABLE": ("true", True),
     "ALLOWED_HOSTS": ("ocr.example.com", "ocr.example.com"),
+    "DEBUGGABLE": ("true", True),
     "CORS_ORIGINS": ("https://example.org", "https://example.org"),
     "LOG_FORMAT": ("json", "json"),
 }
