@@ -194,11 +194,12 @@ class Settings(BaseSettings):
     # Access, and logging
     API_KEYS: SecretStr = SecretStr("")
     """Comma-separated list of API keys: `KEY`, or `sha256:HASH`, or either one with a label for the log, such as
-    `alice:KEY`. If this and API_KEYS_FILE are both empty, requests need no key. Set it in the environment rather than
-    by the flag, which other users of the machine can see."""
+    `alice:KEY`, followed by options such as `KEY expires=2027-01-31`. If this and API_KEYS_FILE are both empty,
+    requests need no key. Set it in the environment rather than by the flag, which other users of the machine can
+    see."""
     API_KEYS_FILE: str = ""
     """File with further API keys in the same form, one per line, with # for comments. It is read again when it changes.
-    If it is empty, or missing at the start, it grants access to nobody."""
+    If it is empty, or missing for more than a minute, it grants access to nobody."""
     METRICS_KEY_REQUIRED: bool = True
     """Whether /metrics requires an API key, if any are configured."""
     ALLOWED_HOSTS: str = ""

@@ -65,7 +65,11 @@ def create_app(runtime: Runtime, traces: TracerProvider | None = None) -> FastAP
             if traces is not None:
                 await tracing.close(traces)
 
-    batches = batches_for(runtime, DIALECTS) if settings.BATCHES else None
+    ring = KeyRing(
+        parse_keys(settings.API_KEYS.get_secret_value()),
+        Path(settings.API_KEYS_FILE) if settings.API_KEYS_FILE else None,
+    )
+    batches = batches_for(runtime, DIALECTS, ring) if settings.BATCHES else None
     app = FastAPIOffline(  # its /docs loads nothing from other hosts
         title="DeepSeek-OCR API server",
         version=__version__,
@@ -80,13 +84,15 @@ def create_app(runtime: Runtime, traces: TracerProvider | None = None) -> FastAP
     for api in served:
         app.include_router(api.router)
     app.mount("/ui", WebPage(settings.family), name="ui")
-    _add_middleware(app, settings, runtime.memory, traces)
+    _add_middleware(app, settings, runtime.memory, ring, traces)
     _handle_errors(app)
     _document_wire_types(app, [model for api in served for model in api.wire_types])
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings, memory: MemoryBudget, traces: TracerProvider | None) -> None:
+def _add_middleware(
+    app: FastAPI, settings: Settings, memory: MemoryBudget, ring: KeyRing, traces: TracerProvider | None
+) -> None:
     """Add the middleware from the innermost to the outermost: the one added last is outermost."""
     app.add_middleware(
         BodyLimit,
@@ -94,10 +100,6 @@ def _add_middleware(app: FastAPI, settings: Settings, memory: MemoryBudget, trac
         limits={"/v1/files": settings.MAX_FILE_MB * MEGA + FORM_BYTES} if settings.BATCHES else {},
         memory=memory,
         timeout=settings.RECEIVE_TIMEOUT,
-    )
-    ring = KeyRing(
-        parse_keys(settings.API_KEYS.get_secret_value()),
-        Path(settings.API_KEYS_FILE) if settings.API_KEYS_FILE else None,
     )
     app.add_middleware(ApiKeys, ring=ring, metrics_need_one=settings.METRICS_KEY_REQUIRED)
     origins = settings.cors_origins

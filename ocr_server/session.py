@@ -20,6 +20,7 @@ from ocr_server.plan import ReadPlan
 from ocr_server.reading.admission import Admission, Ticket
 from ocr_server.reading.page import Job, PageReading
 from ocr_server.reading.reader import Event, Reader
+from ocr_server.transport.quotas import Quota
 
 Account = dict[str, int]
 """Totals of a request: `pages`, `failed_pages`, `prompt_tokens` and `completion_tokens`."""
@@ -35,6 +36,8 @@ class Caller:
     """Filled with the totals of the request, for the access log."""
     in_background: bool = False
     """Whether all other requests go first."""
+    quota: Quota | None = None
+    """What the client may use in a day. Background requests are counted, but not refused."""
 
 
 class Session:
@@ -69,11 +72,15 @@ class Session:
         """Join the queue, then fetch and open the sources.
 
         Raises:
-            TooMany: The queue is full. Unless the request has more pages than sources, nothing has been fetched.
+            TooMany: The queue is full, or the client's quota is used up. Unless the request has more pages than
+                sources, nothing has been fetched.
             InvalidRequest, TooLarge: A source cannot be fetched or opened, or there is more than one page although
                 the request allows only one.
             Unavailable: No process can be started to decode in.
         """
+        quota = None if caller.in_background else caller.quota
+        if quota is not None:
+            quota.check_pages(len(plan.sources))
         ticket = admission.enter(caller.client, pages=len(plan.sources), in_background=caller.in_background)
         try:
             with stage("open"):
@@ -87,6 +94,8 @@ class Session:
         session = cls(plan, reader, ticket, documents, caller.account)
         try:
             ticket.expect(len(session.jobs))
+            if quota is not None:
+                quota.check_pages(len(session.jobs))
         except TooMany:
             await session.close()
             raise
@@ -98,6 +107,8 @@ class Session:
                 f"this request has {len(session.jobs)}.",
                 param=limit.parameter,
             )
+        if caller.quota is not None:
+            caller.quota.take_pages(len(session.jobs))
         return session
 
     @property

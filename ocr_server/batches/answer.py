@@ -25,11 +25,10 @@ MIN_WAIT_S, MAX_WAIT_S = 0.5, 30.0
 ENGINE_POLL_S = 0.5
 
 
-async def answered(runtime: Runtime, endpoint: Endpoint, item: Item, client: str) -> BatchAnswer:
+async def answered(runtime: Runtime, endpoint: Endpoint, item: Item, caller: Caller) -> BatchAnswer:
     """Return the answer to a request, or its error. Waits for as long as the engine is not available."""
     request_id = f"req_{uuid.uuid4().hex}"
     logs.request_id.set(request_id)
-    caller = Caller(client=client, in_background=True)
     status, body = await _tried(runtime, endpoint, item, caller)
     return BatchAnswer(
         item.line,

@@ -15,6 +15,11 @@ MIGRATIONS: Sequence[Sequence[str]] = (
         "holder VARCHAR(64) NOT NULL, PRIMARY KEY (batch_id, line, holder))",
         "CREATE TABLE clock (id INTEGER NOT NULL, seen FLOAT NOT NULL, PRIMARY KEY (id))",
     ),
+    # To version 3: files and batches belong to keys, no longer to labels. See `Store.adopt`.
+    (
+        "UPDATE files SET client = 'label:' || client WHERE client <> 'anonymous'",
+        "UPDATE batches SET client = 'label:' || client WHERE client <> 'anonymous'",
+    ),
 )
 """The statements that lead from version 1 to 2, from 2 to 3, and so on. They never change once they are released.
 
@@ -56,7 +61,7 @@ def migrate(connection: Connection, metadata: MetaData) -> None:
     else:
         for statements in MIGRATIONS[version - 1 :]:
             for statement in statements:
-                connection.execute(text(statement))
+                connection.exec_driver_sql(statement)
         connection.execute(text("DROP TABLE IF EXISTS schema_version"))
     connection.execute(text("CREATE TABLE schema_version (version INTEGER NOT NULL)"))
     connection.execute(text("INSERT INTO schema_version (version) VALUES (:version)"), {"version": LATEST})

@@ -24,6 +24,8 @@ from ocr_server.batches.storage import Storage
 from ocr_server.errors import NotFound
 from ocr_server.observability import metrics
 from ocr_server.runtime import Runtime
+from ocr_server.session import Caller
+from ocr_server.transport.keys import KeyRing
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ INPUT_CRASHED = (
     "input_crashed_server",
     f"The server died {MAX_DEATHS} times while it opened the input file, which is not tried again.",
 )
+QUOTA_POLL_SECONDS = 5.0
 STORAGE_FULL = ("storage_full", "The storage quota is exceeded. This request was not processed.")
 
 
@@ -56,6 +59,7 @@ class Run:
     requests: Requests
     budget: RequestBudget
     clock: SteadyClock
+    keys: KeyRing
     batch: RowMapping
     storage_full: bool = False
     """Whether requests that have not been started fail, since the storage quota is exceeded."""
@@ -150,6 +154,7 @@ class Run:
                 async with self._place_for_input():
                     item = await anext(items, None)
                 while item is not None:
+                    await self._quota_left()
                     places = self.budget.share(self._deaths.get(item.line, 0))
                     place = await self.budget.enter(len(item.body), places)
                     # Not in a `finally` of the task: it would not run if the task is cancelled before its first step.
@@ -157,6 +162,15 @@ class Run:
                     item = await anext(items, None)
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # all have the same cause, or the first one is enough
+
+    def _caller(self) -> Caller:
+        client = self.batch["client"]
+        return Caller(client=client, in_background=True, quota=self.keys.quota_of(client))
+
+    async def _quota_left(self) -> None:
+        """Wait until the client has any pages left of its daily quota."""
+        while (quota := self._caller().quota) is not None and not quota.has_pages():  # noqa: ASYNC110  # no event
+            await asyncio.sleep(QUOTA_POLL_SECONDS)
 
     def _leave(self, place: Place, _: object) -> None:
         self.budget.leave(place)
@@ -169,7 +183,7 @@ class Run:
             answer = unanswered(item, *REQUEST_CRASHED)
         else:
             await recorder.begin(item.line)
-            answer = await answered(self.runtime, self.endpoint, item, self.batch["client"])
+            answer = await answered(self.runtime, self.endpoint, item, self._caller())
         await recorder.keep(answer)
         metrics.BATCH_REQUESTS.labels(outcome="completed" if answer.succeeded else "failed").inc()
 
@@ -209,5 +223,5 @@ class Run:
             batch["completed"],
             batch["failed"] + remaining,
             time.time() - batch["created_at"],
-            batch["client"],
+            self.keys.name_of(batch["client"]),
         )

@@ -18,6 +18,7 @@ from ocr_server.batches.sources import requests_of
 from ocr_server.batches.store import Store
 from ocr_server.errors import ApiError
 from ocr_server.runtime import Runtime
+from ocr_server.transport.keys import KeyRing
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,14 @@ class Runner:
     """Processes batches in the background. Create one object for each server."""
 
     def __init__(
-        self, runtime: Runtime, endpoints: Endpoints, leases: Leases, store: Store, files: Files, clock: SteadyClock
+        self,
+        runtime: Runtime,
+        endpoints: Endpoints,
+        leases: Leases,
+        store: Store,
+        files: Files,
+        clock: SteadyClock,
+        keys: KeyRing,
     ) -> None:
         settings = runtime.settings
         self._runtime = runtime
@@ -52,6 +60,7 @@ class Runner:
         self._store = store
         self._files = files
         self._clock = clock
+        self._keys = keys
         self._budget = RequestBudget(requests=settings.batch_concurrency, memory=runtime.memory)
         self._poll = min(POLL_SECONDS, settings.BATCH_LEASE / 3)
         self._active: dict[str, ActiveRun] = {}
@@ -126,6 +135,7 @@ class Runner:
             requests,
             self._budget,
             self._clock,
+            self._keys,
             batch,
         )
         self._active[batch["id"]] = ActiveRun(run, asyncio.create_task(self._run(run)))
@@ -157,6 +167,7 @@ class Runner:
     async def _sweep(self) -> None:
         if time.monotonic() - self._swept >= SWEEP_SECONDS:
             self._swept = time.monotonic()
+            await self._store.adopt(self._keys.owners_of_labels())
             await self._files.sweep()
             await self._store.sweep()
             await self._clock.save()

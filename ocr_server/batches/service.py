@@ -13,6 +13,7 @@ from ocr_server.batches.runner import Runner
 from ocr_server.batches.storage import Storage
 from ocr_server.batches.store import Store
 from ocr_server.runtime import MEGA, Runtime
+from ocr_server.transport.keys import KeyRing
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Batches:
         await self.database.close()
 
 
-def batches_for(runtime: Runtime, endpoints: Endpoints) -> Batches:
+def batches_for(runtime: Runtime, endpoints: Endpoints, keys: KeyRing) -> Batches:
     """Build the components according to the settings. The database and the storage are opened at their first use."""
     settings = runtime.settings
     quota = Quota(of_all=settings.MAX_STORED_MB * MEGA, of_client=settings.MAX_STORED_MB_OF_CLIENT * MEGA)
@@ -46,5 +47,5 @@ def batches_for(runtime: Runtime, endpoints: Endpoints) -> Batches:
     files = Files(database, Storage(settings.storage_url), quota, days=settings.FILE_DAYS, clock=clock)
     store = Store(database, max_of_client=settings.MAX_BATCHES_OF_CLIENT, days=settings.FILE_DAYS, clock=clock)
     leases = Leases(database, files, quota, seconds=settings.BATCH_LEASE, clock=clock)
-    runner = Runner(runtime, endpoints, leases, store, files, clock)
+    runner = Runner(runtime, endpoints, leases, store, files, clock, keys)
     return Batches(endpoints, database, clock, files, store, runner)

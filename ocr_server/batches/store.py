@@ -10,13 +10,15 @@ from functools import partial
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 
 from ocr_server.batches.clock import SteadyClock
-from ocr_server.batches.database import Database, batches
+from ocr_server.batches.database import Database, batches, files
 from ocr_server.batches.files import DAY, ENDED, file_of
 from ocr_server.batches.listing import Listing, is_id, list_rows
 from ocr_server.errors import InvalidRequest, NotFound, TooMany
 
 CANCELLABLE = ("validating", "in_progress")
 """States in which a batch can be cancelled."""
+LABEL = "label:"
+"""Prefix of clients of files and batches that belong to a label. No owner of a key has it."""
 
 
 class Store:
@@ -128,6 +130,22 @@ class Store:
             return batch_of(connection, client, batch_id)
 
         return await self._database.run(cancel)
+
+    async def adopt(self, owners: Mapping[str, str]) -> None:
+        """Give files and batches that belonged to a label, in version 2 of the schema, to the key with that label.
+
+        Args:
+            owners: Label → owner.
+        """
+
+        def adopt(connection: Connection) -> None:
+            for table in (files, batches):
+                left = select(table.c.client).where(table.c.client.startswith(LABEL)).distinct()
+                for client in connection.execute(left).scalars().all():
+                    if (owner := owners.get(client.removeprefix(LABEL))) is not None:
+                        connection.execute(update(table).where(table.c.client == client).values(client=owner))
+
+        await self._database.run(adopt)
 
     async def sweep(self) -> None:
         """Delete batches that ended long ago."""

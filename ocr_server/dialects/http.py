@@ -97,7 +97,11 @@ def caller_of(request: Request) -> Caller:
     """Return who sent the request, with an account whose totals go to the access log."""
     request.state.reading = account = Account()
     client = client_of(request)
-    return Caller(client=_network(request) if client == ANONYMOUS else client, account=account)
+    return Caller(
+        client=_network(request) if client == ANONYMOUS else client,
+        account=account,
+        quota=getattr(request.state, "quota", None),
+    )
 
 
 def _network(request: Request) -> str:
@@ -110,7 +114,7 @@ def _network(request: Request) -> str:
 
 
 def client_of(request: Request) -> str:
-    """Return the label of the request's API key, or `anonymous`."""
+    """Return the owner of the request's API key, or `anonymous`."""
     client: str = getattr(request.state, "client", ANONYMOUS)
     return client
 

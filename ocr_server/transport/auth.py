@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ocr_server.errors import Unauthorized
+from ocr_server.errors import ApiError, TooMany, Unauthorized
 from ocr_server.observability.logs import ANONYMOUS
 from ocr_server.transport.keys import KeyRing
 from ocr_server.transport.negotiation import PAGE, prefers_html
@@ -15,13 +16,20 @@ from ocr_server.transport.refusal import refuse
 
 PROBES = frozenset({"/livez", "/readyz", "/ping", "/health"})
 """Paths for health checks. They need no key, since they show only the state of the server."""
+READING = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+"""Methods of requests without a body that counts."""
+MISSING = "Missing API key. Send it in the header 'Authorization: Bearer KEY'."
+INVALID = "Invalid API key."
+EXPIRED = "The API key has expired."
 _BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)
 
 
 class ApiKeys:
     """ASGI middleware that refuses requests without a valid API key with 401.
 
-    The label of the key is stored in `scope["state"]["client"]`. If no keys are configured, all requests are accepted.
+    In `scope["state"]`, the owner of the key is stored as `client`, its label as `client_name`, and its quota as
+    `quota`. If no keys are configured, all requests are accepted. A key that has expired, or whose quota of bytes is
+    used up, is refused; requests that only read need no quota.
     CORS preflight requests, which cannot have a key, are answered by another middleware before this one. The files of
     the web page need no key; the requests that the page sends do.
     """
@@ -45,13 +53,33 @@ class ApiKeys:
         if self._ring.open:
             await self._app(scope, receive, send)
             return
-        key = _key(scope)
-        owner = None if key is None else self._ring.owner(key)
-        if owner is None and not self._is_free(scope):
-            await _refuse(scope, receive, send, known=key is not None)
+        given = _key(scope)
+        key = None if given is None else self._ring.find(given)
+        has_expired = key is not None and key.expires is not None and time.time() >= key.expires
+        if key is None or has_expired:
+            if self._is_free(scope):
+                await self._app(scope, receive, send)
+            else:
+                reason = EXPIRED if has_expired else MISSING if given is None else INVALID
+                await _refuse(Unauthorized(reason), scope, receive, send)
             return
-        state["client"] = owner or ANONYMOUS
-        await self._app(scope, receive, send)
+        quota = self._ring.quota(key)
+        state |= {"client": key.owner, "client_name": key.label, "quota": quota}
+        if scope["type"] != "http" or scope["method"] in READING:
+            await self._app(scope, receive, send)
+            return
+        try:
+            quota.check_bytes(_declared_bytes(scope))
+        except TooMany as error:
+            await _refuse(error, scope, receive, send)
+            return
+
+        async def counted_receive() -> Message:
+            message = await receive()
+            quota.take_bytes(len(message.get("body", b"")))
+            return message
+
+        await self._app(scope, counted_receive, send)
 
     def _is_free(self, scope: Scope) -> bool:
         """Return whether a request needs no key, by exactly the path that the router uses."""
@@ -69,11 +97,13 @@ def _key(scope: Scope) -> bytes | None:
     return None if bearer is None else bearer[1]
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send, *, known: bool) -> None:
+def _declared_bytes(scope: Scope) -> int:
+    length = Headers(scope=scope).get("content-length", "")[:20]
+    return int(length) if length.isascii() and length.isdigit() else 0
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
-    error = Unauthorized(
-        "Invalid API key." if known else "Missing API key. Send it in the header 'Authorization: Bearer KEY'."
-    )
     await refuse(error, scope, receive, send)

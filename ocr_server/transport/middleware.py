@@ -133,7 +133,7 @@ class Observed:
                 method=scope["method"],
                 route=route,
                 status=status,
-                client=state.get("client", logs.ANONYMOUS),
+                client=state.get("client_name", logs.ANONYMOUS),
                 seconds=seconds,
                 reading=state.get("reading"),
             )

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from config import Settings, load
 from ocr_server.app import create_app
 from ocr_server.runtime import Runtime
 from ocr_server.transport.auth import PROBES
-from ocr_server.transport.keys import CHECK_SECONDS, KeyRing, parse_key, parse_keys
+from ocr_server.transport.keys import CHECK_SECONDS, MISSING_SECONDS, KeyRing, parse_key, parse_keys
 from tests.ocr_server.conftest import CHAT, FakeEngine, chat, client_of, error_of, until
 
 KEY = "sk-correct-horse"
@@ -66,6 +67,38 @@ class TestParsing:
     def test_forms_of_one_key(self, written: str, label: str) -> None:
         key = parse_key(written)
         assert (key.digest.hex(), key.label) == (HASH, label)
+        assert key.owner == f"key_{HASH[:16]}", "whatever the label is"
+        assert (key.expires, key.pages_per_day, key.bytes_per_day) == (None, None, None)
+
+    @pytest.mark.parametrize(
+        ("option", "field", "value"),
+        [
+            ("expires=2027-01-01", "expires", datetime(2027, 1, 1, tzinfo=UTC).timestamp()),
+            ("expires=2027-01-01T01:00+01:00", "expires", datetime(2027, 1, 1, tzinfo=UTC).timestamp()),
+            ("owner=accounting", "owner", "accounting"),
+            ("pages_per_day=1000", "pages_per_day", 1000),
+            ("megabytes_per_day=5", "bytes_per_day", 5_000_000),
+        ],
+    )
+    def test_options(self, option: str, field: str, value: object) -> None:
+        for written in (f"{KEY} {option}", f"alice: {KEY}\t{option}", f"sha256:{HASH}  {option} "):
+            key = parse_key(written)
+            assert getattr(key, field) == value
+            assert key.digest.hex() == HASH
+        several = parse_key(f"alice:{KEY} {option} owner=all")
+        assert (several.label, several.owner) == ("alice", "all")
+
+    @pytest.mark.parametrize(
+        "option",
+        [
+            *["expires=soon", "expires=", "owner=", "owner=label:alice", f"owner={'x' * 65}", "pages_per_day=0"],
+            *["pages_per_day=-1", "pages_per_day=1.5", "megabytes_per_day=many", "digest=1", "label=bob", "colour=red"],
+        ],
+    )
+    def test_invalid_options(self, option: str) -> None:
+        with pytest.raises(ValueError, match=r"must be|must have|options of a key") as caught:
+            parse_key(f"{KEY} {option}")
+        assert KEY not in str(caught.value)
 
     @pytest.mark.parametrize(
         "written",
@@ -116,13 +149,18 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "keys"
 
 
+def label_of(ring: KeyRing, key: bytes) -> str | None:
+    found = ring.find(key)
+    return None if found is None else found.label
+
+
 class TestKeyRing:
     def test_owners(self) -> None:
         ring = KeyRing(parse_keys(f"alice:{KEY},sk-other"))
-        assert ring.owner(KEY.encode()) == "alice"
-        assert ring.owner(b"sk-other") == hashlib.sha256(b"sk-other").hexdigest()[:8]
+        assert label_of(ring, KEY.encode()) == "alice"
+        assert label_of(ring, b"sk-other") == hashlib.sha256(b"sk-other").hexdigest()[:8]
         for wrong in (b"", KEY[:-1].encode(), KEY.encode() + b" ", b"alice", HASH.encode(), b"sha256:" + HASH.encode()):
-            assert ring.owner(wrong) is None
+            assert ring.find(wrong) is None
 
     def test_every_key_is_compared(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """So that the time does not reveal which key matched, or whether one did."""
@@ -136,7 +174,7 @@ class TestKeyRing:
         monkeypatch.setattr("ocr_server.transport.keys.hmac.compare_digest", compare)
         for key in (b"a", b"c", b"wrong"):
             compared.clear()
-            ring.owner(key)
+            ring.find(key)
             assert len(compared) == 3
 
     def test_no_key_is_required_only_without_any_setting(self, file: Path) -> None:
@@ -147,16 +185,16 @@ class TestKeyRing:
                 file.write_text(text)
             ring = KeyRing([], file)
             assert not ring.open
-            assert ring.owner(b"") is None
-            assert ring.owner(b"a") is None
+            assert ring.find(b"") is None
+            assert ring.find(b"a") is None
 
     def test_a_file(self, file: Path, caplog: pytest.LogCaptureFixture) -> None:
         lines = ["\ufeff# who may ask", "", f"alice: {KEY} # since May", "two words here", "b#b", "  c:3\t", "#d:4"]
         file.write_text("\r\n".join(lines), encoding="utf-8")
         ring = KeyRing(parse_keys("given"), file)
-        assert [ring.owner(key) is not None for key in (b"given", KEY.encode(), b"b#b", b"3")] == [True] * 4
-        assert ring.owner(KEY.encode()) == "alice"
-        assert ring.owner(b"4") is None
+        assert [ring.find(key) is not None for key in (b"given", KEY.encode(), b"b#b", b"3")] == [True] * 4
+        assert label_of(ring, KEY.encode()) == "alice"
+        assert ring.find(b"4") is None
         assert "line 4" in caplog.text
         assert "words" not in caplog.text
 
@@ -164,10 +202,10 @@ class TestKeyRing:
         file.write_text("old")
         ring = KeyRing([], file, clock=clock)
         file.write_text("newer")
-        assert ring.owner(b"newer") is None, "the file is checked once a second"
+        assert ring.find(b"newer") is None, "the file is checked once a second"
         clock.now += CHECK_SECONDS
-        assert ring.owner(b"newer") is not None
-        assert ring.owner(b"old") is None
+        assert ring.find(b"newer") is not None
+        assert ring.find(b"old") is None
 
     def test_a_replaced_file_of_the_same_size_and_time_is_noticed(
         self, file: Path, clock: Clock, tmp_path: Path
@@ -181,7 +219,7 @@ class TestKeyRing:
         os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
         other.replace(file)
         clock.now += CHECK_SECONDS
-        assert ring.owner(b"new") is not None
+        assert ring.find(b"new") is not None
 
     def test_the_file_is_not_read_when_it_has_not_changed(self, file: Path, clock: Clock) -> None:
         file.write_text("old")
@@ -190,7 +228,23 @@ class TestKeyRing:
         file.write_text("new")
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
         clock.now += CHECK_SECONDS
-        assert ring.owner(b"old") is not None
+        assert ring.find(b"old") is not None
+
+    def test_the_keys_of_a_deleted_file_are_revoked_after_a_minute(
+        self, file: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        file.write_text("good")
+        ring = KeyRing(parse_keys("given"), file, clock=clock)
+        file.unlink()
+        for seconds, valid in ((CHECK_SECONDS, True), (MISSING_SECONDS - 1, True), (1, False), (99, False)):
+            clock.now += seconds
+            assert (ring.find(b"good") is not None) == valid
+        assert ring.find(b"given") is not None
+        assert not ring.open, "it does not become a server without keys"
+        assert [record.levelname for record in caplog.records] == ["ERROR"] * 2
+        file.write_text("good")
+        clock.now += CHECK_SECONDS
+        assert ring.find(b"good") is not None
 
     @pytest.mark.parametrize("how", ["gone", "a folder", "no text"])
     def test_the_previous_keys_stay_valid_while_the_file_cannot_be_read(
@@ -206,21 +260,21 @@ class TestKeyRing:
             file.mkdir()
         for _ in range(3):
             clock.now += CHECK_SECONDS
-            assert ring.owner(b"good") is not None
+            assert ring.find(b"good") is not None
         assert [record.levelname for record in caplog.records] == ["ERROR"], "logged once, not every second"
         if how == "a folder":
             file.rmdir()
         file.write_text("better")
         clock.now += CHECK_SECONDS
-        assert ring.owner(b"better") is not None
-        assert ring.owner(b"good") is None
+        assert ring.find(b"better") is not None
+        assert ring.find(b"good") is None
 
     def test_an_empty_file_has_no_keys(self, file: Path, clock: Clock) -> None:
         file.write_text("good")
         ring = KeyRing([], file, clock=clock)
         file.write_text("")
         clock.now += CHECK_SECONDS
-        assert ring.owner(b"good") is None
+        assert ring.find(b"good") is None
         assert not ring.open
 
 
@@ -322,6 +376,17 @@ class TestHeader:
     async def test_probes_ignore_a_wrong_key(self, outside: httpx.AsyncClient) -> None:
         for probe in PROBES:
             assert (await outside.get(probe, headers={"authorization": "Bearer wrong"})).status_code == 200
+
+    async def test_an_expired_key(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+        app = with_keys(settings, API_KEYS=f"{KEY} expires=2027-01-01,sk-other")
+        async with client_of(app) as client:
+            for at, status in ((-1, 200), (0, 401), (1e9, 401)):
+                now = datetime(2027, 1, 1, tzinfo=UTC).timestamp() + at
+                with monkeypatch.context() as patched:
+                    patched.setattr("ocr_server.transport.auth.time.time", lambda now=now: now)
+                    response = await client.get("/v1/models", headers=BEARER)
+                assert response.status_code == status
+            assert error_of(response, 401)["message"] == "The API key has expired."
 
     async def test_the_label_is_logged(self, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "ocr_server.access")
