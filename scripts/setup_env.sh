@@ -190,8 +190,8 @@ check_venv_module() {
 # Prints the files that determine what is installed.
 requirements() {
     case $kind in
-        gpu) cat "$root/requirements_gpu.txt" "$root/requirements_api.txt" ;;
-        cpu) cat "$root/requirements_cpu.txt" ;;
+        gpu) cat "$root/locks/gpu.txt" ;;
+        cpu) cat "$root/requirements_cpu.txt" "$root/locks/cpu.txt" ;;
         fast) cat "$root/requirements_fast.txt" "$root/requirements_cpu.txt" "$root/requirements_dev.txt" ;;
     esac
 }
@@ -210,7 +210,7 @@ expected_state() {
 }
 
 expected_dev_state() {
-    sha256sum <"$root/requirements_dev.txt" | cut -c 1-32
+    sha256sum <"$root/locks/dev.txt" | cut -c 1-32
 }
 
 is_ready() {
@@ -343,16 +343,15 @@ install_runtime() {
     local begun=$SECONDS
     if [[ $kind == gpu ]]; then
         say "Setting up for an NVIDIA GPU with $("$venv/bin/python" -V). This happens once: a download of about 4 GB, usually 5 to 15 minutes."
-        # requirements_api.txt has only the packages that this project uses itself; the lock pins all of them.
-        pip_install -c requirements_gpu.txt -r requirements_api.txt || install_failed "requirements_api.txt"
+        pip_install --no-deps --require-hashes -r locks/gpu.txt || install_failed "locks/gpu.txt"
     else
         say "Setting up without a GPU, with $("$venv/bin/python" -V). This happens once: a download of about 1 GB, usually 2 to 5 minutes."
         install_cpu_torch --no-deps
-        pip_install --no-deps -r requirements_cpu.txt || install_failed "requirements_cpu.txt"
+        pip_install --no-deps --require-hashes -r locks/cpu.txt || install_failed "locks/cpu.txt"
         # A .venv created by the user may contain CUDA builds of these, with which transformers cannot be imported.
         run_step "$venv/bin/python" -I -m pip uninstall --yes torchvision torchaudio torchcodec || true
-        pip_install --no-deps --no-build-isolation -e . || install_failed "this package"
     fi
+    pip_install --no-deps --no-build-isolation -e . || install_failed "this package"
     run_step "$venv/bin/python" -I -c '
 from importlib.metadata import entry_points, version
 assert any(e.name == "deepseek_ocr" for e in entry_points(group="vllm.general_plugins")), "the vLLM plugin is missing"
@@ -413,7 +412,7 @@ setup_dev() {
     mkdir -p "$venv/tmp"
     rm -f "$dev_state_file"
     # --force-reinstall: after an interrupted installation, pip can consider an incomplete package installed.
-    pip_install --no-deps --force-reinstall -r requirements_dev.txt || install_failed "requirements_dev.txt"
+    pip_install --no-deps --force-reinstall --require-hashes -r locks/dev.txt || install_failed "locks/dev.txt"
     rm -rf "$venv/tmp"
     expected_dev_state >"$dev_state_file"
     trap - INT TERM HUP

@@ -55,6 +55,33 @@ def test_images_run_as_an_unprivileged_user_and_have_a_health_check(name: str) -
     assert "HEALTHCHECK" in last
 
 
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_images_can_be_built_from_one_exact_base_image(name: str) -> None:
+    bases = re.findall(r"^FROM (\S+)", (DEPLOY / name).read_text(), re.MULTILINE)
+    assert bases == ["${BASE}", "${BASE}"]
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_packages_of_the_images_are_checked_against_their_hashes(name: str) -> None:
+    installs = re.findall(r"pip install ([^&\n\\]+)", (DEPLOY / name).read_text())
+    from_index = [each for each in installs if not each.rstrip().endswith("-e .") and "torch==" not in each]
+    assert len(from_index) == 1
+    assert "--require-hashes" in from_index[0]
+
+
+def test_actions_of_the_workflows_are_pinned_to_commits() -> None:
+    used = [
+        line.split("uses:")[1].split()
+        for path in (ROOT / ".github" / "workflows").glob("*.yml")
+        for line in path.read_text().splitlines()
+        if "uses:" in line
+    ]
+    assert used
+    for action, *version in used:
+        assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action)
+        assert version[0] == "#"
+
+
 def test_needed_files_are_not_excluded_from_the_image() -> None:
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
@@ -63,7 +90,7 @@ def test_needed_files_are_not_excluded_from_the_image() -> None:
         for name in tracked
         if name.startswith(("deepseek_ocr/", "ocr_server/", "ocr_client/", "nano/checkpoint/", "examples/"))
         or ("/" not in name and name.endswith((".py", ".toml")))
-        or name.startswith("requirements_")
+        or name.startswith(("requirements_", "locks/"))
     ]
     assert needed
     left_out = [name for name in needed if not any(fnmatch(name, one) or name.startswith(f"{one}/") for one in allowed)]

@@ -13,6 +13,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from scripts.lock_hashes import LOCKS, difference, locked
+
 ROOT = Path(__file__).resolve().parents[2]
 CUDA_ONLY = {"torchvision", "torchaudio", "torchcodec", "triton"}
 
@@ -36,18 +38,40 @@ def pins(name: str) -> dict[str, Version]:
 
 
 API, CPU, GPU = "requirements_api.txt", "requirements_cpu.txt", "requirements_gpu.txt"
-DEV, FAST = "requirements_dev.txt", "requirements_fast.txt"
+DEV, FAST, SBOM = "requirements_dev.txt", "requirements_fast.txt", "requirements_sbom.txt"
 PINNED_BY_VLLM = {"apache-tvm-ffi"}
 """Packages of which the two builds of vLLM require different versions."""
 
 
-@pytest.mark.parametrize("name", [CPU, GPU, DEV])
+@pytest.mark.parametrize("name", [CPU, GPU, DEV, SBOM])
 def test_lock_pins_every_line(name: str) -> None:
     for line in lines(name):
         assert re.fullmatch(r"[\w.-]+==[\w.+]+( ; .+)?", line), line
 
 
-@pytest.mark.parametrize("name", [CPU, GPU, DEV])
+@pytest.mark.parametrize("name", LOCKS)
+def test_hash_checked_lock_has_the_same_versions(name: str) -> None:
+    source, lock = LOCKS[name]
+    assert difference(source, lock) == set()
+    for hashes in locked(lock).values():
+        assert hashes
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", each) for each in hashes)
+
+
+def test_a_lock_that_differs_is_noticed(tmp_path: Path) -> None:
+    source, lock = tmp_path / "requirements.txt", tmp_path / "lock.txt"
+    source.write_text("a==1\nB_c==2 ; python_version < '3'\n-e .\ntorch==1+cpu\n")
+    lock.write_text('# A comment\na==1 \\\n    --hash=sha256:0\nb-c==2; python_version<"3" \\\n    --hash=sha256:1\n')
+    assert difference(source, lock) == set()
+    lock.write_text("a==1 \\\n    --hash=sha256:0\nb-c==3\n")
+    assert difference(source, lock) == {'b-c==2;python_version<"3"', "b-c==3"}
+    lock.write_text('a==1\nb-c==2; python_version<"3" \\\n    --hash=sha256:1\n')
+    assert difference(source, lock) == {"a==1"}
+    lock.unlink()
+    assert "a==1" in difference(source, lock)
+
+
+@pytest.mark.parametrize("name", [CPU, GPU, DEV, SBOM])
 def test_lock_is_sorted_and_has_no_duplicates(name: str) -> None:
     names = [line.split("==")[0] for line in lines(name)]
     assert names == sorted(set(names))

@@ -53,6 +53,7 @@ class Project:
         requirements = [path.name for path in ROOT.glob("requirements_*.txt")]
         for name in [*requirements, "pyproject.toml", "start_server.sh", "run_tests.sh", "scripts/setup_env.sh"]:
             shutil.copy2(ROOT / name, self.root / name)
+        shutil.copytree(ROOT / "locks", self.root / "locks")
         (self.root / "openai_api_server.py").write_text("import os, sys; print('SERVER', sys.argv[1:], os.getcwd())")
         text = FAKE_PYTHON.format(here=self.tools, python=shlex.quote(sys.executable))
         self.fake_python = self.tool("fake-python", text)
@@ -152,7 +153,7 @@ def test_first_start_installs_then_serves_with_the_given_flags_in_the_current_di
     assert f"SERVER ['--port', '8080', '--name', 'two words'] {project.tools}" in done.stdout
     torch, lock, package = project.installs()
     assert torch.endswith("--no-deps torch==2.13.0+cpu")
-    assert lock.endswith("--no-deps -r requirements_cpu.txt")
+    assert lock.endswith("--no-deps --require-hashes -r locks/cpu.txt")
     assert package.endswith("--no-deps --no-build-isolation -e .")
     assert project.state.startswith("ready cpu ")
 
@@ -168,8 +169,9 @@ def test_gpu_requirements_are_installed_on_a_machine_with_a_gpu(project: Project
     done = project.run(SETUP_KIND="")
     assert done.returncode == 0, done.stderr
     assert "driver" not in done.stderr
-    (only,) = project.installs()
-    assert only.endswith(" -c requirements_gpu.txt -r requirements_api.txt")
+    lock, package = project.installs()
+    assert lock.endswith("--no-deps --require-hashes -r locks/gpu.txt")
+    assert package.endswith("--no-deps --no-build-isolation -e .")
     assert project.state.startswith("ready gpu ")
 
 
@@ -186,7 +188,7 @@ def test_nvidia_smi_without_a_gpu_means_cpu(project: Project) -> None:
     assert project.state.startswith("ready cpu ")
 
 
-@pytest.mark.parametrize("name", ["requirements_cpu.txt", "pyproject.toml"])
+@pytest.mark.parametrize("name", ["requirements_cpu.txt", "locks/cpu.txt", "pyproject.toml"])
 def test_changed_requirements_are_installed_into_the_same_environment(ready: Project, name: str) -> None:
     (ready.venv / "kept").touch()
     text = (ready.root / name).read_text()
@@ -231,7 +233,7 @@ def test_run_tests_installs_the_test_tools_once(project: Project) -> None:
     (project.root / "pytest.py").write_text("import sys; print('PYTEST', sys.argv[1:])")
     done = project.run("-k", "two words", script="run_tests.sh")
     assert "PYTEST ['-k', 'two words']" in done.stdout, done.stderr
-    assert project.installs()[-1].endswith("-r requirements_dev.txt")
+    assert project.installs()[-1].endswith("--require-hashes -r locks/dev.txt")
     done = project.run("-x", script="run_tests.sh")
     assert done.stdout == "PYTEST ['-x']\n"
     assert project.installs() == []
