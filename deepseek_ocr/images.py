@@ -37,6 +37,11 @@ class PreparedImage:
     num_tokens: int
     """Number of embeddings that the encoder makes of the picture, and of its placeholders in the prompt."""
 
+    @property
+    def nbytes(self) -> int:
+        """Size of all views in bytes."""
+        return self.global_view.nbytes + self.tiles.nbytes
+
 
 def prepare_image(picture: Image.Image | npt.NDArray[np.uint8], mode: ResolutionMode) -> PreparedImage:
     """Resize a picture and cut it into views.

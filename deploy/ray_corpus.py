@@ -62,12 +62,13 @@ class DocumentOpener:
         """
         from config import Settings
         from ocr_server.event_loop_thread import EventLoopThread
+        from ocr_server.memory import MemoryBudget
         from ocr_server.runtime import build_intake
 
         self._settings = chosen = Settings(**{"DECODE_WORKERS": 1, **settings})
         self._parameters = checked(options, chosen)
         self._loop = EventLoopThread("open")
-        self._intake = self._loop.run(_call(lambda: build_intake(chosen)))
+        self._intake = self._loop.run(_call(lambda: build_intake(chosen, MemoryBudget(chosen.memory_budget_bytes))))
 
     def __call__(self, row: Row) -> Iterator[Row]:
         """Yield a row for each page of a document, or a single row with the error if it cannot be opened."""
@@ -97,6 +98,7 @@ class DocumentOpener:
                     continue
                 height, width, _ = page.pixels.shape
                 pixels = {"height": height, "width": width, "pixels": page.pixels.tobytes()}
+                page.close()
                 yield row | nothing | place | pixels
         finally:
             await document.close()

@@ -39,11 +39,20 @@ class Use(StrEnum):
     """Files that were fetched from URLs."""
     PIXELS = "pixels"
     """Decoded pages and their views."""
+    DRAWING = "drawing"
+    """Copies of pages from which figures are cut, or on which blocks are drawn."""
     ANSWERS = "answers"
     """Figures, overlays and answers that have not been sent yet."""
 
 
-SHARES: dict[Use, float] = {Use.HEADS: 0.4, Use.BODIES: 0.5, Use.SOURCES: 0.7, Use.PIXELS: 0.9, Use.ANSWERS: 1.0}
+SHARES: dict[Use, float] = {
+    Use.HEADS: 0.4,
+    Use.BODIES: 0.5,
+    Use.SOURCES: 0.7,
+    Use.PIXELS: 0.85,
+    Use.DRAWING: 0.9,
+    Use.ANSWERS: 1.0,
+}
 """Fraction of the capacity up to which each use is granted memory, compared with the total of all uses."""
 
 
@@ -165,6 +174,11 @@ class Reservation:
     def note(self, size: int) -> None:
         """Count `size` bytes more even if there is no room: for bytes that exist already and cannot be refused."""
         self._budget._add(self, size)
+
+    def resize(self, size: int) -> None:
+        """Shrink to `size` bytes, or count so many even if there is no room. See `note`."""
+        self.note(max(size - self.size, 0))
+        self.shrink_to(size)
 
     def shrink_to(self, size: int) -> None:
         """Give back all but `size` bytes. Does nothing if it has no more than that."""

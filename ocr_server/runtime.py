@@ -42,7 +42,7 @@ LOADED_AHEAD = 16
 """Number of pages that are loaded and prepared in addition to those that the engine reads, so that it never waits."""
 
 
-def build_intake(settings: Settings) -> Intake:
+def build_intake(settings: Settings, memory: MemoryBudget) -> Intake:
     """Build an intake alone, for processes that open documents but do not read them. Close it in its event loop."""
     return Intake(
         IntakeLimits(
@@ -60,6 +60,7 @@ def build_intake(settings: Settings) -> Intake:
             timeout_s=settings.DECODE_TIMEOUT,
             memory_bytes=settings.DECODE_MEMORY_MB * MEGA,
         ),
+        memory=memory,
         threads=settings.PREPARE_THREADS,
     )
 
@@ -86,7 +87,7 @@ class Runtime:
     def build(cls, settings: Settings, engine: Engine) -> Runtime:
         """Build the components. Call this in an event loop, and close the runtime in the same one."""
         memory = MemoryBudget(settings.memory_budget_bytes)
-        intake = build_intake(settings)
+        intake = build_intake(settings, memory)
         return cls(
             settings=settings,
             engine=engine,
@@ -134,7 +135,7 @@ class Runtime:
             raise plan.api_error(error) from error
         if reason := self.engine.unavailable():
             raise Unavailable(reason, retry_after=self.engine.retry_after)
-        return await Session.begin(self.admission, self.intake, self.reader, plan, caller)
+        return await Session.begin(self.admission, self.intake, self.reader, plan, caller, self.memory)
 
     async def close(self) -> None:
         """Close the intake, then the engine."""

@@ -12,10 +12,11 @@ from ocr_server.intake.document import Document
 from ocr_server.intake.errors import SourceError
 from ocr_server.intake.intake import Intake
 from ocr_server.intake.source_page import SourcePage
+from ocr_server.memory import MemoryBudget, Use
 from ocr_server.observability import metrics
 from ocr_server.observability.logs import ANONYMOUS
 from ocr_server.observability.tracing import stage
-from ocr_server.output.artifacts import ArtifactMaker, page_picture
+from ocr_server.output.artifacts import ArtifactMaker, artifacts_of, page_picture
 from ocr_server.plan import ReadPlan
 from ocr_server.reading.admission import Admission, Ticket
 from ocr_server.reading.page import Job, PageReading
@@ -44,7 +45,13 @@ class Session:
     """The work of one request. Create it with `begin`, then iterate `events` to its end, or call `close`."""
 
     def __init__(
-        self, plan: ReadPlan, reader: Reader, ticket: Ticket, documents: Sequence[Document], account: Account
+        self,
+        plan: ReadPlan,
+        reader: Reader,
+        ticket: Ticket,
+        documents: Sequence[Document],
+        account: Account,
+        memory: MemoryBudget,
     ) -> None:
         self.plan = plan
         self.jobs = [
@@ -64,10 +71,18 @@ class Session:
         self._ticket = ticket
         self._documents = documents
         self._account = account
+        self._memory = memory
+        self._answer = memory.reserve(Use.ANSWERS)
 
     @classmethod
     async def begin(
-        cls, admission: Admission, intake: Intake, reader: Reader, plan: ReadPlan, caller: Caller
+        cls,
+        admission: Admission,
+        intake: Intake,
+        reader: Reader,
+        plan: ReadPlan,
+        caller: Caller,
+        memory: MemoryBudget,
     ) -> Session:
         """Join the queue, then fetch and open the sources.
 
@@ -91,7 +106,7 @@ class Session:
         except BaseException:
             ticket.close()
             raise
-        session = cls(plan, reader, ticket, documents, caller.account)
+        session = cls(plan, reader, ticket, documents, caller.account, memory)
         try:
             ticket.expect(len(session.jobs))
             if quota is not None:
@@ -124,7 +139,7 @@ class Session:
     async def events(self) -> AsyncGenerator[Event]:
         """Yield the events of the reader for all pages. Closes the session at the end."""
         plan = self.plan
-        finish = ArtifactMaker(plan.artifacts, plan.family, of_document=self.is_document) if plan.artifacts else None
+        finish = self._artifact_maker() if plan.artifacts else None
         show = page_picture if plan.show_pages else None
         try:
             reading = self._reader.read(self.jobs, self._ticket, live=plan.decoding.stream, show=show, finish=finish)
@@ -133,10 +148,18 @@ class Session:
                     if isinstance(event, PageReading):
                         self._count(event)
                     yield event
+                    if isinstance(event, PageReading) and plan.decoding.stream:
+                        self._answer.shrink_to(self._answer.size - artifacts_of(event).nbytes)
         except InputError as error:
             raise plan.api_error(error) from error
         finally:
             await self.close()
+
+    def _artifact_maker(self) -> ArtifactMaker:
+        plan = self.plan
+        return ArtifactMaker(
+            plan.artifacts, plan.family, of_document=self.is_document, memory=self._memory, answer=self._answer
+        )
 
     def _count(self, reading: PageReading) -> None:
         metrics.page_done(reading)
@@ -151,6 +174,7 @@ class Session:
     async def close(self) -> None:
         """Leave the queue and close the documents. Idempotent."""
         self._ticket.close()
+        self._answer.close()
         for document in self._documents:
             await document.close()
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from ocr_server.intake.source_page import SourcePage
+from ocr_server.memory import Reservation
 
 MIN_DPI, MAX_DPI = 36, 600
 """Resolutions at which a PDF may be rendered, pixels per inch."""
@@ -21,6 +22,8 @@ class Document(ABC):
         self.size_bytes = size_bytes
         self.is_document = is_document
         """Whether it is a PDF or a TIFF with several pages, where a page that fails is an error of that page only."""
+        self.memory: Reservation | None = None
+        """What the file takes of the memory budget, if it does not belong to the body of the request."""
 
     @property
     def page_count(self) -> int:
@@ -29,7 +32,9 @@ class Document(ABC):
 
     @abstractmethod
     async def page(self, number: int) -> SourcePage:
-        """Decode or render a page. Pages may be asked for in any order, and several at a time.
+        """Decode or render a page, as soon as there is memory for it. Close the page when it is no longer needed.
+
+        Pages may be asked for in any order, and several at a time, but by nobody who holds a page.
 
         Args:
             number: Position among the selected pages, from 0.
@@ -39,9 +44,10 @@ class Document(ABC):
             Unavailable: No process can be started to decode it in.
         """
 
-    @abstractmethod
     async def close(self) -> None:
         """Release what the document holds. Idempotent."""
+        if self.memory is not None:
+            self.memory.close()
 
     def single(self, number: int) -> Document:
         """Return a document with one of the selected pages, which is readable as long as this document is open.
@@ -62,9 +68,6 @@ class _SinglePage(Document):
     async def page(self, number: int) -> SourcePage:
         return await self._document.page(self._number)
 
-    async def close(self) -> None:
-        pass
-
 
 class LoadedPage(Document):
     """A single page that was decoded elsewhere, such as in another process."""
@@ -75,6 +78,3 @@ class LoadedPage(Document):
 
     async def page(self, number: int) -> SourcePage:
         return self._page
-
-    async def close(self) -> None:
-        pass

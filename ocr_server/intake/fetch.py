@@ -16,6 +16,10 @@ from ocr_server.intake.addresses import is_public
 from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.resolver import Resolve, Resolver
+from ocr_server.memory import Reservation
+
+PIECE_BYTES = 1_000_000
+"""Most bytes that are decompressed at a time."""
 
 
 class Fetcher:
@@ -51,13 +55,17 @@ class Fetcher:
         made._resolve = resolve
         return made
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, memory: Reservation) -> bytes:
         """Return the response body of `url`, at most `limits.max_image_bytes` bytes.
+
+        Args:
+            memory: Grows with the body. If fetching fails, the caller closes it.
 
         Raises:
             SourceError: The URL is malformed (code `invalid_image_url`), the server does not fetch it
                 (`image_url_not_allowed`), or fetching it failed (`image_fetch_failed`).
             SourceTooLarge: The body is larger than the limit.
+            TooMany: There is no memory for the body at present.
             OutOfResources: The machine has run out of file descriptors or memory.
         """
         limits = self._limits
@@ -65,7 +73,7 @@ class Fetcher:
             raise _not_allowed("This server does not fetch URLs. Send the file as a base64 data URI.")
         try:
             async with asyncio.timeout(limits.fetch_timeout_s), self._transport() as transport:
-                return await self._follow(transport, _parse(url))
+                return await self._follow(transport, _parse(url), memory)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise _failed(f"it took longer than the limit of {limits.fetch_timeout_s:g} s") from error
         except (httpx.ConnectError, ConnectionError) as error:
@@ -73,7 +81,7 @@ class Fetcher:
         except (httpx.HTTPError, zlib.error) as error:
             raise _failed("the response was invalid or incomplete") from error
 
-    async def _follow(self, transport: httpx.AsyncBaseTransport, url: httpx.URL) -> bytes:
+    async def _follow(self, transport: httpx.AsyncBaseTransport, url: httpx.URL, memory: Reservation) -> bytes:
         """Follow redirects from `url`, and return the body of the final response."""
         for _ in range(self._limits.max_redirects + 1):
             async with contextlib.aclosing(await self._get(transport, url)) as response:
@@ -82,7 +90,7 @@ class Fetcher:
                     continue
                 if not response.is_success:
                     raise _failed(f"the response has the status {response.status_code}")
-                return await _read(response, self._limits.max_image_bytes)
+                return await _read(response, self._limits.max_image_bytes, memory)
         raise _failed(f"there are more than {self._limits.max_redirects} redirects")
 
     async def _get(self, transport: httpx.AsyncBaseTransport, url: httpx.URL) -> httpx.Response:
@@ -152,16 +160,18 @@ def _parse(text: str, *, base: httpx.URL | None = None) -> httpx.URL:
     return url.copy_with(fragment=None)
 
 
-async def _read(response: httpx.Response, limit: int) -> bytes:
+async def _read(response: httpx.Response, limit: int, memory: Reservation) -> bytes:
     """Return the decompressed body, reading no more than `limit` bytes of it.
 
-    It is decompressed here rather than by httpx, which would decompress a whole network chunk, of any resulting size,
-    before its length could be checked. Only gzip is supported, since the request asks for no compression at all, and
-    the servers that compress in spite of it use gzip.
+    Memory is reserved for twice the body, since it is copied at the end. It is decompressed here rather than by httpx,
+    which would decompress a whole network chunk, of any resulting size, before its length could be checked. Only gzip
+    is supported, since the request asks for no compression at all, and the servers that compress in spite of it use
+    gzip.
 
     Raises:
         SourceError: The body is incomplete, or compressed in another way.
         SourceTooLarge: It has more than `limit` bytes.
+        TooMany: There is no memory for it at present.
     """
     too_large = SourceTooLarge(f"The file at the URL is larger than the limit of {limit:,} bytes.")
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
@@ -171,13 +181,20 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
     length = response.headers.get("Content-Length", "")
     if length.isdecimal() and int(length) > limit:
         raise too_large
+    if length.isdecimal():
+        memory.check(2 * int(length))
     body = bytearray()
     async for chunk in response.aiter_raw():
-        body += gunzip.decompress(chunk, limit + 1 - len(body)) if gunzip is not None else chunk
-        if len(body) > limit:
-            raise too_large
+        while chunk:
+            piece = gunzip.decompress(chunk, PIECE_BYTES) if gunzip is not None else chunk
+            chunk = gunzip.unconsumed_tail if gunzip is not None else b""
+            if len(body) + len(piece) > limit:
+                raise too_large
+            memory.grow(2 * len(piece))
+            body += piece
     if gunzip is not None and not gunzip.eof:
         raise _failed("the response was invalid or incomplete")
+    memory.shrink_to(len(body))
     return bytes(body)
 
 

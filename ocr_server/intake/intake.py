@@ -25,6 +25,7 @@ from ocr_server.intake.resolver import Resolver
 from ocr_server.intake.source import Base64, Source, Url
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import Workers
+from ocr_server.memory import MemoryBudget, Use
 
 MAX_THREADS = 16
 
@@ -32,18 +33,20 @@ MAX_THREADS = 16
 class Intake:
     """Fetches and opens sources, and prepares their pages, under limits. One for each process."""
 
-    def __init__(self, limits: IntakeLimits, workers: Workers, threads: int = 0) -> None:
+    def __init__(self, limits: IntakeLimits, workers: Workers, memory: MemoryBudget, threads: int = 0) -> None:
         """Args:
         limits: What is accepted.
         workers: Processes that decode and render; closed with the intake.
+        memory: What fetched files and decoded pages draw on.
         threads: Threads for resizing; 0 is one for each core, at most 16.
         """
         self._limits = limits
+        self._memory = memory
         self._fetcher = Fetcher(limits)
         self._resolver = Resolver()
         self._threads = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, MAX_THREADS), "prepare")
         self._workers = workers
-        self._opener = Opener(limits, self._threads, workers)
+        self._opener = Opener(limits, self._threads, workers, memory)
 
     async def open(self, sources: Sequence[Source], client: str = "") -> list[Document]:
         """Fetch and open all sources, in order. Close each document when it has been read.
@@ -56,6 +59,7 @@ class Intake:
         Raises:
             SourceError: A source cannot be fetched or opened, or together they have more pages than the limit; its
                 `source` says which one it is.
+            TooMany: There is no memory for a file at present.
             Unavailable: No process can be started to decode in, or the machine has run out of memory, disk space or
                 file descriptors.
         """
@@ -91,17 +95,21 @@ class Intake:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _open(self, number: int, source: Source, fetcher: Fetcher) -> Document:
+        if isinstance(source.content, Document):
+            return source.content
+        memory = self._memory.reserve(Use.SOURCES)
         try:
-            if isinstance(source.content, Document):
-                return source.content
             if isinstance(source.content, Url):
-                source = replace(
-                    source, content=await load(source.content.address, fetcher, self._limits, self._threads)
-                )
+                data = await load(source.content.address, fetcher, self._limits, memory, self._threads)
+                source = replace(source, content=data)
             elif isinstance(source.content, Base64):
                 data = await decoded(decode_base64, source.content.text, self._limits, self._threads)
                 source = replace(source, content=data)
-            return await self._opener.open(source)
-        except SourceError as error:
-            error.source = number
+            document = await self._opener.open(source)
+        except BaseException as error:
+            memory.close()
+            if isinstance(error, SourceError):
+                error.source = number
             raise
+        document.memory = memory
+        return document

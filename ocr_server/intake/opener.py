@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
-from ocr_server.errors import out_of_resources
+from ocr_server.errors import TooLarge, TooMany, out_of_resources
 from ocr_server.intake.decode import PicturePage, check_pixels, find_pages, is_pdf
 from ocr_server.intake.document import Document
 from ocr_server.intake.errors import SourceError, SourceTooLarge
@@ -19,12 +21,13 @@ from ocr_server.intake.page_selection import Selection, TooManyPages
 from ocr_server.intake.pdf import PdfFile, PdfRenderer
 from ocr_server.intake.pdf_errors import Kind, PdfError
 from ocr_server.intake.source import Source
-from ocr_server.intake.source_page import SourcePage
+from ocr_server.intake.source_page import DECODING_BYTES, Rgb, SourcePage
 from ocr_server.intake.workers import WorkerLost, Workers, WorkerTimeout
+from ocr_server.memory import MemoryBudget, Use
 
 KEPT_PIXELS = 9_000_000
-"""Size in pixels up to which a picture is kept decoded from when it is opened until its page is read: a page in A4 at
-300 dpi. Keeping larger ones would take too much memory; they are decoded again."""
+"""Size in pixels up to which a picture is kept decoded from when it is opened until its page is read, if there is
+memory for it: a page in A4 at 300 dpi. Larger ones are decoded again."""
 
 _numbers = itertools.count()
 
@@ -43,13 +46,17 @@ _PDF_ERRORS: dict[Kind, tuple[str, str]] = {
 class Opener:
     """Opens files under limits. One for each process."""
 
-    def __init__(self, limits: IntakeLimits, threads: ThreadPoolExecutor, workers: Workers) -> None:
+    def __init__(
+        self, limits: IntakeLimits, threads: ThreadPoolExecutor, workers: Workers, memory: MemoryBudget
+    ) -> None:
         """Args:
         limits: What is accepted.
         threads: Threads that count pages and write temporary files.
         workers: Processes that decode pictures and render PDFs.
+        memory: What decoded pages draw on.
         """
         self._limits = limits
+        self._memory = memory
         self._threads = threads
         self._workers = workers
         self._pdf = PdfRenderer(workers)
@@ -94,7 +101,7 @@ class Opener:
         except BaseException:
             self._pdf.discard(file)
             raise
-        return _Pdf(self._pdf, file, indices, len(data), source.dpi, self._limits)
+        return _Pdf(self._pdf, file, indices, len(data), source.dpi, self._limits, self._memory)
 
     async def _open_picture(self, data: bytes, pages: Selection | None) -> Document:
         document = await asyncio.get_running_loop().run_in_executor(self._threads, self._find_pages, data, pages)
@@ -110,7 +117,7 @@ class Opener:
         selected = [found[index] for index in indices]
         for page in selected:
             check_pixels(page.width, page.height, self._limits)
-        return _Picture(data, selected, indices, len(found) > 1, self._limits, self._workers)
+        return _Picture(data, selected, indices, len(found) > 1, self._limits, self._workers, self._memory)
 
     def _select(self, page_count: int, pages: Selection | None) -> Sequence[int]:
         """Return the indices of the selected pages. Not for the event loop: hostile selections take a while."""
@@ -140,23 +147,31 @@ class _Pdf(Document):
         size_bytes: int,
         dpi: float,
         limits: IntakeLimits,
+        memory: MemoryBudget,
     ) -> None:
         super().__init__(indices, size_bytes, is_document=True)
+        self._memory = memory
         self._renderer = renderer
         self._file = file
         self._dpi = dpi
         self._limits = limits
 
     async def page(self, number: int) -> SourcePage:
+        which = self._file, self.indices[number], self._dpi, self._limits.max_image_pixels
         try:
-            return await self._renderer.render(
-                self._file, self.indices[number], self._dpi, self._limits.max_image_pixels
-            )
+            width, height = await self._renderer.measure(*which)
+            memory = await self._memory.wait(Use.PIXELS, width * height * DECODING_BYTES)
+            try:
+                return replace(await self._renderer.render(*which), memory=memory)
+            except BaseException:
+                memory.close()
+                raise
         except PdfError as error:
             raise _source_error(error, self._renderer) from error
 
     async def close(self) -> None:
         self._renderer.discard(self._file)
+        await super().close()
 
 
 class _Picture(Document):
@@ -170,8 +185,10 @@ class _Picture(Document):
         is_document: bool,
         limits: IntakeLimits,
         workers: Workers,
+        memory: MemoryBudget,
     ) -> None:
         super().__init__(indices, len(data), is_document=is_document)
+        self._memory = memory
         self._data = data
         self._pages = pages
         self._limits = limits
@@ -183,21 +200,44 @@ class _Picture(Document):
         """Decode the only page in advance. Raises as `page`."""
         page = await self._decode(0)
         if math.prod(page.size) <= KEPT_PIXELS:
-            self._kept = page
+            with contextlib.suppress(TooMany, TooLarge):
+                # Not as pixels: it waits for its turn, which may depend on pages that wait for memory for their pixels.
+                self._kept = replace(page, memory=self._memory.reserve(Use.SOURCES, page.pixels.nbytes))
+        page.close()
 
     async def page(self, number: int) -> SourcePage:
         page, self._kept = self._kept, None
-        return await self._decode(number) if page is None else page
+        if page is None:
+            return await self._decode(number)
+        try:
+            return replace(page, memory=await self._memory.wait(Use.PIXELS, page.pixels.nbytes))
+        finally:
+            page.close()
 
     async def close(self) -> None:
         self._data = b""
-        self._kept = None
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
         self._workers.forget(self._name, "picture_worker.forget")
+        await super().close()
 
     async def _decode(self, number: int) -> SourcePage:
+        (width, height), _ = await self._call("measure", number)
+        memory = await self._memory.wait(Use.PIXELS, width * height * DECODING_BYTES)
+        try:
+            _, pixels = await self._call("decode", number)
+            if pixels is None:
+                raise _decoder_crashed()
+        except BaseException:
+            memory.close()
+            raise
+        return SourcePage(pixels, None, memory)
+
+    async def _call(self, function: str, number: int) -> tuple[Any, Rgb | None]:
         arguments = self._pages[number], asdict(self._limits)
         try:
-            _, pixels = await self._workers.call(self._name, "picture_worker.decode", *arguments, data=self._data)
+            return await self._workers.call(self._name, f"picture_worker.{function}", *arguments, data=self._data)
         except WorkerTimeout as error:
             raise SourceError(
                 f"The picture took longer than the limit of {self._workers.timeout_s:g} s to be decoded.",
@@ -205,9 +245,6 @@ class _Picture(Document):
             ) from error
         except WorkerLost as error:
             raise _decoder_crashed() from error
-        if pixels is None:
-            raise _decoder_crashed()
-        return SourcePage(pixels, None)
 
 
 def _decoder_crashed() -> SourceError:

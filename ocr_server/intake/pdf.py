@@ -59,6 +59,11 @@ class PdfRenderer:
         count, _ = await self._call(file, "count_pages")
         return PdfInfo(count)
 
+    async def measure(self, file: PdfFile, index: int, dpi: float, max_pixels: int) -> tuple[int, int]:
+        """Return the width and height that `render` gives a page, in pixels. Raises as `render`."""
+        (width, height), _ = await self._call(file, "measure", index, dpi, max_pixels)
+        return width, height
+
     async def render(self, file: PdfFile, index: int, dpi: float, max_pixels: int) -> SourcePage:
         """Render one page, upright, on white, with annotations and form fields.
 

@@ -47,6 +47,20 @@ def count_pages(password: str | None) -> int:
     return len(_open(password))
 
 
+def measure(password: str | None, index: int, dpi: float, max_pixels: int) -> list[int]:
+    """Return the width and height that `render` gives a page, in pixels, without loading its content.
+
+    Raises as `render`.
+    """
+    document = _open(password)
+    try:
+        width_pt, height_pt = document.get_page_size(index)
+    except pdfium.PdfiumError as error:
+        raise PdfError("page_failed") from error
+    width, height, _ = size_in_pixels(width_pt, height_pt, dpi, max_pixels)
+    return [width, height]
+
+
 def render(password: str | None, index: int, dpi: float, max_pixels: int) -> tuple[float, Pixels]:
     """Render one page on white, as a viewer shows it: cropped, rotated, with annotations and form fields.
 

@@ -60,6 +60,14 @@ def take(data: bytes) -> None:
     _file = data
 
 
+def measure(page: list[int], limits: dict[str, Any]) -> list[int]:
+    """Return the width and height of a page of the stored file, before its orientation is applied.
+
+    Raises as `decode_page`.
+    """
+    return list(open_page(_file, PicturePage(*page), IntakeLimits(**limits)).size)
+
+
 def decode(page: list[int], limits: dict[str, Any]) -> tuple[None, Pixels]:
     """Decode a page of the stored file. Raises as `decode_page`."""
     image = decode_page(_file, PicturePage(*page), IntakeLimits(**limits))
@@ -82,6 +90,14 @@ def decode_page(data: bytes, page: PicturePage, limits: IntakeLimits) -> Image.I
         SourceError: The page is damaged.
         SourceTooLarge: It has more than `limits.max_image_pixels` pixels, or takes too much memory.
     """
+    image = open_page(data, page, limits)
+    with _decoder_errors_as_source_errors():
+        # Pillow itself applies the orientation of a TIFF.
+        return to_rgb(image if isinstance(image, TiffImageFile) else _upright(image))
+
+
+def open_page(data: bytes, page: PicturePage, limits: IntakeLimits) -> ImageFile.ImageFile:
+    """Open one page of a picture file without decoding it. Raises as `decode_page`."""
     check_pixels(page.width, page.height, limits)
     decoder = _decoder(supported_type(data))
     with _decoder_errors_as_source_errors():
@@ -89,8 +105,7 @@ def decode_page(data: bytes, page: PicturePage, limits: IntakeLimits) -> Image.I
         # setting. HEIF need not be registered with Pillow then either, which is process-wide, too.
         image = decoder(_file_at(data, page))
         check_pixels(*image.size, limits)
-        # Pillow itself applies the orientation of a TIFF.
-        return to_rgb(image if isinstance(image, TiffImageFile) else _upright(image))
+        return image
 
 
 def _decoder(file_type: FileType) -> type[ImageFile.ImageFile]:

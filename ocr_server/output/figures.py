@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from PIL import Image
 
 from deepseek_ocr.families import DEEPSEEK_OCR, Family
+from ocr_server.intake.source_page import Rgb
 from ocr_server.output.blocks import Block, PixelBox
 
 
@@ -25,10 +26,11 @@ def figure_name(page: int, number: int) -> str:
     return f"page-{page}-figure-{number}.jpeg"
 
 
-def crop(image: Image.Image, box: PixelBox) -> Image.Image | None:
+def crop(pixels: Rgb, box: PixelBox) -> Image.Image | None:
     """Cut a box out of the page, without resampling. Return None if the box is empty or outside the page."""
+    height, width, _ = pixels.shape
     left, top = max(box[0], 0), max(box[1], 0)
-    right, bottom = min(box[2], image.width), min(box[3], image.height)
+    right, bottom = min(box[2], width), min(box[3], height)
     if left >= right or top >= bottom:
         return None
-    return image.crop((left, top, right, bottom))
+    return Image.fromarray(pixels[top:bottom, left:right])

@@ -6,7 +6,8 @@ import colorsys
 import io
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import BinaryIO
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -15,6 +16,8 @@ from ocr_server.output.blocks import Block, PixelBox
 
 Colour = tuple[int, int, int]
 
+MAX_PIXELS = 16_000_000
+"""Size in pixels up to which blocks are drawn on the page itself: a page in A4 at 400 dpi."""
 _FILL_OPACITY = 40  # of 255
 _JPEG_QUALITY = 85
 _JPEG_MAX_SIDE = 65_500  # the format's limit is 65,535
@@ -24,13 +27,19 @@ def draw(image: Image.Image, blocks: Sequence[Block]) -> Image.Image:
     """Return a copy of the page, in RGB, on which the boxes of all blocks are outlined and tagged.
 
     A tag shows the number of the block in `blocks`, counted from 1, and its label. The colour depends on the label. Any
-    box is accepted: an empty box is drawn as a line or a dot, and a box outside the page is drawn at the edge.
+    box is accepted: an empty box is drawn as a line or a dot, and a box outside the page is drawn at the edge. A page
+    of more than MAX_PIXELS pixels is reduced.
     """
     page = image.convert("RGB")
+    factor = reduction(image.size)
+    if factor > 1:
+        page = page.reduce(factor)
     fills = Image.new("RGBA", page.size)
     fill = ImageDraw.Draw(fills)
     drawn = [
-        (number, block.label, _pixels(box, page.size)) for number, block in enumerate(blocks, 1) for box in block.boxes
+        (number, block.label, _pixels(_scaled(box, factor), page.size))
+        for number, block in enumerate(blocks, 1)
+        for box in block.boxes
     ]
     for _, label, corners in drawn:
         fill.rectangle(corners, fill=(*colour(label), _FILL_OPACITY))
@@ -44,6 +53,22 @@ def draw(image: Image.Image, blocks: Sequence[Block]) -> Image.Image:
     for number, label, corners in drawn:
         _tag(pen, f"{number} {label}", corners, colour(label), font, page.size)
     return page
+
+
+def reduction(size: tuple[int, int]) -> int:
+    """Return by which factor a page of `size` pixels is reduced before its blocks are drawn; 1 for most pages."""
+    return math.ceil(max(math.sqrt(size[0] * size[1] / MAX_PIXELS), max(size) / _JPEG_MAX_SIDE))
+
+
+def drawing_bytes(size: tuple[int, int]) -> int:
+    """Return how much memory drawing on a page of `size` pixels takes: 4 bytes per pixel for each copy in Pillow."""
+    pixels, factor = size[0] * size[1], reduction(size)
+    return 8 * pixels + 12 * pixels // factor**2
+
+
+def _scaled(box: PixelBox, factor: int) -> PixelBox:
+    left, top, right, bottom = box
+    return left // factor, top // factor, -(-right // factor), -(-bottom // factor)
 
 
 def colour(label: str) -> Colour:
@@ -87,62 +112,68 @@ def _tag(
     pen.text((left + pad, top + pad), text, fill="white", font=font)
 
 
-def to_pdf(pages: Iterable[bytes], dpi: float) -> bytes:
-    """Return a PDF with one JPEG on each page. The JPEGs are embedded unchanged.
+class PdfOfPictures:
+    """Writes a PDF with one JPEG on each page to a file. The JPEGs are embedded unchanged.
 
     The file structure (ISO 32000-1, 7.5) is written here because PDFium can be used by only one thread at a time.
-
-    Args:
-        pages: JPEG files.
-        dpi: Resolution in pixels per inch. A page measures pixels / dpi * 72 points.
-
-    Raises:
-        ValueError: There are no pages, or `dpi` is not greater than 0.
     """
-    if not dpi > 0:
-        raise ValueError(f"dpi must be greater than 0, not {dpi}")
-    file = io.BytesIO()
-    file.write(b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n")
-    offsets = {1: 0, 2: 0}  # the catalog and the page tree are written last
 
-    def write(number: int, head: str, stream: bytes | None = None) -> None:
-        offsets[number] = file.tell()
-        length = "" if stream is None else f" /Length {len(stream)}"
-        file.write(f"{number} 0 obj\n<< {head}{length} >>\n".encode("ascii"))
-        if stream is not None:
-            file.write(b"stream\n" + stream + b"\nendstream\n")
-        file.write(b"endobj\n")
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._offsets = {1: 0, 2: 0}  # the catalog and the page tree are written last
+        self._pages: list[int] = []
+        file.write(b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n")
 
-    kids: list[int] = []
-    for picture in pages:
-        columns, rows = Image.open(io.BytesIO(picture), formats=["JPEG"]).size
-        width, height = (f"{side / dpi * 72:.4f}" for side in (columns, rows))
-        page, content, jpeg = (len(offsets) + place for place in (1, 2, 3))
-        kids.append(page)
-        write(
+    def add(self, jpeg: bytes, *, width: float, height: float) -> None:
+        """Add a page.
+
+        Args:
+            jpeg: A JPEG file.
+            width, height: Size of the page in points (1/72 inch).
+
+        Raises:
+            ValueError: The page has no area.
+        """
+        if not (width > 0 and height > 0):
+            raise ValueError(f"a page needs an area, not {width} x {height}")
+        columns, rows = Image.open(io.BytesIO(jpeg), formats=["JPEG"]).size
+        page, content, picture = (len(self._offsets) + place for place in (1, 2, 3))
+        self._pages.append(page)
+        self._write(
             page,
-            f"/Type /Page /Parent 2 0 R /MediaBox [0 0 {width} {height}] "
-            f"/Resources << /XObject << /Picture {jpeg} 0 R >> >> /Contents {content} 0 R",
+            f"/Type /Page /Parent 2 0 R /MediaBox [0 0 {width:.4f} {height:.4f}] "
+            f"/Resources << /XObject << /Picture {picture} 0 R >> >> /Contents {content} 0 R",
         )
-        write(content, "", f"{width} 0 0 {height} 0 0 cm /Picture Do".encode("ascii"))
-        write(
-            jpeg,
+        self._write(content, "", f"{width:.4f} 0 0 {height:.4f} 0 0 cm /Picture Do".encode("ascii"))
+        self._write(
+            picture,
             f"/Type /XObject /Subtype /Image /Width {columns} /Height {rows} "
             "/ColorSpace /DeviceRGB /BitsPerComponent 8 /Filter /DCTDecode",
-            picture,
+            jpeg,
         )
-    if not kids:
-        raise ValueError("a PDF needs at least one page")
-    write(1, "/Type /Catalog /Pages 2 0 R")
-    write(2, f"/Type /Pages /Count {len(kids)} /Kids [{' '.join(f'{kid} 0 R' for kid in kids)}]")
-    table = file.tell()
-    entries = "".join(f"{offsets[number]:010d} 00000 n \n" for number in sorted(offsets))
-    size = len(offsets) + 1
-    file.write(
-        f"xref\n0 {size}\n0000000000 65535 f \n{entries}"
-        f"trailer\n<< /Size {size} /Root 1 0 R >>\nstartxref\n{table}\n%%EOF\n".encode("ascii")
-    )
-    return file.getvalue()
+
+    def end(self) -> None:
+        """Write the end of the file. Raises ValueError if there are no pages."""
+        if not self._pages:
+            raise ValueError("a PDF needs at least one page")
+        self._write(1, "/Type /Catalog /Pages 2 0 R")
+        kids = " ".join(f"{page} 0 R" for page in self._pages)
+        self._write(2, f"/Type /Pages /Count {len(self._pages)} /Kids [{kids}]")
+        table = self._file.tell()
+        entries = "".join(f"{self._offsets[number]:010d} 00000 n \n" for number in sorted(self._offsets))
+        size = len(self._offsets) + 1
+        self._file.write(
+            f"xref\n0 {size}\n0000000000 65535 f \n{entries}"
+            f"trailer\n<< /Size {size} /Root 1 0 R >>\nstartxref\n{table}\n%%EOF\n".encode("ascii")
+        )
+
+    def _write(self, number: int, head: str, stream: bytes | None = None) -> None:
+        self._offsets[number] = self._file.tell()
+        length = "" if stream is None else f" /Length {len(stream)}"
+        self._file.write(f"{number} 0 obj\n<< {head}{length} >>\n".encode("ascii"))
+        if stream is not None:
+            self._file.write(b"stream\n" + stream + b"\nendstream\n")
+        self._file.write(b"endobj\n")
 
 
 def to_jpeg(picture: Image.Image) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -11,8 +12,9 @@ from typing import Protocol
 from deepseek_ocr.families import Family, mode_name
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import ResolutionMode
-from ocr_server.errors import ReadError, Unavailable
+from ocr_server.errors import ReadError, TooMany, Unavailable
 from ocr_server.intake.source_page import SourcePage
+from ocr_server.memory import Reservation
 from ocr_server.observability.metrics import ENGINE_SECONDS, INTAKE_SECONDS, QUEUE_SECONDS
 from ocr_server.observability.tracing import stage
 from ocr_server.reading.engine import Engine
@@ -24,8 +26,10 @@ PAGE_SEPARATOR = "\n\n<--- Page Split --->\n\n"
 
 Prepare = Callable[[SourcePage, ResolutionMode], Awaitable[PreparedImage]]
 """Resizes and cuts a page for the engine."""
-Finish = Callable[[PageReading, SourcePage], Awaitable[object]]
-"""Makes what an endpoint needs in addition to the text, while the page's picture is still in memory."""
+Load = Callable[[], Awaitable[SourcePage]]
+"""Returns the page's picture, which is decoded again if it has not been kept."""
+Finish = Callable[[PageReading, Load], Awaitable[object]]
+"""Makes what an endpoint needs in addition to the text."""
 Show = Callable[[SourcePage], Awaitable[bytes]]
 """Makes the picture that is shown to the client before the page is read."""
 
@@ -38,6 +42,9 @@ class Turns(Protocol):
     def release(self) -> None: ...
 
 
+KEPT_PIXELS = 9_000_000
+"""Size in pixels up to which a picture is kept while its page is read, if it is needed afterwards: a page in A4 at 300
+dpi. Larger ones are decoded again."""
 AHEAD = 4
 """How many pages are started ahead of the first unanswered one, as a multiple of `at_once`.
 
@@ -117,7 +124,8 @@ class Reader:
         first_error: ReadError | None = None
         succeeded = False
         try:
-            for slot in work.slots:
+            while work.slots:
+                slot = work.slots.popleft()
                 async with aclosing(slot.events(live)) as events:
                     async for event in events:
                         if isinstance(event, PageReading):
@@ -139,35 +147,39 @@ class Reader:
     async def read_page(self, slot: _Slot, job: Job, show: Show | None, finish: Finish | None) -> None:
         """Read the page of `slot`, with as many attempts as are needed."""
         reading = slot.reading
+        picture = _Picture(job)
         try:
-            source: SourcePage | None = None
             trial: Job | None = job
             while trial is not None:
-                source = await self._attempt(slot, trial, source, show)
+                await self._attempt(slot, trial, picture, show, keep=finish is not None)
                 reading.attempts.append(attempt(trial, reading.finish_reason()))
                 trial = None
                 if self._loops == "retry" and reading.finish_reason() == REPETITION and slot.can_be_read_again(job):
                     trial = next_attempt(job, reading.attempts, self._family)
-            if finish is not None and source is not None:
+            if finish is not None:
                 with stage("output", ocr_page=reading.index):
-                    reading.artifacts = await finish(reading, source)
-        except Unavailable:
+                    reading.artifacts = await finish(reading, picture.load)
+        except (Unavailable, TooMany):
             raise
         except ReadError as error:
             reading.error = error
+        finally:
+            picture.drop()
 
-    async def _attempt(self, slot: _Slot, job: Job, source: SourcePage | None, show: Show | None) -> SourcePage:
-        """Load the page if `source` is None, read it once, and return its picture."""
+    async def _attempt(self, slot: _Slot, job: Job, picture: _Picture, show: Show | None, *, keep: bool) -> None:
+        """Read the page once. `keep` says whether its picture is needed afterwards."""
         reading = slot.reading
         mode = mode_name(job.mode) or "custom"
         with stage("intake", INTAKE_SECONDS, ocr_page=reading.index, ocr_mode=mode):
-            if source is None:
-                source = await job.load()
+            source = await picture.load()
+            if not reading.attempts:
                 reading.width, reading.height = source.size
                 reading.dpi = source.dpi
                 if show is not None:
                     slot.open(await show(source))
             image = await self._prepare(source, job.mode)
+            del source
+            picture.prepared(image, keep=keep and reading.width * reading.height <= KEPT_PIXELS)
         reading.image_tokens = image.num_tokens
         reading.deltas.clear()
         decoding = replace(job.decoding, detect_loops=self._loops != "off")
@@ -183,7 +195,38 @@ class Reader:
                     "gen_ai.response.finish_reasons": [reading.finish_reason() or "none"],
                 }
             )
-        return source
+
+
+class _Picture:
+    """The picture of a page, in memory only while it is needed."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._source: SourcePage | None = None
+        self._memory: Reservation | None = None
+
+    async def load(self) -> SourcePage:
+        """Return the picture, decoded again if it has been dropped. Raises as `Job.load`."""
+        if self._source is None:
+            self.drop()  # who holds memory must not wait for more
+            self._source = await self._job.load()
+            self._memory = self._source.memory
+        return self._source
+
+    def prepared(self, image: PreparedImage, *, keep: bool) -> None:
+        """Drop the picture unless `keep`, and reserve memory for its views instead of for decoding it."""
+        kept = self._source.pixels.nbytes if self._source is not None and keep else 0
+        if not keep:
+            self._source = None
+        if self._memory is not None:
+            self._memory.resize(kept + image.nbytes)
+
+    def drop(self) -> None:
+        """Drop the picture, and give back the memory of it and its views."""
+        self._source = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
 
 
 class _Work:
@@ -192,9 +235,10 @@ class _Work:
     def __init__(
         self, reader: Reader, jobs: Sequence[Job], ticket: Turns, show: Show | None, finish: Finish | None
     ) -> None:
-        self.slots = [_Slot(PageReading(index, job.source, job.number)) for index, job in enumerate(jobs)]
+        self.slots = deque(_Slot(PageReading(index, job.source, job.number)) for index, job in enumerate(jobs))
+        """Pages that have not been yielded. Those that have been are not kept."""
+        self._to_begin = deque(zip(self.slots, jobs, strict=True))
         self._reader = reader
-        self._jobs = jobs
         self._ticket = ticket
         self._show = show
         self._finish = finish
@@ -222,7 +266,8 @@ class _Work:
         return task
 
     async def _begin_all(self) -> None:
-        for slot, job in zip(self.slots, self._jobs, strict=True):
+        while self._to_begin:
+            slot, job = self._to_begin.popleft()
             await self._ahead.acquire()
             await self._at_once.acquire()
             with stage("queue", QUEUE_SECONDS, ocr_page=slot.reading.index):

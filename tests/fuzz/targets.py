@@ -23,6 +23,7 @@ from ocr_server.output.markdown import MarkdownStream, to_markdown
 from ocr_server.output.tables import html_tables_to_markdown
 from tests.ocr_server.intake import pdfs
 from tests.ocr_server.intake.bad_files import good_files
+from tests.ocr_server.intake.memory import room
 
 LIMITS = IntakeLimits(
     max_image_bytes=1_000_000,
@@ -131,7 +132,7 @@ def url(data: bytes) -> None:
     async def fetch() -> None:
         fetcher = Fetcher(LIMITS, resolve=_resolve, transport=lambda: _RedirectingInternet(targets))
         try:
-            assert await fetcher.fetch(first) == b"picture"
+            assert await fetcher.fetch(first, room()) == b"picture"
         except SourceError as error:
             _check(error, (SourceError,))
 

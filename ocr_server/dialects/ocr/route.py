@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
+from typing import BinaryIO
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.background import BackgroundTask
 from starlette.datastructures import UploadFile
 
 from ocr_server.dialects.dialect import Api, Dialect
@@ -25,6 +29,8 @@ from ocr_server.transport.event_stream import event_stream
 
 PATH = "/v1/ocr"
 router = APIRouter(tags=["OCR"])
+SENT_BYTES = 262_144
+"""Size of the pieces in which a file is read and sent."""
 
 _BODY = {"$ref": "#/components/schemas/OcrRequest"}
 _FORM = {
@@ -79,10 +85,22 @@ async def _answer(request: Request, body: OcrParameters, plan: ReadPlan) -> Resp
             return Response(await respond(body, session, runtime), media_type="application/json")
         async with aclosing(_finished(body, session)) as pages:
             file = await write(pages, session.is_document)
-        return Response(file.content, media_type=file.media_type)
+        if isinstance(file.content, bytes | str):
+            return Response(file.content, media_type=file.media_type)
+        return _file_response(file.content, file.media_type)
     except BaseException:
         await session.close()
         raise
+
+
+def _file_response(file: BinaryIO, media_type: str) -> StreamingResponse:
+    """Return a response that sends an open file and closes it."""
+    return StreamingResponse(
+        iter(partial(file.read, SENT_BYTES), b""),
+        media_type=media_type,
+        headers={"content-length": str(os.fstat(file.fileno()).st_size)},
+        background=BackgroundTask(file.close),
+    )
 
 
 async def respond(request: OcrParameters, session: Session, runtime: Runtime) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from deepseek_ocr.families import Family
 from ocr_server.output.artifacts import Artifacts
@@ -47,7 +47,8 @@ class FinishedPage:
 class OutputFile:
     """A file in an output format."""
 
-    content: bytes | str
+    content: bytes | str | BinaryIO
+    """A file object is open for reading, at its beginning; the receiver closes it."""
     media_type: str
 
 

@@ -10,6 +10,7 @@ from deepseek_ocr.modes import MODES
 from ocr_server.intake.document import Document
 from ocr_server.intake.source import Source, Url
 from ocr_server.intake.source_page import SourcePage
+from ocr_server.memory import MemoryBudget
 from ocr_server.output.artifacts import Artifacts
 from ocr_server.plan import PlannedSource, ReadPlan
 from ocr_server.reading.admission import Admission
@@ -70,7 +71,7 @@ def replayed(
         show_pages=show_pages,
     )
     ticket = Admission(slots=1, most_waiting=1).enter()
-    session = Session(plan, cast(Reader, ReplayedReader(events)), ticket, documents, Account())
+    session = Session(plan, cast(Reader, ReplayedReader(events)), ticket, documents, Account(), MemoryBudget(10**9))
     ticket.expect(len(session.jobs))
     return session
 

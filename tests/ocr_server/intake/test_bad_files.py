@@ -17,6 +17,7 @@ from ocr_server.intake.opener import Opener
 from ocr_server.intake.source import Source
 from ocr_server.intake.workers import Workers
 from tests.ocr_server.intake.bad_files import KINDS, Bad, good_files
+from tests.ocr_server.intake.memory import budget
 from tests.processes import children
 
 TIMEOUT_S = 5.0
@@ -39,7 +40,7 @@ def workers() -> Iterator[Workers]:
 @pytest.fixture(scope="module")
 def opener(workers: Workers, limits: IntakeLimits) -> Opener:
     roomy = dataclasses.replace(limits, max_image_pixels=100_000_000, max_image_bytes=50_000_000, max_pages=1000)
-    return Opener(roomy, ThreadPoolExecutor(1), workers)
+    return Opener(roomy, ThreadPoolExecutor(1), workers, budget())
 
 
 async def read(opener: Opener, data: bytes) -> list[tuple[int, int]]:

@@ -15,9 +15,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ocr_server.errors import TooMany
 from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
+from ocr_server.memory import MemoryBudget, Use
+from tests.ocr_server.intake.memory import room
 
 PUBLIC = "93.184.216.34"
 BODY = bytes(range(256)) * 10
@@ -101,7 +104,7 @@ class FakeNames:
 
 async def refusal(fetcher: Fetcher, url: str) -> SourceError:
     with pytest.raises(SourceError) as caught:
-        await fetcher.fetch(url)
+        await fetcher.fetch(url, room())
     assert caught.value.about == "file"
     return caught.value
 
@@ -109,52 +112,52 @@ async def refusal(fetcher: Fetcher, url: str) -> SourceError:
 class TestFetching:
     async def test_a_body_with_a_length(self, server: Server, fetcher: Fetcher) -> None:
         server.answer("/a.png?x=1", "200 OK", BODY)
-        assert await fetcher.fetch(server.url("/a.png?x=1#top")) == BODY
+        assert await fetcher.fetch(server.url("/a.png?x=1#top"), room()) == BODY
 
     async def test_a_chunked_body(self, server: Server, fetcher: Fetcher) -> None:
         head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         server.answers["/"] = [(0, head + b"a\r\n" + BODY[:10] + b"\r\n"), (0.01, b"5\r\n" + BODY[10:15])]
         server.answers["/"].append((0.01, b"\r\n0\r\n\r\n"))
-        assert await fetcher.fetch(server.url()) == BODY[:15]
+        assert await fetcher.fetch(server.url(), room()) == BODY[:15]
 
     async def test_a_body_until_the_connection_closes(self, server: Server, fetcher: Fetcher) -> None:
         server.answers["/"] = [(0, b"HTTP/1.0 200 OK\r\n\r\n" + BODY)]
-        assert await fetcher.fetch(server.url()) == BODY
+        assert await fetcher.fetch(server.url(), room()) == BODY
 
     async def test_a_gzipped_body(self, server: Server, fetcher: Fetcher) -> None:
         server.answer("/", "200 OK", gzip.compress(BODY), "Content-Encoding: gzip")
-        assert await fetcher.fetch(server.url()) == BODY
+        assert await fetcher.fetch(server.url(), room()) == BODY
 
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
     async def test_redirects(self, status: int, server: Server, fetcher: Fetcher) -> None:
         server.answer("/", f"{status} Elsewhere", b"moved", "Location: sub/a.png")
         server.answer("/sub/a.png", f"{status} Elsewhere", b"moved", f"Location: {server.url('/b.png')}")
         server.answer("/b.png", "200 OK", BODY)
-        assert await fetcher.fetch(server.url()) == BODY
+        assert await fetcher.fetch(server.url(), room()) == BODY
 
     async def test_the_host_header_names_the_host(self, server: Server, limits: IntakeLimits) -> None:
         server.answer("/", "200 OK", BODY)
         names = FakeNames(pictures_example=["127.0.0.1"])
         fetcher = Fetcher(limits, resolve=names)
-        await fetcher.fetch(server.url(host="Pictures.Example"))
+        await fetcher.fetch(server.url(host="Pictures.Example"), room())
         assert server.requests[0]["host"] == f"pictures.example:{server.port}"
 
     async def test_the_next_address_is_tried(self, server: Server, limits: IntakeLimits) -> None:
         server.answer("/", "200 OK", BODY)
         names = FakeNames(pictures_example=["127.0.0.2", "::1", "127.0.0.1"])  # nobody listens on the first two
         fetcher = Fetcher(limits, resolve=names)
-        assert await fetcher.fetch(server.url(host="pictures.example")) == BODY
+        assert await fetcher.fetch(server.url(host="pictures.example"), room()) == BODY
 
     async def test_cookies_are_not_kept(self, server: Server, fetcher: Fetcher) -> None:
         server.answer("/", "200 OK", BODY, "Set-Cookie: session=secret; Path=/")
         for _ in range(2):
-            await fetcher.fetch(server.url())
+            await fetcher.fetch(server.url(), room())
         assert "cookie" not in server.requests[1]
 
     async def test_many_at_once(self, server: Server, fetcher: Fetcher) -> None:
         for n in range(20):
             server.answer(f"/{n}", "200 OK", bytes([n]), delay=0.05)
-        bodies = await asyncio.gather(*(fetcher.fetch(server.url(f"/{n}")) for n in range(20)))
+        bodies = await asyncio.gather(*(fetcher.fetch(server.url(f"/{n}"), room()) for n in range(20)))
         assert bodies == [bytes([n]) for n in range(20)]
 
 
@@ -201,7 +204,7 @@ class TestTls:
             url = f"https://{host}:{server.port}/"
             fetcher = Fetcher(limits, resolve=names, transport=lambda: transport)
             if accepted:
-                assert await fetcher.fetch(url) == BODY
+                assert await fetcher.fetch(url, room()) == BODY
             else:
                 assert (await refusal(fetcher, url)).code == "image_fetch_failed"
 
@@ -238,7 +241,7 @@ class TestForbiddenAddresses:
 
     async def test_allow_private_urls(self, server: Server, fetcher: Fetcher) -> None:
         server.answer("/", "200 OK", BODY)
-        assert await fetcher.fetch(server.url(host="localhost")) == BODY
+        assert await fetcher.fetch(server.url(host="localhost"), room()) == BODY
 
     @pytest.fixture
     def names(self) -> FakeNames:
@@ -263,7 +266,7 @@ class TestForbiddenAddresses:
     async def test_names_are_looked_up_once_and_the_checked_address_is_used(
         self, guarded: Fetcher, names: FakeNames
     ) -> None:
-        body = await guarded.fetch("https://pictures.example/")
+        body = await guarded.fetch("https://pictures.example/", room())
         assert body.decode() == f"{PUBLIC} pictures.example"
         assert names.asked == ["pictures.example"]
 
@@ -298,7 +301,7 @@ class TestForbiddenAddresses:
         assert error.code == "image_url_not_allowed"
 
     async def test_a_public_redirect_is_followed(self, guarded: Fetcher, names: FakeNames) -> None:
-        await guarded.fetch("https://pictures.example/go?/")
+        await guarded.fetch("https://pictures.example/go?/", room())
         assert names.asked == ["pictures.example"] * 2
 
     @pytest.mark.parametrize("url", ["http://me:secret@pictures.example/", "http://me@pictures.example/"])
@@ -336,7 +339,7 @@ class TestForbiddenAddresses:
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.9:9")
         server.answer("/", "200 OK", BODY)
         fetcher = Fetcher(limits)
-        assert await fetcher.fetch(server.url()) == BODY
+        assert await fetcher.fetch(server.url(), room()) == BODY
 
 
 class TestLimits:
@@ -361,7 +364,7 @@ class TestLimits:
         else:
             server.answers["/"] = [(0, b"HTTP/1.0 200 OK\r\n\r\n" + body)]
         if accepted:
-            assert await small.fetch(server.url()) == body
+            assert await small.fetch(server.url(), room()) == body
         else:
             assert isinstance(await refusal(small, server.url()), SourceTooLarge)
 
@@ -374,6 +377,23 @@ class TestLimits:
         server.answers["/"] = [(0, b"HTTP/1.0 200 OK\r\n\r\n"), *[(0, bytes(1 << 20))] * 200]
         assert isinstance(await refusal(small, server.url()), SourceTooLarge)
         assert server.bytes_sent < 50 << 20
+
+    @pytest.mark.parametrize("kind", ["with a length", "without a length", "gzipped"])
+    async def test_memory_is_reserved_for_the_body(self, server: Server, fetcher: Fetcher, kind: str) -> None:
+        body = bytes(300_000)
+        if kind == "with a length":
+            server.answer("/", "200 OK", body)
+        elif kind == "gzipped":
+            server.answer("/", "200 OK", gzip.compress(body), "Content-Encoding: gzip")
+        else:
+            server.answers["/"] = [(0, b"HTTP/1.0 200 OK\r\n\r\n" + body)]
+        memory = MemoryBudget(1_000_000)
+        with memory.reserve(Use.SOURCES) as held:
+            await fetcher.fetch(server.url(), held)
+            assert memory.total == len(body)
+            with pytest.raises(TooMany), memory.reserve(Use.SOURCES) as more:
+                await fetcher.fetch(server.url(), more)
+        assert memory.total == 0
 
     async def test_a_gzip_bomb(self, server: Server, small: Fetcher) -> None:
         bomb = gzip.compress(bytes(50 << 20))
@@ -416,7 +436,7 @@ class TestLimits:
         server.answer("/4", "200 OK", BODY)
         for n in range(4):
             server.answer(f"/{n}", "302 Found", b"", f"Location: /{n + 1}")
-        assert await fetcher.fetch(server.url("/1")) == BODY
+        assert await fetcher.fetch(server.url("/1"), room()) == BODY
         error = await refusal(fetcher, server.url("/0"))
         assert error.code == "image_fetch_failed"
         assert "3 redirects" in error.message

@@ -23,6 +23,7 @@ from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.page_selection import parse_pages
 from ocr_server.intake.source import Base64, Source, Url
 from ocr_server.intake.source_page import SourcePage
+from tests.ocr_server.intake.memory import budget
 from tests.ocr_server.intake.pdfs import filled, pdf
 from tests.ocr_server.intake.recording import RecordingWorkers
 
@@ -49,7 +50,7 @@ def source(url: str) -> Source:
 
 
 def new_intake(limits: IntakeLimits, threads: int) -> Intake:
-    return Intake(limits, RecordingWorkers(), threads=threads)
+    return Intake(limits, RecordingWorkers(), budget(), threads=threads)
 
 
 async def pages_of(intake: Intake, sources: list[Source], mode: ResolutionMode = TINY) -> list[PreparedImage]:
@@ -300,7 +301,12 @@ class TestFailures:
     async def test_the_first_error_leaves_no_queue_of_pictures(self, limits: IntakeLimits) -> None:
         """What waits behind the bad source is dropped, so that the next request has its turn at once."""
         workers = RecordingWorkers()
-        intake = Intake(dataclasses.replace(limits, max_image_pixels=20_000_000, max_pages=60), workers, threads=1)
+        intake = Intake(
+            dataclasses.replace(limits, max_image_pixels=20_000_000, max_pages=60),
+            workers,
+            budget(),
+            threads=1,
+        )
         large = source(data_uri(grey(0, 4000)))
         with pytest.raises(SourceError):
             await pages_of(intake, [source("data:;base64,AAAA"), *[large] * 30])

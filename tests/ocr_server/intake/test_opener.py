@@ -21,8 +21,11 @@ from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.opener import KEPT_PIXELS, Opener
 from ocr_server.intake.page_selection import parse_pages
 from ocr_server.intake.source import Source
+from ocr_server.intake.source_page import DECODING_BYTES
 from ocr_server.intake.workers import Workers
+from ocr_server.memory import MemoryBudget, Use
 from tests.ocr_server.intake import pdfs
+from tests.ocr_server.intake.memory import budget
 from tests.ocr_server.intake.pdfs import filled, pdf
 from tests.ocr_server.intake.recording import RecordingWorkers
 
@@ -65,6 +68,7 @@ class OpenFiles:
     threads: ThreadPoolExecutor
     workers: RecordingWorkers
     opened: list[Document] = dataclasses.field(default_factory=list)
+    memory: MemoryBudget = dataclasses.field(default_factory=budget)
 
     async def open(
         self,
@@ -74,7 +78,7 @@ class OpenFiles:
         dpi: float = DEFAULT_DPI,
         **limits: Any,
     ) -> Document:
-        opener = Opener(dataclasses.replace(self.limits, **limits), self.threads, self.workers)
+        opener = Opener(dataclasses.replace(self.limits, **limits), self.threads, self.workers, self.memory)
         selection = None if pages is None else parse_pages(pages, first=1)
         self.opened.append(await opener.open(Source(data, selection, dpi, password)))
         return self.opened[-1]
@@ -196,7 +200,7 @@ class TestPdf:
     @pytest.mark.slow
     async def test_timeout(self, limits: IntakeLimits, threads: ThreadPoolExecutor) -> None:
         own = Workers(count=1, timeout_s=1.5, memory_bytes=2 << 30)
-        opened = await Opener(limits, threads, own).open(Source(pdfs.endless()))
+        opened = await Opener(limits, threads, own, budget()).open(Source(pdfs.endless()))
         error = await failure(opened, 0)
         assert error.code == "pdf_timeout"
         assert "1.5 s" in error.message
@@ -250,6 +254,48 @@ class TestPictures:
                 await asyncio.sleep(0.001)
 
     @pytest.mark.slow
+    @pytest.mark.parametrize("kind", ["picture", "tiff", "pdf"])
+    async def test_what_pages_take_of_the_budget(self, files: OpenFiles, kind: str) -> None:
+        """Memory is reserved for decoding, then for a kept picture, then for the page, and given back in the end."""
+        data = {"picture": saved(*plain("red")), "tiff": saved(*plain("red", "blue")), "pdf": THREE}[kind]
+        opened = await files.open(data, dpi=72)
+        pixels = 612 * 792 if kind == "pdf" else 20 * 10
+        assert files.memory.total == (3 * pixels if kind == "picture" else 0)
+        page = await opened.page(0)
+        assert files.memory.used[Use.PIXELS] == pixels * (3 if kind == "picture" else DECODING_BYTES)
+        assert files.memory.used[Use.SOURCES] == 0
+        page.close()
+        assert files.memory.total == 0
+        page = await opened.page(0)  # decoded again
+        assert files.memory.total == pixels * DECODING_BYTES
+        page.close()
+        await opened.close()
+        assert files.memory.total == 0
+
+    async def test_a_kept_picture_is_given_back_when_it_is_closed_unread(self, files: OpenFiles) -> None:
+        await (await files.open(saved(*plain("red")))).close()
+        assert files.memory.total == 0
+        assert files.memory.peak == 20 * 10 * (DECODING_BYTES + 3)
+
+    async def test_pages_wait_for_memory_and_a_picture_that_cannot_be_kept_is_decoded_again(
+        self, files: OpenFiles
+    ) -> None:
+        files.memory = MemoryBudget(5_000)
+        with files.memory.reserve(Use.SOURCES, 3_000):
+            opened = await files.open(saved(*plain("red")))
+            first = await opened.page(0)
+            second = asyncio.create_task(opened.page(0))
+            await asyncio.sleep(0.3)
+            assert not second.done()
+            first.close()
+            (await asyncio.wait_for(second, 10)).close()
+
+    async def test_a_failed_page_gives_its_memory_back(self, files: OpenFiles) -> None:
+        data = saved(Image.effect_noise((300, 300), 50), format="PNG")
+        await files.refusal(data[: len(data) // 2])
+        assert files.memory.total == 0
+        assert files.memory.peak > 0
+
     async def test_a_large_picture_is_not_kept_until_its_page_is_read(self, files: OpenFiles) -> None:
         """It is decoded when it is opened, to find out whether it is damaged, and again for its page."""
         for extra, decoded in ((0, 1), (1, 2)):

@@ -14,6 +14,7 @@ import pytest
 from ocr_server.intake.errors import SourceError
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
+from tests.ocr_server.intake.memory import room
 from tests.ocr_server.intake.test_fetch import BODY, PUBLIC, Server, refusal, running
 
 SECRET = b"from the private network"
@@ -92,7 +93,7 @@ class TestRebinding:
         self, guarded: Fetcher, names: Names, public: Server, private: Server
     ) -> None:
         names.answers["rebind.example"] = [PUBLIC, "127.0.0.1"]
-        assert await guarded.fetch(public.url(host="rebind.example")) == BODY
+        assert await guarded.fetch(public.url(host="rebind.example"), room()) == BODY
         assert names.asked == ["rebind.example"]
         assert private.requests == []
         assert (await refusal(guarded, public.url(host="rebind.example"))).code == "image_url_not_allowed"
@@ -135,7 +136,7 @@ class TestRedirects:
     async def test_the_private_server_is_there(self, guarded: Fetcher, limits: IntakeLimits, private: Server) -> None:
         """It responds to a fetcher that may use private addresses, so the other tests prove something."""
         open_to_all = Fetcher(limits)
-        assert await open_to_all.fetch(private.url(host="localhost")) == SECRET
+        assert await open_to_all.fetch(private.url(host="localhost"), room()) == SECRET
 
 
 class TestSpellings:
@@ -210,7 +211,7 @@ class TestAllowedHosts:
     )
     async def test_listed_hosts(self, host: str, selective: Fetcher, names: Names, public: Server) -> None:
         names.answers["pictures.example."] = [PUBLIC]
-        assert await selective.fetch(public.url(host=host)) == BODY
+        assert await selective.fetch(public.url(host=host), room()) == BODY
 
     @pytest.mark.parametrize(
         "host",

@@ -21,6 +21,7 @@ from ocr_server.intake.opener import Opener
 from ocr_server.intake.source import Source
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import KEPT_BYTES, Workers
+from tests.ocr_server.intake.memory import budget
 from tests.processes import children
 
 Start = Callable[..., Opener]
@@ -43,7 +44,7 @@ async def start(limits: IntakeLimits) -> AsyncIterator[Start]:
 
     def start(timeout_s: float = 20.0, memory_bytes: int = 2_000_000_000) -> Opener:
         started.append(Workers(count=1, timeout_s=timeout_s, memory_bytes=memory_bytes))
-        return Opener(roomy, ThreadPoolExecutor(1), started[-1])
+        return Opener(roomy, ThreadPoolExecutor(1), started[-1], budget())
 
     yield start
     for workers in started:

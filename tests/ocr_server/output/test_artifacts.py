@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from PIL import Image
 
 from deepseek_ocr.families import DEEPSEEK_OCR
-from ocr_server.errors import ReadError
+from ocr_server.errors import ReadError, TooLarge
 from ocr_server.intake.source_page import SourcePage
+from ocr_server.memory import MemoryBudget, Use
 from ocr_server.output.artifacts import MAX_FIGURES, ArtifactMaker, Artifacts, PageArtifacts, artifacts_of, page_picture
 from ocr_server.output.confidence import TokenSpan
 from ocr_server.reading.page import LogprobStep, PageDelta, PageReading, ScoredToken
@@ -28,9 +30,18 @@ def reading(answer: str, *, number: int = 0, logprobs: list[LogprobStep] | None 
     return PageReading(0, 0, number, deltas=[PageDelta(0, answer, 1, 1, logprobs=logprobs, finish_reason="stop")])
 
 
-def made(answer: str, wanted: Artifacts, *, of_document: bool = False, number: int = 0) -> PageArtifacts:
-    maker = ArtifactMaker(wanted, DEEPSEEK_OCR, of_document=of_document)
-    return maker.make(reading(answer, number=number), source())
+async def made(answer: str, wanted: Artifacts, *, of_document: bool = False, number: int = 0) -> PageArtifacts:
+    async def load() -> SourcePage:
+        return source()
+
+    page = replace(reading(answer, number=number), width=999, height=999)
+    return await maker(wanted, of_document=of_document)(page, load)
+
+
+def maker(wanted: Artifacts, *, of_document: bool = False, capacity: int = 10**9) -> ArtifactMaker:
+    memory = MemoryBudget(capacity)
+    answer = memory.reserve(Use.ANSWERS)
+    return ArtifactMaker(wanted, DEEPSEEK_OCR, of_document=of_document, memory=memory, answer=answer)
 
 
 def picture(data: bytes | None) -> Image.Image:
@@ -49,35 +60,60 @@ class TestWanted:
 
 
 class TestMaker:
-    def test_blocks_and_the_names_of_figures(self) -> None:
-        artifacts = made(PAGE, Artifacts(blocks=True), number=4)
+    async def test_blocks_and_the_names_of_figures(self) -> None:
+        artifacts = await made(PAGE, Artifacts(blocks=True), number=4)
         assert [block.label for block in artifacts.blocks] == ["title", "text", "image", "image_caption", "table"]
         (figure,) = artifacts.figures
         assert (figure.name, figure.box, figure.size) == ("page-5-figure-1.jpeg", (80, 320, 480, 600), (400, 280))
         assert (figure.jpeg, artifacts.overlay, artifacts.spans) == (None, None, [])
 
-    def test_figures_are_cut_out_on_request(self) -> None:
+    async def test_figures_are_cut_out_on_request(self) -> None:
         answer = marker("image", (0, 0, 10, 20), EMPTY_BOX)
-        first, empty = made(answer, Artifacts(figures=True)).figures
+        first, empty = (await made(answer, Artifacts(figures=True))).figures
         assert (picture(first.jpeg).format, picture(first.jpeg).size) == ("JPEG", (10, 20))
         assert empty.jpeg is None
 
-    def test_the_number_of_figures_that_are_cut_out_is_limited(self) -> None:
+    async def test_the_number_of_figures_that_are_cut_out_is_limited(self) -> None:
         answer = marker("image", *[(0, 0, 10, 20)] * (MAX_FIGURES + 1))
-        figures = made(answer, Artifacts(figures=True)).figures
+        figures = (await made(answer, Artifacts(figures=True))).figures
         assert [figure.jpeg is not None for figure in figures] == [True] * MAX_FIGURES + [False]
 
     @pytest.mark.parametrize(("of_document", "form"), [(True, "JPEG"), (False, "PNG")])
-    def test_the_overlay_is_a_jpeg_for_a_document_and_a_png_for_a_picture(self, of_document: bool, form: str) -> None:
-        overlay = picture(made(PAGE, Artifacts(overlay=True), of_document=of_document).overlay)
+    async def test_the_overlay_is_a_jpeg_for_a_document_and_a_png_for_a_picture(
+        self, of_document: bool, form: str
+    ) -> None:
+        overlay = picture((await made(PAGE, Artifacts(overlay=True), of_document=of_document)).overlay)
         assert (overlay.format, overlay.size) == (form, (999, 999))
         assert overlay.convert("RGB").getpixel((890, 50)) != (255, 255, 255), "an edge of the title's box"
 
     async def test_log_probabilities_become_spans(self) -> None:
         steps = [LogprobStep(ScoredToken(token, -0.5), []) for token in ("Hel", "lo")]
-        maker = ArtifactMaker(Artifacts(blocks=True), DEEPSEEK_OCR, of_document=False)
-        artifacts = await maker(reading("Hello", logprobs=steps), source())
+        artifacts = await maker(Artifacts(blocks=True))(reading("Hello", logprobs=steps), unneeded)
         assert artifacts.spans == [TokenSpan(0, 3, -0.5), TokenSpan(3, 5, -0.5)]
+
+    async def test_the_picture_is_loaded_only_if_something_is_made_of_it(self) -> None:
+        for wanted, answer in ((Artifacts(blocks=True), PAGE), (Artifacts(figures=True), "no figure")):
+            await maker(wanted)(reading(answer), unneeded)
+
+    async def test_pictures_for_which_the_budget_has_no_room_are_refused(self) -> None:
+        async def load() -> SourcePage:
+            return source()
+
+        with pytest.raises(TooLarge):
+            await maker(Artifacts(overlay=True), capacity=1000)(reading(PAGE), load)
+
+    async def test_the_overlay_of_a_large_page_is_reduced(self) -> None:
+        async def load() -> SourcePage:
+            return source(8000, 6000)
+
+        page = replace(reading(PAGE), width=8000, height=6000)
+        overlay = picture((await maker(Artifacts(overlay=True))(page, load)).overlay)
+        assert overlay.size == (4000, 3000)
+        assert overlay.convert("RGB").getpixel((3564, 150)) != (255, 255, 255)
+
+
+async def unneeded() -> SourcePage:
+    raise AssertionError("no picture is needed")
 
 
 def test_a_page_without_artifacts_has_empty_ones() -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from ocr_server.intake.source_page import Rgb
 from ocr_server.output.blocks import blocks
 from ocr_server.output.figures import crop, figure_boxes, figure_name
 from tests.ocr_server.output.answers import PAGE, marker
 
 
-def checked(width: int, height: int) -> Image.Image:
+def checked(width: int, height: int) -> Rgb:
     """A picture in which the colour of every pixel is its position."""
     image = Image.new("RGB", (width, height))
     image.putdata([(x, y, 7) for y in range(height) for x in range(width)])
-    return image
+    return np.asarray(image)
 
 
 def test_a_crop_is_pixel_for_pixel() -> None:

@@ -35,10 +35,13 @@ def finished(
     index: int, answer: str, *, overlay: bytes | None = None, dpi: float | None = None, failed: bool = False
 ) -> FinishedPage:
     """A page whose markdown is its answer in capitals."""
+    width, height = Image.open(io.BytesIO(overlay)).size if overlay else (0, 0)
     reading = PageReading(
         index,
         source=0,
         number=index,
+        width=width,
+        height=height,
         dpi=dpi,
         deltas=[] if failed else [PageDelta(0, answer, 1, 1, finish_reason="stop")],
         error=ReadError("The page is damaged.") if failed else None,
@@ -122,15 +125,15 @@ class TestFile:
             finished(2, "three", overlay=blue, dpi=100),
         )
         assert file.media_type == "application/pdf" == FORMATS["overlay"].media_type
-        assert isinstance(file.content, bytes)
-        with pypdfium2.PdfDocument(file.content) as pdf:
+        assert isinstance(file.content, io.BufferedRandom)
+        with file.content, pypdfium2.PdfDocument(file.content.read()) as pdf:
             sizes = [pdf.get_page_size(number) for number in range(len(pdf))]
         assert sizes == [pytest.approx((144, 72), abs=1e-3), pytest.approx((36, 72), abs=1e-3)]
 
     async def test_pages_without_a_resolution_have_a_default(self) -> None:
         file = await file_of("overlay", finished(0, "one", overlay=jpeg(PICTURE_DPI, 2 * PICTURE_DPI, "red")))
-        assert isinstance(file.content, bytes)
-        with pypdfium2.PdfDocument(file.content) as pdf:
+        assert isinstance(file.content, io.BufferedRandom)
+        with file.content, pypdfium2.PdfDocument(file.content.read()) as pdf:
             assert pdf.get_page_size(0) == pytest.approx((72, 144), abs=1e-3)
 
     async def test_the_overlay_of_a_picture_is_its_png(self) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
+
 import numpy as np
 import pypdfium2
 import pytest
@@ -11,7 +14,7 @@ from PIL import Image
 
 from deepseek_ocr.families import DEEPSEEK_OCR
 from ocr_server.output.blocks import Block, PixelBox
-from ocr_server.output.overlay import colour, draw, line_width, to_jpeg, to_pdf
+from ocr_server.output.overlay import PdfOfPictures, colour, draw, line_width, to_jpeg
 from tests.ocr_server.conftest import examples
 
 PAPER = (200, 210, 220)
@@ -107,10 +110,19 @@ class TestDraw:
         assert (drawn.tobytes() != bytes(PAPER) * (size[0] * size[1])) == bool(boxes)
 
 
+def pdf_of(pages: Sequence[Image.Image], dpi: float) -> bytes:
+    file = io.BytesIO()
+    pdf = PdfOfPictures(file)
+    for page in pages:
+        pdf.add(to_jpeg(page), width=page.width / dpi * 72, height=page.height / dpi * 72)
+    pdf.end()
+    return file.getvalue()
+
+
 class TestPdf:
     def test_pages_and_sizes(self) -> None:
         pages = [Image.new("RGB", (1240, 1754), "red"), Image.new("RGB", (333, 100)), Image.new("RGB", (1, 1))]
-        with pypdfium2.PdfDocument(to_pdf(map(to_jpeg, pages), 150)) as pdf:
+        with pypdfium2.PdfDocument(pdf_of(pages, 150)) as pdf:
             assert len(pdf) == 3
             sizes = [pdf.get_page_size(number) for number in range(3)]
             red = pdf[0].render(scale=0.1).to_pil()
@@ -121,22 +133,22 @@ class TestPdf:
     def test_pictures_stand_upright(self) -> None:
         page = Image.new("RGB", (100, 200), "white")
         page.paste("blue", (0, 0, 50, 100))
-        with pypdfium2.PdfDocument(to_pdf([to_jpeg(page)], 72)) as pdf:
+        with pypdfium2.PdfDocument(pdf_of([page], 72)) as pdf:
             shown = pdf[0].render().to_pil().convert("RGB")
         assert shown.size == (100, 200)
         assert shown.getpixel((20, 50)) == pytest.approx((0, 0, 254), abs=3)
         assert all(shown.getpixel(at) == (255, 255, 255) for at in ((80, 50), (20, 150), (80, 150)))
 
     def test_a_page_longer_than_jpeg_can_be(self) -> None:
-        with pypdfium2.PdfDocument(to_pdf([to_jpeg(Image.new("RGB", (70_000, 2)))], 72)) as pdf:
+        with pypdfium2.PdfDocument(pdf_of([Image.new("RGB", (70_000, 2))], 720)) as pdf:
             width, height = pdf.get_page_size(0)
-        assert (width, height) == pytest.approx((35_000, 1), abs=1e-3)
+        assert (width, height) == pytest.approx((7_000, 0.2), abs=1e-3)
 
     def test_no_pages(self) -> None:
         with pytest.raises(ValueError, match="at least one page"):
-            to_pdf([], 144)
+            pdf_of([], 144)
 
-    @pytest.mark.parametrize("dpi", [0, -1, float("nan")])
-    def test_invalid_resolutions(self, dpi: float) -> None:
-        with pytest.raises(ValueError, match="dpi must be greater than 0"):
-            to_pdf([b""], dpi)
+    @pytest.mark.parametrize("side", [0, -1, float("nan")])
+    def test_invalid_sizes(self, side: float) -> None:
+        with pytest.raises(ValueError, match="needs an area"):
+            PdfOfPictures(io.BytesIO()).add(b"", width=side, height=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -16,11 +17,12 @@ from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import MODES, ResolutionMode
 from ocr_server.errors import EngineFailure, InvalidRequest, Unavailable
 from ocr_server.intake.source_page import SourcePage
+from ocr_server.memory import MemoryBudget, Use
 from ocr_server.reading.admission import Admission, Ticket
 from ocr_server.reading.decoding import Decoding
 from ocr_server.reading.loops import LoopPolicy
 from ocr_server.reading.page import Job, Page, PageDelta, PageReading
-from ocr_server.reading.reader import AHEAD, Event, Piece, Reader
+from ocr_server.reading.reader import AHEAD, Event, Load, Piece, Reader
 from tests.ocr_server.conftest import FakeEngine, delta, endless, examples, prepared, until
 
 PICTURE = SourcePage(np.zeros((20, 30, 3), np.uint8), dpi=None)
@@ -269,8 +271,8 @@ class TestFinish:
                 await gate.wait()
             yield delta(str(number), finish="stop")
 
-        async def finish(reading: PageReading, source: SourcePage) -> object:
-            assert source is PICTURE
+        async def finish(reading: PageReading, load: Load) -> object:
+            assert await load() is PICTURE
             seen.append(reading.text())
             return f"made of {reading.text()}"
 
@@ -278,6 +280,51 @@ class TestFinish:
         await until(lambda: sorted(seen) == ["1", "2"])
         gate.set()
         assert [each.artifacts for each in readings(await reading)] == ["made of 0", "made of 1", "made of 2"]
+
+
+class TestMemory:
+    """What a page holds of the budget while it is read."""
+
+    @pytest.mark.parametrize(("size", "kept"), [((30, 20), True), ((3000, 3001), False)])
+    async def test_large_pictures_are_dropped_and_decoded_again(self, size: tuple[int, int], kept: bool) -> None:
+        memory, held, loaded = MemoryBudget(10**9), list[int](), []
+
+        async def load() -> SourcePage:
+            pixels = size[0] * size[1]
+            loaded.append(await memory.wait(Use.PIXELS, 16 * pixels))
+            return SourcePage(np.zeros((size[1], size[0], 3), np.uint8), None, loaded[-1])
+
+        async def script(_: int, page: Page) -> AsyncGenerator[PageDelta]:
+            held.append(memory.total - page.image.nbytes)
+            yield delta("x", finish="stop")
+
+        async def finish(_: PageReading, load: Load) -> object:
+            assert (await load()).size == size
+
+        job = Job(load, MODES["tiny"], "", Decoding())
+        await all_of(reader(FakeEngine(script)).read([job], ticket(), finish=finish))
+        assert held == [size[0] * size[1] * 3 if kept else 0]
+        assert len(loaded) == (1 if kept else 2)
+        assert memory.total == 0
+
+    @pytest.mark.parametrize("ends", ["fails", "cancelled"])
+    async def test_memory_is_given_back_however_a_page_ends(self, ends: str) -> None:
+        memory = MemoryBudget(10**9)
+
+        async def load() -> SourcePage:
+            return SourcePage(PICTURE.pixels, None, await memory.wait(Use.PIXELS, 1000))
+
+        async def script(_: int, __: Page) -> AsyncGenerator[PageDelta]:
+            if ends == "fails":
+                raise InvalidRequest("no")
+            yield delta("x")
+            await asyncio.Event().wait()
+
+        jobs = [Job(load, MODES["tiny"], "", Decoding())]
+        async with aclosing(reader(FakeEngine(script)).read(jobs, ticket(), live=True)) as events:
+            with suppress(InvalidRequest):
+                await anext(events)
+        assert memory.total == 0
 
 
 class TestLoops:
