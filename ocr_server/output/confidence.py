@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -44,14 +45,20 @@ def confidence(spans: Sequence[TokenSpan], start: int = 0, end: int | None = Non
     """Return the confidence of the tokens that begin in the range [start, end), or None if there are none.
 
     Args:
-        spans: The tokens of the answer.
+        spans: The tokens of the answer, in order.
         start: Index of the first character of the range.
         end: Index of the first character after the range. None means the end of the answer.
     """
-    logprobs = [span.logprob for span in spans if start <= span.start and (end is None or span.start < end)]
+    first = bisect_left(spans, start, key=_start)
+    last = len(spans) if end is None else bisect_left(spans, end, key=_start)
+    logprobs = [span.logprob for span in spans[first:last]]
     if not logprobs:
         return None
     return Confidence(math.exp(sum(logprobs) / len(logprobs)), math.exp(min(logprobs)))
+
+
+def _start(span: TokenSpan) -> int:
+    return span.start
 
 
 class WordConfidence(NamedTuple):

@@ -8,12 +8,16 @@ MAX_VALUES = 50_000
 """Maximum number of values of a JSON text: lists, objects and what they contain."""
 MAX_ESCAPES = 3_000_000
 """Maximum number of escapes such as `\\n` in its strings: base64 of 50 MB in lines, with slashes escaped, has fewer."""
+MAX_NON_ASCII_BYTES = 10_000_000
+"""Maximum number of bytes of other characters than ASCII, in UTF-8. They are slow to decode; base64 has none."""
 CHUNK_BYTES = 1_000_000
 """How much of the text is searched at a time, so that other threads can run in between."""
+_ASCII = bytes(range(128))
 
 
 def check_json(text: bytes) -> None:
-    """Raise InvalidRequest if a JSON text has more than `MAX_VALUES` values or `MAX_ESCAPES` escapes.
+    """Raise InvalidRequest if a JSON text has more than `MAX_VALUES` values, `MAX_ESCAPES` escapes or
+    `MAX_NON_ASCII_BYTES`.
 
     Takes little memory, and time in proportion to the text up to the limit. The text need not be valid: a parser reads
     it up to its first error, and up to there the counts are exact.
@@ -22,13 +26,20 @@ def check_json(text: bytes) -> None:
         raise InvalidRequest(
             f"The JSON has more than {MAX_VALUES:,} values; send fewer elements and fields.", code="json_too_large"
         )
-    escapes = 0
+    escapes = non_ascii = 0
     for at in range(0, len(text), CHUNK_BYTES):
-        end = at + CHUNK_BYTES
-        escapes += text.count(b"\\", at, end) - text.count(b"\\\\", at, end)
+        chunk = text[at : at + CHUNK_BYTES]
+        escapes += chunk.count(b"\\") - chunk.count(b"\\\\")
         if escapes > MAX_ESCAPES:
             raise InvalidRequest(
                 f"The JSON has more than {MAX_ESCAPES:,} escapes in its strings; send characters as they are.",
+                code="json_too_large",
+            )
+        if not chunk.isascii():
+            non_ascii += len(chunk.translate(None, delete=_ASCII))
+        if non_ascii > MAX_NON_ASCII_BYTES:
+            raise InvalidRequest(
+                f"The JSON has more than {MAX_NON_ASCII_BYTES:,} bytes of characters other than ASCII; send less text.",
                 code="json_too_large",
             )
 

@@ -14,7 +14,8 @@ from ocr_server.errors import InvalidRequest
 Schema = dict[str, Any]
 
 LONGEST = 16
-"""Longest chain of references in a client's schema. A longer one is taken to be circular."""
+"""Longest chain of references in a client's schema, a longer one is taken to be circular; and how many names of a
+reference and members of an `anyOf` are looked at. The schema is gone through for each value of an answer."""
 
 
 class BlocksJson:
@@ -73,7 +74,7 @@ def _resolved(schema: Any, root: Schema) -> Schema:
                 found = found.get(part) if part and isinstance(found, dict) else found
             schema = found
         elif isinstance(choices := schema.get("anyOf"), list):
-            schema = next((each for each in choices if each != {"type": "null"}), {})
+            schema = next((each for each in choices[:LONGEST] if each != {"type": "null"}), {})
         else:
             return schema
     return {}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ocr_server.errors import InvalidRequest
 from ocr_server.transport import json_limits
-from ocr_server.transport.json_limits import CHUNK_BYTES, MAX_ESCAPES, MAX_VALUES, check_json
+from ocr_server.transport.json_limits import CHUNK_BYTES, MAX_ESCAPES, MAX_NON_ASCII_BYTES, MAX_VALUES, check_json
 from tests.ocr_server.conftest import examples
 
 TEXT = st.text('\\",[{}]:a\n/é', max_size=8)
@@ -70,3 +70,14 @@ class TestEscapes:
     def test_too_many_are_refused(self, escape: bytes) -> None:
         check_json(b'"' + escape * (MAX_ESCAPES - 10) + b'"')
         assert f"{MAX_ESCAPES:,} escapes" in refused(b'"' + escape * (MAX_ESCAPES + 10) + b'"')
+
+
+class TestCharacters:
+    @pytest.mark.parametrize("character", ["é", "页", "\U0001f600"])
+    def test_too_many_beyond_ascii_are_refused(self, character: str) -> None:
+        count = MAX_NON_ASCII_BYTES // len(character.encode())
+        check_json(b'"' + ("a" + character).encode() * count + b'"')
+        assert f"{MAX_NON_ASCII_BYTES:,} bytes" in refused(b'"' + character.encode() * (count + 1) + b'"')
+
+    def test_a_picture_with_a_name_in_any_script(self) -> None:
+        check_json('{"filename":"发票.pdf","file_data":"'.encode() + b"A" * 20_000_000 + b'"}')
