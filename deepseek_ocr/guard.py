@@ -13,8 +13,8 @@ from typing import Any
 NGRAM_SIZE = 30
 WINDOW_SIZE = 90
 MAX_NGRAM_SIZE = 128
-"""Together with the window, bounds the cost of a step on runner V2: n · window comparisons for each request."""
 MAX_WINDOW_SIZE = 8192
+"""Bounds the cost of a step on runner V2: one comparison for each token in the window of a request."""
 MAX_WHITELIST = 32
 
 

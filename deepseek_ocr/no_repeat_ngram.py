@@ -27,12 +27,20 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
     LogitsProcessor as LogitsProcessorV2,
 )
 
-from deepseek_ocr.guard import MAX_WHITELIST, Guard
+from deepseek_ocr.guard import MAX_WHITELIST, MAX_WINDOW_SIZE, Guard
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 EXEMPT_TOKENS = ("<td>", "</td>")
+WIDTHS = (128, 1024, MAX_WINDOW_SIZE)
+"""Numbers of searched places for which rows are processed together. Each row pays for the least that is enough."""
+MAX_PLACES = 1 << 18
+"""Number of places that are processed at a time on runner V2. They take about 12 MB, less than the runner's own copy of
+the logits, which vLLM measures when it starts."""
+UNKNOWN = -2
+"""Stands for the length of a sequence whose matches are not known."""
+NO_TOKEN = -1
 
 
 def guard_for(vllm_config: VllmConfig) -> str:
@@ -120,7 +128,14 @@ class NoRepeatNGramV1(LogitsProcessor):
 
 
 class NoRepeatNGramV2(LogitsProcessorV2):
-    """The guard for model runner V2. It processes all rows together on the device, without synchronising with it."""
+    """The guard for model runner V2. It processes many rows together on the device, without synchronising with it.
+
+    For each place p of an output, `matches[p]` is the number of tokens before p that equal the last tokens of the
+    output, up to n − 1. If it is n − 1, the token at p would complete an n-gram again. When a token is appended, the
+    number of p is that of p − 1 before, plus one, if the token before p equals the new token, and 0 otherwise. So the
+    cost of a step is one comparison for each token in the window, whatever n is. Rows with windows of a similar size
+    are processed together, so that no row pays for the settings of another.
+    """
 
     def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
         if vllm_config.speculative_config is not None:
@@ -131,7 +146,10 @@ class NoRepeatNGramV2(LogitsProcessorV2):
         # The settings of each request slot: on the host for shapes, on the device for the arithmetic.
         self.sizes = np.zeros((slots, 2), dtype=np.int64)
         self.device_sizes = torch.zeros((slots, 2), dtype=torch.int64, device=device)
-        self.exempt = torch.full((slots, MAX_WHITELIST), -1, dtype=torch.int64, device=device)
+        self.exempt = torch.full((slots, MAX_WHITELIST), NO_TOKEN, dtype=torch.int64, device=device)
+        self.matches = torch.zeros((slots, req_states.all_token_ids.gpu.shape[1]), dtype=torch.uint8, device=device)
+        self.ends = np.full(slots, UNKNOWN, dtype=np.int64)
+        """Length of the sequence in each slot to which its matches belong."""
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
@@ -139,40 +157,107 @@ class NoRepeatNGramV2(LogitsProcessorV2):
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         guard = _guard(sampling_params)
+        self.ends[req_idx] = UNKNOWN
         self.sizes[req_idx] = guard.ngram_size, guard.window_size
         self.device_sizes[req_idx, 0] = guard.ngram_size
         self.device_sizes[req_idx, 1] = guard.window_size
-        exempt = self.default_exempt if guard.whitelist_token_ids is None else guard.whitelist_token_ids
-        self.exempt[req_idx] = -1
+        wanted = self.default_exempt if guard.whitelist_token_ids is None else guard.whitelist_token_ids
+        exempt = [token for token in wanted if token < self.req_states.vocab_size]
+        self.exempt[req_idx] = exempt[0] if exempt else NO_TOKEN
         for place, token in enumerate(exempt):
             self.exempt[req_idx, place] = token
         return guard.ngram_size > 0
 
     def apply(self, logits: torch.Tensor, ctx: LogitsContext) -> torch.Tensor:
-        sizes = self.sizes[ctx.idx_mapping_np]
-        most_n, most_window = int(sizes[:, 0].max()), int(sizes[sizes[:, 0] > 0, 1].max(initial=0))
-        if most_n == 0:
-            return logits
-        slots = ctx.expanded_idx_mapping.long()
-        n, window = self.device_sizes[slots].unsqueeze(-1).unbind(1)  # [rows, 1] each
-        end = (ctx.pos.long() + 1).unsqueeze(-1)
-        start = torch.maximum(self.req_states.prompt_len.gpu[slots].long().unsqueeze(-1), end - window)
+        slots = ctx.idx_mapping_np
+        n, window = self.sizes[slots].T
+        ends = ctx.seq_lens_upper_bound_np[: len(slots)].astype(np.int64)
+        outputs = ends - self.req_states.prompt_len.np[slots]
+        # The matches are not known if the request was interrupted and begun anew. The first token has none.
+        unknown = (outputs > 1) & (self.ends[slots] != ends - 1)
+        self.ends[slots] = ends
+        searched = np.where(n > 0, np.minimum(outputs, window), 0)
+        widths = np.select([searched <= 0, *(searched <= width for width in WIDTHS)], [0, *WIDTHS], WIDTHS[-1])
+        for width in np.unique(widths[widths > 0]):
+            for again in (True, False):
+                rows = np.flatnonzero((widths == width) & (unknown == again))
+                for first in range(0, len(rows), MAX_PLACES // width):
+                    some = rows[first : first + MAX_PLACES // width]
+                    step = _Step(self, ctx, logits, _on_device(some, logits.device), int(width))
+                    if again:
+                        step.match_again(int(n[some].max()))
+                    step.ban()
+        return logits
 
-        # The last tokens of every row. They begin before the window, since the n-grams that end in it do.
-        columns = torch.arange(most_window + most_n - 1, device=logits.device)
-        places = end - len(columns) + columns
-        tokens = self.req_states.all_token_ids.gpu[slots.unsqueeze(-1), places.clamp(min=0)].long()
 
-        # ngrams[r, j] ends with last[r, j]; its first n − 1 tokens are compared with the end of the row.
-        ngrams = tokens.unfold(1, most_n, 1)
-        last, last_places = ngrams[..., -1], places[:, most_n - 1 :]
-        prefix = tokens[:, None, len(columns) - most_n + 1 :]
-        counts = torch.arange(most_n - 1, device=logits.device) >= most_n - n  # [rows, most_n − 1]
-        equal = ((ngrams[..., :-1] == prefix) | ~counts[:, None]).all(-1)
-        exempt = (last.unsqueeze(-1) == self.exempt[slots].unsqueeze(1)).any(-1)
-        banned = equal & ~exempt & (n > 0) & (last_places >= start + n - 1)
+class _Step:
+    """A step for some rows of the batch, all with the same number of places that are searched."""
+
+    def __init__(
+        self, guard: NoRepeatNGramV2, ctx: LogitsContext, logits: torch.Tensor, rows: torch.Tensor, width: int
+    ) -> None:
+        """Args:
+        guard: Its matches are updated.
+        ctx: The batch.
+        logits: Changed in place; [rows of the batch, vocabulary].
+        rows: Indices of the rows.
+        width: Number of places at the end of each row that are searched.
+        """
+        self.matches, self.tokens, self.logits = guard.matches, guard.req_states.all_token_ids.gpu, logits
+        slots = ctx.expanded_idx_mapping[rows].long()
+        self.slots = slots.unsqueeze(-1)
+        self.n, self.window = guard.device_sizes[slots].unsqueeze(-1).unbind(1)  # [rows, 1] each, as all below
+        self.exempt = guard.exempt[slots]
+        self.prompt = guard.req_states.prompt_len.gpu[slots].long().unsqueeze(-1)
+        self.end = (ctx.pos[rows].long() + 1).unsqueeze(-1)
+        self.vocabulary = logits.shape[-1]
+        self.first_logit = rows.unsqueeze(-1) * self.vocabulary
+        self.columns = torch.arange(width, device=logits.device)
+
+    def match_again(self, most_n: int) -> None:
+        """Calculate the matches as they were before the last token. `most_n` is the largest n of the rows."""
+        end, width = self.end - 1, len(self.columns)
+        places = end - width + self.columns
+        before = torch.arange(width + most_n, device=places.device) - width - most_n + end
+        tokens = self.tokens[self.slots, before.clamp(min=0)]
+        generated = before >= self.prompt
+        equal = torch.ones_like(places, dtype=torch.bool)
+        count = torch.zeros_like(places, dtype=torch.uint8)
+        for back in range(1, most_n):
+            these = slice(most_n - back, most_n - back + width)
+            equal &= (tokens[:, these] == tokens[:, -back].unsqueeze(-1)) & generated[:, these]
+            count += equal
+        self._store(places, torch.minimum(count, (self.n - 1).clamp(min=0).to(torch.uint8)))
+
+    def ban(self) -> None:
+        """Update the matches, and ban the tokens that follow a match of n − 1 tokens."""
+        places = self.end - len(self.columns) + self.columns
+        before = self.tokens[self.slots, (places - 1).clamp(min=0)]
+        tokens = self.tokens[self.slots, places.clamp(min=0)]
+        longer = self.matches[self.slots, (places - 1).clamp(min=0)] + 1
+        matches = torch.minimum(longer, (self.n - 1).to(torch.uint8))
+        matches.masked_fill_((before != tokens[:, -1:]) | (places <= self.prompt), 0)
+        self._store(places, matches)
+        start = torch.maximum(self.prompt, self.end - self.window)
+        banned = (matches >= self.n - 1) & (places >= start + self.n - 1)
+
+        logits = self.logits.view(-1)
+        exempt = self.first_logit + self.exempt.clamp(min=0)
+        spared = logits[exempt]
         # Adding −inf or 0 gives the same result for equal tokens in any order, unlike assigning.
-        return logits.scatter_add_(1, last, torch.where(banned, -torch.inf, 0.0).to(logits.dtype))
+        values = torch.where(banned, -torch.inf, 0.0).to(logits.dtype)
+        logits.scatter_add_(0, (self.first_logit + tokens).flatten(), values.flatten())
+        spared = torch.where(self.exempt >= 0, spared, logits[exempt])
+        logits.scatter_(0, exempt.flatten(), spared.flatten())
+
+    def _store(self, places: torch.Tensor, matches: torch.Tensor) -> None:
+        self.matches[self.slots, places.clamp(min=0)] = matches
+
+
+def _on_device(rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return `rows` on the device, without waiting for it."""
+    tensor = torch.from_numpy(rows)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _guard(params: SamplingParams) -> Guard:

@@ -16,13 +16,14 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as InterfaceV1
 from vllm.v1.worker.gpu.sample.logits_processor import interface as v2
 
 from deepseek_ocr.guard import Guard
-from deepseek_ocr.no_repeat_ngram import NoRepeatNGramV1, NoRepeatNGramV2, Window, guard_for
+from deepseek_ocr.no_repeat_ngram import MAX_PLACES, NoRepeatNGramV1, NoRepeatNGramV2, Window, guard_for
 
 pytestmark = pytest.mark.engine
 
@@ -267,10 +268,11 @@ class TestV1:
 class FakeRunner:
     """The token history as runner V2 keeps it: a slot for each request, with arbitrary values beyond its end."""
 
-    SLOTS, LENGTH = 8, 128
+    SLOTS = 8
 
-    def __init__(self) -> None:
-        self.tokens = torch.randint(8, 12, (self.SLOTS, self.LENGTH), dtype=torch.int32)
+    def __init__(self, slots: int = SLOTS, length: int = 128) -> None:
+        self.SLOTS = slots
+        self.tokens = torch.randint(8, 12, (slots, length), dtype=torch.int32)
         self.prompt_len = torch.full((self.SLOTS,), 77, dtype=torch.int32)
         self.total_len = torch.zeros(self.SLOTS, dtype=torch.int32)
         state: Any = v2.LogitsProcRequestState(
@@ -278,7 +280,7 @@ class FakeRunner:
             max_num_reqs=self.SLOTS,
             vocab_size=VOCABULARY,
             all_token_ids=SimpleNamespace(gpu=self.tokens),  # type: ignore[arg-type]
-            prompt_len=SimpleNamespace(gpu=self.prompt_len),  # type: ignore[arg-type]
+            prompt_len=SimpleNamespace(gpu=self.prompt_len, np=self.prompt_len.numpy()),  # type: ignore[arg-type]
             prefill_len=SimpleNamespace(gpu=self.prompt_len),  # type: ignore[arg-type]
             total_len=SimpleNamespace(gpu=self.total_len),  # type: ignore[arg-type]
         )
@@ -293,6 +295,9 @@ class FakeRunner:
 
     def apply(self, slots: Sequence[int], logits: torch.Tensor, cut: int = 0) -> torch.Tensor:
         """Run a step for the requests in `slots`, without the last `cut` tokens of each."""
+        return self.processor.apply(logits, self.context(slots, cut))
+
+    def context(self, slots: Sequence[int], cut: int = 0) -> v2.LogitsContext:
         ends = []
         for slot in slots:
             history = self.requests[slot].prompt + self.requests[slot].output
@@ -302,7 +307,7 @@ class FakeRunner:
             ends.append(len(history) - cut)
         rows = torch.tensor(slots, dtype=torch.int32)
         position = torch.tensor(ends) - 1
-        context = v2.LogitsContext(
+        return v2.LogitsContext(
             expanded_idx_mapping=rows,
             idx_mapping=rows,
             idx_mapping_np=rows.numpy(),
@@ -311,7 +316,21 @@ class FakeRunner:
             pos=position,
             seq_lens_upper_bound_np=np.array(ends, dtype=np.int32),
         )
-        return self.processor.apply(logits, context)
+
+
+class Elements(TorchDispatchMode):
+    """Counts the elements of the tensors that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not any(result is each for each in args):
+            self.total += result.numel()
+            self.largest = max(self.largest, result.numel())
+        return result
 
 
 class TestV2:
@@ -365,6 +384,55 @@ class TestV2:
         logits = torch.randn(len(data), VOCABULARY)
         expected = [request.banned() for request in runner.requests.values()]
         assert_banned(logits, runner.apply(range(len(data)), logits.clone()), expected)
+
+    def test_long_windows_that_grow_token_by_token(self) -> None:
+        """The sizes at which more places are searched are passed, and one request is interrupted and begun anew."""
+        runner = FakeRunner(slots=4, length=1400)
+        settings_ = [(3, 1100), (128, 8192), (30, 90), (64, 200)]
+        choice = random.Random(0)
+        phrase = choice.choices(range(8, 16), k=150)
+        for slot, (n, window) in enumerate(settings_):
+            runner.admit(slot, self.request(n, window, [8, 9], []))
+        bans = 0
+        for length in range(1250):
+            banned = [request.banned() if length % 7 == 0 or length > 1000 else None for request in self.all_of(runner)]
+            logits = torch.zeros(4, VOCABULARY)
+            after = runner.apply(range(4), logits.clone())
+            for row, tokens in enumerate(banned):
+                if tokens is not None:
+                    assert_banned(logits[row : row + 1], after[row : row + 1], [tokens])
+                    bans += len(tokens)
+            if length == 600:
+                runner.admit(1, runner.requests[1])
+            for request in self.all_of(runner):
+                request.output.append(phrase[length % 150] if choice.random() < 0.995 else 8)
+        assert bans > 500
+
+    @staticmethod
+    def all_of(runner: FakeRunner) -> list[Request]:
+        return [runner.requests[slot] for slot in sorted(runner.requests)]
+
+    def test_each_row_pays_for_its_own_settings(self) -> None:
+        """A step's work, in elements, is not multiplied by a request with the largest settings, and is bounded."""
+
+        def work(settings_: list[tuple[int, int]]) -> tuple[int, int]:
+            runner = FakeRunner(slots=len(settings_), length=8300)
+            for slot, (n, window) in enumerate(settings_):
+                runner.admit(slot, self.request(n, window, [8], [8 + slot % 2] * 8200))
+            slots, logits = range(len(settings_)), torch.zeros(len(settings_), VOCABULARY)
+            runner.apply(slots, logits)
+            for request in runner.requests.values():
+                request.output.append(8)
+            context = runner.context(slots)
+            with Elements() as counted:
+                runner.processor.apply(logits, context)
+            return counted.total, counted.largest
+
+        usual, _ = work([(30, 90)] * 63)
+        with_large, _ = work([(30, 90)] * 63 + [(128, 8192)])
+        assert with_large < usual + 40 * 8192
+        _, most = work([(128, 8192)] * 100)
+        assert most <= MAX_PLACES
 
     def test_the_prompt_never_counts(self) -> None:
         runner = FakeRunner()
