@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import zipfile
 from collections.abc import AsyncGenerator, Callable, Collection
 from functools import partial
@@ -69,7 +68,7 @@ class PdfRequests:
 
     async def _opened(self) -> Document:
         if self._document is None:
-            plan = self._plan(await asyncio.to_thread(self._read))
+            plan = self._plan(await self._storage.run(self._read))
             try:
                 (self._document,) = await self._intake.open([planned.source for planned in plan.sources])
             except InputError as error:
@@ -128,11 +127,11 @@ class ZipRequests:
 
     async def close(self) -> None:
         if self._archive is not None:
-            await asyncio.to_thread(self._archive.close)
+            await self._storage.run(self._archive.close)
 
     async def _opened(self) -> Archive:
         if self._archive is None:
-            self._archive = await asyncio.to_thread(self._open)
+            self._archive = await self._storage.run(self._open)
         return self._archive
 
     def _open(self) -> Archive:
@@ -140,6 +139,6 @@ class ZipRequests:
 
     async def _content(self, archive: Archive, member: zipfile.ZipInfo) -> Content:
         try:
-            return await asyncio.to_thread(archive.read, member, self._max_member_bytes)
+            return await self._storage.run(archive.read, member, self._max_member_bytes)
         except BadMember as error:
             raise InvalidRequest(str(error), param="input_file_id", code="invalid_zip") from error

@@ -5,7 +5,6 @@ A row is created before the bytes and deleted after them. If the server crashes,
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -104,7 +103,7 @@ class Files:
 
         await self._database.run(reserve)
         try:
-            await asyncio.to_thread(self.storage.write, file_id, chunks)
+            await self.storage.run(self.storage.write, file_id, chunks)
         except BaseException:
             await self._remove([file_id])
             raise
@@ -200,7 +199,7 @@ class Files:
 
     async def _remove(self, ids: Sequence[str]) -> None:
         for file_id in ids:
-            await asyncio.to_thread(self.storage.remove, file_id)
+            await self.storage.run(self.storage.remove, file_id)
         if ids:
             await self._database.run(lambda connection: connection.execute(delete(files).where(files.c.id.in_(ids))))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Collection, Generator, Iterator
 from typing import Any
@@ -53,15 +52,15 @@ class JsonlRequests:
         self._max_line_bytes = max_line_bytes
 
     async def check(self) -> CheckResult:
-        return await asyncio.to_thread(self._check)
+        return await self._storage.run(self._check)
 
     async def items(self, done: Collection[int]) -> AsyncGenerator[Item]:
         lines = self._lines()
         try:
-            while (item := await asyncio.to_thread(self._next, lines, done)) is not None:
+            while (item := await self._storage.run(self._next, lines, done)) is not None:
                 yield item
         finally:
-            await asyncio.to_thread(lines.close)
+            await self._storage.run(lines.close)
 
     async def close(self) -> None:
         pass

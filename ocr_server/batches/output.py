@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 
@@ -74,14 +73,14 @@ async def _errors(
 async def _written(storage: Storage, file_id: str, texts: AsyncGenerator[list[str]]) -> int:
     """Write a file, and return its size in bytes."""
     size = 0
-    file = await asyncio.to_thread(storage.create, file_id)
+    file = await storage.run(storage.create, file_id)
     try:
         async with aclosing(texts):
             async for some in texts:
                 data = "".join(f"{text}\n" for text in some).encode()
-                await asyncio.to_thread(file.write, data)
+                await storage.run(file.write, data)
                 size += len(data)
-        await asyncio.to_thread(storage.sync, file)
+        await storage.run(storage.sync, file)
     finally:
-        await asyncio.to_thread(file.close)
+        await storage.run(file.close)
     return size

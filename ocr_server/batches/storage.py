@@ -1,15 +1,19 @@
 """Stores the bytes of files in a folder or a bucket, which is named by a URL of fsspec.
 
-All functions block and must be called in a thread. The file systems of fsspec raise different exceptions, so every
-exception is taken to mean that the storage is unavailable.
+The functions that are not asynchronous block; call them through `Storage.run`. The file systems of fsspec raise
+different exceptions, so every exception is taken to mean that the storage is unavailable.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from typing import BinaryIO, cast
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import BinaryIO, ParamSpec, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -22,12 +26,29 @@ CHUNK = 1 << 20
 """Number of bytes that are read at once."""
 
 
+THREADS = 16
+"""Number of files that are read or written at the same time."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
 class Storage:
     """A flat folder of files. It is opened at its first use."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._opened: tuple[fsspec.AbstractFileSystem, str] | None = None
+        self._threads = ThreadPoolExecutor(THREADS, "storage")
+
+    async def run(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Call a function that uses the storage in one of its threads, and return what it returns.
+
+        They are threads of its own, so that a storage that does not respond delays nothing else.
+        """
+        context = contextvars.copy_context()  # the log's request id
+        call = partial(context.run, function, *arguments, **options)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def write(self, name: str, chunks: Iterable[bytes]) -> None:
         """Write or overwrite a file. It is on the disk when this returns.
@@ -87,6 +108,15 @@ class Storage:
         with self.open(name) as file:
             while chunk := file.read(CHUNK):
                 yield chunk
+
+    async def download(self, name: str) -> AsyncGenerator[bytes]:
+        """Yield the content of a file. Raises as `open`."""
+        file = await self.run(self.open, name)
+        try:
+            while chunk := await self.run(file.read, CHUNK):
+                yield chunk
+        finally:
+            await self.run(file.close)
 
     def remove(self, name: str) -> None:
         """Delete a file if it exists. Raises Unavailable."""

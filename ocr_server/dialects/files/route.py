@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter
 from sqlalchemy import RowMapping
-from starlette.concurrency import iterate_in_threadpool
 from starlette.datastructures import UploadFile
 
 from ocr_server.batches.requests import HEAD_BYTES, kind_of
@@ -135,7 +134,7 @@ async def download_file(request: Request, file_id: str) -> StreamingResponse:
     files = batches_of(request).files
     row = await files.get(client_of(request), file_id)
     return StreamingResponse(
-        iterate_in_threadpool(files.storage.chunks(file_id)),
+        files.storage.download(file_id),
         media_type="application/octet-stream",
         headers={
             "content-length": str(row["bytes"]),
