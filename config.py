@@ -128,6 +128,13 @@ class Settings(BaseSettings):
     """Memory, in megabytes, for everything that requests make the server allocate: headers, bodies, downloads, decoded
     pages, and answers. Requests beyond it wait, or are rejected with status 429. 0 means a quarter of the memory of the
     machine or container, and at least 512 MB. The engine's memory is not included."""
+    MAX_CONNECTIONS: Annotated[int, Field(ge=0)] = 0
+    """Maximum number of open connections. Beyond it, idle connections are closed in favour of new ones, and if none is
+    idle, new ones are rejected with status 503. 0 means 4096, or fewer if `ulimit -n` does not allow so many."""
+    MAX_CONNECTIONS_OF_ADDRESS: Annotated[int, Field(ge=0)] = 0
+    """Maximum number of open connections of each IP address (of each /64 network for IPv6). 0 means a quarter of
+    MAX_CONNECTIONS for addresses of the internet, and no limit for private and loopback addresses: a reverse proxy
+    connects from there, for all clients."""
     RECEIVE_TIMEOUT: Seconds = 120.0
     """Seconds within which the headers of a request must arrive, and, counted separately, its body."""
     SEND_TIMEOUT: Seconds = 60.0

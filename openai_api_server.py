@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
@@ -28,10 +28,20 @@ from ocr_server.engine.build import prepare_process
 from ocr_server.engine.environment import VLLM_LOG_LEVELS
 from ocr_server.intake.sandbox.privileges import close_to_others
 from ocr_server.observability import logs
+from ocr_server.transport import descriptors
 from ocr_server.transport.boundary import reachable_by
+from ocr_server.transport.connection_limits import ConnectionLimits
 from ocr_server.transport.connections import protocol, set_options
 
+if TYPE_CHECKING:
+    from ocr_server.runtime import Runtime
+
 TRIM_SECONDS = 10.0
+BACKLOG = 2048
+"""Connections that the operating system completes before they are accepted."""
+ACCEPTED_AT_ONCE = 32
+"""Connections that asyncio accepts before the limit on connections is checked: fewer than there are descriptors for
+other purposes."""
 LAST_STEPS_SECONDS = 3.0
 """After an immediate stop: the time to close what the application holds, once the engine is gone."""
 
@@ -49,6 +59,7 @@ def main() -> int:
     set_options(listener, settings.SEND_TIMEOUT)
     if not settings.DEBUGGABLE:
         close_to_others()
+    descriptors.raise_limit()
     prepare_process(settings)
     return asyncio.run(serve(settings, listener))
 
@@ -60,7 +71,7 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen(2048)
+        listener.listen(BACKLOG)
     except OSError:
         listener.close()
         raise
@@ -84,10 +95,49 @@ class Server(uvicorn.Server):
 
     stop_at_once: Callable[[], object] | None = None
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(BACKLOG)  # asyncio has reduced it to the number of connections that it accepts at once
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit and self.stop_at_once is not None:
             self.stop_at_once()
         super().handle_exit(sig, frame)
+
+
+def server_for(runtime: Runtime, listener: socket.socket) -> Server:
+    """Return the server of an application. Call this in its event loop.
+
+    Args:
+        runtime: What reads pages.
+        listener: The listening socket.
+    """
+    from ocr_server.app import create_app
+    from ocr_server.observability import tracing
+
+    settings = runtime.settings
+    connections = ConnectionLimits(
+        total=descriptors.most_connections(settings.MAX_CONNECTIONS),
+        of_address=settings.MAX_CONNECTIONS_OF_ADDRESS,
+    )
+    asyncio.get_running_loop().set_exception_handler(descriptors.OutOfDescriptors(listener, connections))
+    return Server(
+        uvicorn.Config(
+            create_app(runtime, tracing.provider()),
+            log_config=None,
+            http=protocol(
+                receive_timeout=settings.RECEIVE_TIMEOUT,
+                send_timeout=settings.SEND_TIMEOUT,
+                memory=runtime.memory,
+                connections=connections,
+            ),
+            backlog=ACCEPTED_AT_ONCE,
+            access_log=False,  # observability/logs.py writes one line for each request
+            timeout_graceful_shutdown=int(settings.SHUTDOWN_TIMEOUT),
+            timeout_keep_alive=60,
+        )
+    )
 
 
 async def serve(settings: config.Settings, listener: socket.socket) -> int:
@@ -96,22 +146,11 @@ async def serve(settings: config.Settings, listener: socket.socket) -> int:
     Returns:
         The exit code: 0 only if the server ended because of a signal, with every request answered or timed out.
     """
-    from ocr_server.app import create_app
     from ocr_server.engine.build import dedicated_engine
-    from ocr_server.observability import tracing
     from ocr_server.runtime import Runtime
 
     engine = dedicated_engine(settings)
-    server = Server(
-        uvicorn.Config(
-            create_app(Runtime.build(settings, engine), tracing.provider()),
-            log_config=None,
-            http=protocol(receive_timeout=settings.RECEIVE_TIMEOUT, send_timeout=settings.SEND_TIMEOUT),
-            access_log=False,  # observability/logs.py writes one line for each request
-            timeout_graceful_shutdown=int(settings.SHUTDOWN_TIMEOUT),
-            timeout_keep_alive=60,
-        )
-    )
+    server = server_for(Runtime.build(settings, engine), listener)
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn acts on these and then calls the earlier handlers: a regular end is not a failure.
         signal.signal(number, lambda *_: None)

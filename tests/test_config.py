@@ -49,6 +49,8 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "MAX_PAGES_OF_CLIENT": ("5", 5),
     "MAX_BODY_MB": ("6", 6),
     "MEMORY_BUDGET_MB": ("600", 600),
+    "MAX_CONNECTIONS": ("500", 500),
+    "MAX_CONNECTIONS_OF_ADDRESS": ("50", 50),
     "RECEIVE_TIMEOUT": ("6", 6.0),
     "SEND_TIMEOUT": ("6.5", 6.5),
     "MAX_IMAGE_MB": ("6", 6),

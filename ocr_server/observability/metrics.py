@@ -41,6 +41,9 @@ BATCHES = Counter("ocr_batches", "Number of batches that have ended.", ["status"
 BATCH_REQUESTS = Counter("ocr_batch_requests", "Number of requests of batches that were answered.", ["outcome"])
 BATCH_RETRIES = Counter("ocr_batch_retries", "Number of retries of requests of batches.")
 LOOPS = Counter("ocr_loops", "Number of pages on which the model repeated itself.", ["outcome"])
+CONNECTIONS_REFUSED = Counter(
+    "ocr_connections_refused", "Number of connections that were refused because there were too many.", ["cause"]
+)
 REQUEST_SECONDS = Histogram(
     "ocr_request_seconds",
     "Seconds from the first byte of a request to the last byte of its response.",
@@ -65,6 +68,8 @@ EVENT_LOOP_LONGEST_STALL = Gauge(
 
 for _kind in ("prompt", "completion"):
     TOKENS.labels(kind=_kind)  # exists from the start, so that the first increment is visible as an increase
+for _cause in ("total", "address", "descriptors"):
+    CONNECTIONS_REFUSED.labels(cause=_cause)
 for _outcome in ("recovered", "kept"):
     LOOPS.labels(outcome=_outcome)
 for _outcome in ("completed", "failed"):

@@ -86,11 +86,12 @@ class FakeServer:
         self.engine = FakeEngine(self._read)
         self.engine.forgets = True
         listener = socket.create_server(("127.0.0.1", self.port))
+        runtime = Runtime.build(self.settings, self.engine)
         config = uvicorn.Config(
-            self._with_refusals(create_app(Runtime.build(self.settings, self.engine))),
+            self._with_refusals(create_app(runtime)),
             loop="asyncio",
             log_level="critical",
-            http=protocol(receive_timeout=30, send_timeout=30),
+            http=protocol(receive_timeout=30, send_timeout=30, memory=runtime.memory),
             timeout_graceful_shutdown=0,
         )
         self._server = uvicorn.Server(config)

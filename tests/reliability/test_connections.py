@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import resource
 import socket
 import time
 from collections.abc import AsyncGenerator
 
-import psutil
 import pytest
 from fastapi import FastAPI
 
@@ -20,7 +18,7 @@ from ocr_server.reading.page import Page, PageDelta
 from ocr_server.runtime import Runtime
 from ocr_server.transport.connections import set_options
 from tests.ocr_server.conftest import CHAT, FakeEngine, chat, delta, never
-from tests.reliability.served import post, served, wait_until
+from tests.reliability.served import Client, post, served, wait_until
 
 TCP_REPAIR = 19
 TIMEOUT = 0.5
@@ -40,53 +38,6 @@ async def trickles(_: int, __: Page) -> AsyncGenerator[PageDelta]:
     for _number in range(200):
         yield delta("x" * 100_000)
         await asyncio.sleep(0.01)
-
-
-class Client:
-    """A connection with a small receive window, so that most of an unread answer stays with the server."""
-
-    def __init__(self, address: tuple[str, int]) -> None:
-        self.socket = socket.socket()
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self.socket.settimeout(60)  # a limit against hanging
-        self.socket.connect(address)
-        self.reset = False
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def is_connected(self) -> bool:
-        """Return whether the server's end of the connection still exists, possibly closed with unsent data."""
-        port = self.socket.getsockname()[1]
-        return any(each.raddr and each.raddr.port == port for each in psutil.net_connections("tcp4"))
-
-    def send(self, data: bytes) -> None:
-        self.socket.sendall(data)
-
-    def answer(self) -> bytes:
-        """Read a complete response that has a `Content-Length`."""
-        read = b""
-        while not (found := re.match(rb"(?s).*content-length: (\d+)\r\n.*?\r\n\r\n", read)) or (
-            len(read) < found.end() + int(found[1])
-        ):
-            piece = self.socket.recv(65536)
-            assert piece, read
-            read += piece
-        return read
-
-    def ended(self) -> bool:
-        """Read until the connection ends. Return False if it does not."""
-        try:
-            while self.socket.recv(65536):
-                pass
-        except ConnectionError:
-            self.reset = True
-        except TimeoutError:
-            return False
-        return True
 
 
 class TestRequests:
