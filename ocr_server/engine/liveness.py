@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 LONGEST_STEP = 10
-"""How many times as long a step may take if the engine's processes are computing meanwhile."""
+"""How many times as long the silence may be if the engine's processes are computing, or pages are being prepared."""
 COMPUTING = 0.02
 """CPU time per second, of all its processes together, from which an engine is taken to be computing."""
 LONGEST_GAP = 1.0
@@ -36,15 +36,16 @@ class Liveness:
         """Silence at the beginning of that interval."""
 
     def reset(self, now: float) -> None:
-        """Start again at `now`, in seconds: the engine is new, or has no work."""
+        """Start again at `now`, in seconds: the engine is new, or no page waits."""
         self._checked, self._silent, self._measured, self._measured_at = now, 0.0, None, 0.0
 
-    def hangs(self, now: float, signs: object, cpu_seconds: Callable[[], float | None]) -> bool:
-        """Return whether the engine hangs. Call this regularly while the engine has work.
+    def hangs(self, now: float, signs: object, *, has_work: bool, cpu_seconds: Callable[[], float | None]) -> bool:
+        """Return whether the engine hangs. Call this regularly while pages wait.
 
         Args:
             now: The time in seconds.
             signs: A value that changes whenever the engine shows a sign of life.
+            has_work: Whether any of the pages has been handed to the engine. If not, this process is preparing them.
             cpu_seconds: Returns the CPU time that the engine's processes have used so far, or None if it says nothing
                 about their work. Called only after a long silence.
         """
@@ -60,6 +61,10 @@ class Liveness:
         self._measured, self._measured_at = cpu_seconds(), self._silent
         if self._silent < self._timeout:
             return False
-        if self._silent >= LONGEST_STEP * self._timeout or before is None or self._measured is None:
+        if self._silent >= LONGEST_STEP * self._timeout:
+            return True
+        if not has_work:
+            return False
+        if before is None or self._measured is None:
             return True
         return self._measured - before < COMPUTING * since

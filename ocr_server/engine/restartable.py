@@ -15,6 +15,9 @@ class RestartableEngine(Engine, Protocol):
     def steps(self) -> int:
         """A number that grows with each step that the engine makes, whether or not a page gets text by it."""
 
+    def has_work(self) -> bool:
+        """Return whether any page has been handed to it, after it was prepared, and is not finished."""
+
     def cpu_seconds(self) -> float | None:
         """Return the CPU time that its processes have used so far. None if it does not tell whether they compute."""
 

@@ -288,7 +288,9 @@ class Supervisor:
         if not any(flight.in_engine and flight.waits for flight in self._flights):
             self._liveness.reset(_now())
             return False
-        return self._liveness.hangs(_now(), (engine.steps, self._deltas), engine.cpu_seconds)
+        return self._liveness.hangs(
+            _now(), (engine.steps, self._deltas), has_work=engine.has_work(), cpu_seconds=engine.cpu_seconds
+        )
 
     async def _after_crash(self) -> None:
         """End the engine, record the crash, and wait before the next engine."""

@@ -109,6 +109,9 @@ class VllmEngine:
     def steps(self) -> int:
         return self._steps.count
 
+    def has_work(self) -> bool:
+        return self._llm is not None and self._llm.output_processor.has_unfinished_requests()
+
     def cpu_seconds(self) -> float | None:
         if not self._computes_on_cpu:
             return None  # a process that waits for its GPU uses CPU time as well

@@ -34,6 +34,8 @@ class FakeRestartableEngine(FakeEngine):
         self.cpu: float | None = None
         """CPU time so far."""
         self.by_itself = True
+        self.prepares = False
+        """Whether its pages are still being prepared."""
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.may_end = asyncio.Event()
@@ -44,6 +46,9 @@ class FakeRestartableEngine(FakeEngine):
         await self.may_load.wait()
         if self.error is not None:
             raise self.error
+
+    def has_work(self) -> bool:
+        return not self.prepares
 
     def cpu_seconds(self) -> float | None:
         return self.cpu
@@ -290,6 +295,20 @@ async def test_an_engine_that_stops_computing_hangs(harness: Harness) -> None:
     with pytest.raises(Unavailable, match="stopped making progress"):
         await reader
     assert asyncio.get_running_loop().time() - began == pytest.approx(1, abs=0.5)
+
+
+async def test_an_engine_that_has_not_got_its_pages_yet_does_not_hang(harness: Harness) -> None:
+    """They are prepared in the server's process, one after the other. This does not take forever either."""
+    supervisor = harness.supervisor(stall=10)
+    await supervisor.loaded()
+    harness.engine.script, harness.engine.prepares = never, True
+    began = asyncio.get_running_loop().time()
+    reader = asyncio.ensure_future(text(supervisor, page()))
+    await asyncio.sleep(98)
+    assert not reader.done()
+    with pytest.raises(Unavailable, match="stopped making progress"):
+        await reader
+    assert asyncio.get_running_loop().time() - began == pytest.approx(10 * 10, abs=2)
 
 
 async def test_time_in_which_nobody_looked_is_no_silence_of_the_engine(harness: Harness) -> None:
