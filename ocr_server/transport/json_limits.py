@@ -60,7 +60,8 @@ def _values_exceed(text: bytes, most: int) -> bool:
             chunk = text[at : at + CHUNK_BYTES + 1]
         at += len(chunk)
         pieces = chunk.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"', most_quotes + 1)
-        signs += sum(_signs(piece, 0, len(piece)) for piece in pieces[quotes % 2 :: 2])
+        outside = b"".join(pieces[quotes % 2 :: 2])
+        signs += _signs(outside, 0, len(outside))
         quotes += len(pieces) - 1
         if signs >= most or quotes > most_quotes:
             return True
