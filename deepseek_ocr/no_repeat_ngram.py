@@ -9,8 +9,10 @@ The settings that a request can choose are in `guard.py`.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,29 +69,34 @@ class Window:
         self._exempt = exempt
         self._length = 0
         """Length of the output at the last call."""
-        self._prefixes: deque[tuple[int, ...]] = deque()
-        """All but the last token of each n-gram in the window, oldest first."""
-        self._last: dict[tuple[int, ...], deque[int]] = {}
-        """Prefix → the tokens that followed it, oldest first."""
+        self._prefixes: deque[bytes] = deque()
+        """Digests of all but the last token of each n-gram in the window, oldest first."""
+        self._last: dict[bytes, list[int]] = {}
+        """Digest of a prefix → the tokens that followed it, oldest first."""
 
     def banned(self, output: Sequence[int]) -> set[int]:
         """Return the tokens that must not follow `output`, which must continue the output of the last call."""
         n, length = self._n, len(output)
         for last in range(max(self._length, length - self._most, n - 1), length):
-            prefix = tuple(output[last - n + 1 : last])
+            prefix = _digest(output[last - n + 1 : last])
             self._prefixes.append(prefix)
-            self._last.setdefault(prefix, deque()).append(output[last])
+            self._last.setdefault(prefix, []).append(output[last])
             if len(self._prefixes) > self._most:
                 self._forget(self._prefixes.popleft())
         self._length = length
-        found = self._last.get(tuple(output[length - n + 1 :])) if length >= n else None
+        found = self._last.get(_digest(output[length - n + 1 :])) if length >= n else None
         return set(found) - self._exempt if found else set()
 
-    def _forget(self, prefix: tuple[int, ...]) -> None:
+    def _forget(self, prefix: bytes) -> None:
         followers = self._last[prefix]
-        followers.popleft()
+        del followers[0]
         if not followers:
             del self._last[prefix]
+
+
+def _digest(tokens: Sequence[int]) -> bytes:
+    """Return a hash of `tokens` that is as good as the tokens, but needs the same memory for any number of them."""
+    return blake2b(array("i", tokens).tobytes(), digest_size=16).digest()
 
 
 class NoRepeatNGramV1(LogitsProcessor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import random
+import tracemalloc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,6 +150,18 @@ class TestSearch:
             output.append(token % 700)
             window.banned(output)
         assert len(pickle.dumps(window)) < 2000
+
+    def test_the_largest_settings_take_little_memory(self) -> None:
+        """The outputs of all requests are in memory at the same time."""
+        choice = random.Random(0)
+        output = choice.choices(range(100_000), k=8192)
+        window = Window(Guard(128, 8192), frozenset())
+        tracemalloc.start()
+        try:
+            window.banned(output)
+            assert tracemalloc.get_traced_memory()[0] < 4_000_000
+        finally:
+            tracemalloc.stop()
 
 
 class TestSettings:
