@@ -57,6 +57,7 @@ def main() -> int:
         print("Another program may be using the port. Stop it, or choose another port: --port 8080.", file=sys.stderr)
         return 1
     set_options(listener, settings.SEND_TIMEOUT)
+    os.environ.pop("DEEPSEEK_OCR_API_KEYS", None)  # the processes that are started from here do not need them
     if not settings.DEBUGGABLE:
         close_to_others()
     descriptors.raise_limit()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import errno
 import io
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from ocr_server.errors import OutOfResources, Unavailable
 from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.limits import IntakeLimits
 from ocr_server.intake.opener import Opener
@@ -22,6 +26,7 @@ from ocr_server.intake.source import Source
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import KEPT_BYTES, Workers
 from tests.ocr_server.intake.memory import budget
+from tests.ocr_server.intake.pdfs import pdf
 from tests.processes import children
 
 Start = Callable[..., Opener]
@@ -123,6 +128,37 @@ async def test_workers_see_no_secrets_and_load_no_model_code(start: Start, monke
     assert "_imaging" in loaded
     assert "torch" not in loaded
     assert "vllm" not in loaded
+
+
+async def test_without_descriptors_no_process_starts_but_the_file_is_not_at_fault(start: Start) -> None:
+    opener = start()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    for free in range(6):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + free, hard))
+        try:
+            with contextlib.suppress(Unavailable):
+                await read(opener, saved())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (await read(opener, saved())).image.getpixel((5, 5)) == RED
+    assert len(os.listdir("/proc/self/fd")) <= used + 2  # the channel and the memory of the process
+
+
+@pytest.mark.parametrize("kind", ["picture", "pdf"])
+async def test_without_memory_or_disk_space_the_file_is_not_at_fault(
+    start: Start, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    opener = start()
+    await read(opener, saved())
+    monkeypatch.setattr("ocr_server.intake.workers.store", full)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(OutOfResources) as caught:
+        await read(opener, saved() if kind == "picture" else pdf(b""))
+    assert caught.value.retry_after
 
 
 async def test_workers_are_in_the_sandbox_before_they_see_a_file(start: Start) -> None:
