@@ -19,7 +19,7 @@ from ocr_server.session import Caller
 logger = logging.getLogger(__name__)
 
 MAX_TRIES = 5
-"""Maximum number of attempts at a request that ends with `Unavailable`, for example because the engine crashed."""
+"""Maximum number of attempts at a request during which the engine fails."""
 MIN_WAIT_S, MAX_WAIT_S = 0.5, 30.0
 """Minimum and maximum time between two attempts."""
 ENGINE_POLL_S = 0.5
@@ -58,7 +58,7 @@ async def _tried(runtime: Runtime, endpoint: Endpoint, item: Item, caller: Calle
             if error is None:
                 logger.exception("a request of a batch failed unexpectedly")
                 return _refused(500, internal_error())
-            tries += isinstance(error, Unavailable)
+            tries += error.code == Unavailable.code  # trouble of the machine or of the storage does not count
             if not isinstance(error, Unavailable | TooMany) or tries >= MAX_TRIES:
                 return _refused(error.status, error.body())
             wait = max(error.retry_after or MIN_WAIT_S * 2**tries, MIN_WAIT_S)

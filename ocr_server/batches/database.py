@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
+from ocr_server.batches import private
 from ocr_server.batches.migrations import SchemaTooNew, migrate
 from ocr_server.errors import Unavailable
 
@@ -180,8 +182,10 @@ def _opened(address: str) -> Engine:
     """Connect to the database, and create or migrate its tables."""
     url = make_url(address)
     if url.get_backend_name() == "sqlite":
-        if url.database:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        if url.database and not url.database.startswith((":", "file:")):
+            path = Path(url.database)
+            private.make_folder(path.parent, re.compile(rf"{re.escape(path.name)}(-wal|-shm|-journal)?|files"))
+            path.touch(private.FILE)  # SQLite gives its log files the mode of the database
         engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

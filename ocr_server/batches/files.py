@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
 
 from ocr_server.batches.clock import SteadyClock
 from ocr_server.batches.database import Database, batches, files
 from ocr_server.batches.listing import Listing, is_id, list_rows
-from ocr_server.batches.storage import Storage
-from ocr_server.errors import InvalidRequest, NotFound, TooLarge
+from ocr_server.batches.storage import STORED, Storage
+from ocr_server.errors import InvalidRequest, NotFound, TooLarge, Unavailable
 
 DAY = 86_400
 ROW_BYTES = 4096
 """Size that is added to each file in the quota, so that many empty files count as well."""
-UPLOAD_SECONDS = DAY
-"""Seconds after which a file whose upload was never finished is deleted."""
+UPLOAD_SECONDS = 300.0
+"""Seconds for which a server sees an upload before it is deleted, since the server that stored it must have died."""
+MAX_LIFETIME = 30 * DAY
+"""Longest lifetime in seconds that a client can give to a file."""
 MAX_SWEPT = 500
 """Maximum number of files that are deleted in one sweep."""
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -50,19 +53,31 @@ class Quota:
 class Files:
     """The files of all clients."""
 
-    def __init__(self, database: Database, storage: Storage, quota: Quota, *, days: int, clock: SteadyClock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        storage: Storage,
+        quota: Quota,
+        *,
+        days: int,
+        clock: SteadyClock,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Args:
         database: Has the rows of the files.
         storage: Has the bytes of the files.
         quota: Limits of the stored bytes.
         days: Days after which a file expires if its upload does not say otherwise.
         clock: The time by which files expire.
+        monotonic: Returns a time in seconds that never jumps.
         """
         self._database = database
         self.storage = storage
         self._quota = quota
         self._seconds = days * DAY
         self._clock = clock
+        self._monotonic = monotonic
+        self._uploads: dict[str, float] = {}
 
     async def upload(
         self,
@@ -105,14 +120,22 @@ class Files:
         try:
             await self.storage.run(self.storage.write, file_id, chunks)
         except BaseException:
-            await self._remove([file_id])
+            with suppress(Unavailable):  # it is deleted later
+                await self._remove([file_id])
             raise
 
         def finish(connection: Connection) -> RowMapping:
-            connection.execute(update(files).where(files.c.id == file_id).values(state="processed"))
+            mine = (files.c.id == file_id) & (files.c.state == "uploading")
+            if connection.execute(update(files).where(mine).values(state="processed")).rowcount != 1:
+                raise Unavailable("The file could not be stored in time. Try again later.", code="storage_unavailable")
             return connection.execute(select(files).where(files.c.id == file_id)).mappings().one()
 
-        return await self._database.run(finish)
+        try:
+            return await self._database.run(finish)
+        except Unavailable:
+            with suppress(Unavailable):
+                await self._remove([file_id])
+            raise
 
     def insert_output(
         self, connection: Connection, batch: RowMapping, file_id: str, kind: str, size: int, now: int
@@ -182,11 +205,15 @@ class Files:
 
     async def sweep(self) -> None:
         """Delete expired files, unfinished uploads, and files whose deletion a crash interrupted."""
-        now = self._clock.now()
+        now, monotonic = self._clock.now(), self._monotonic()
         needed = select(batches.c.input_file_id).where(batches.c.status.not_in(ENDED))
+        uploading = select(files.c.id).where(files.c.state == "uploading")
 
         def mark(connection: Connection) -> Sequence[str]:
-            stale = (files.c.state == "uploading") & (files.c.created_at < now - UPLOAD_SECONDS)
+            found = connection.execute(uploading).scalars().all()
+            self._uploads = {file_id: self._uploads.get(file_id, monotonic) for file_id in found}
+            died = [file_id for file_id, since in self._uploads.items() if monotonic - since >= UPLOAD_SECONDS]
+            stale = (files.c.state == "uploading") & files.c.id.in_(died)
             over = (files.c.state == "processed") & (files.c.expires_at <= now) & files.c.id.not_in(needed)
             connection.execute(update(files).where(stale | over).values(state="deleting"))
             return (
@@ -197,11 +224,33 @@ class Files:
 
         await self._remove(await self._database.run(mark))
 
+    async def sweep_orphans(self) -> None:
+        """Delete stored bytes without a row, which are left when a batch was given up or a database was lost.
+
+        They are deleted when any file would have expired: the storage may have been written with another database.
+        """
+        before = self._clock.now() - max(self._seconds, MAX_LIFETIME)
+        unended = select(batches.c.id).where(batches.c.status.not_in(ENDED))
+        stored = await self.storage.run(self.storage.modified)
+        old = [name for name, at in stored.items() if at < before and STORED.fullmatch(name)]
+        for start in range(0, len(old), MAX_SWEPT):
+            some = old[start : start + MAX_SWEPT]
+            with_row = select(files.c.id).where(files.c.id.in_(some))
+            known = set(await self._database.run(partial(_column, with_row)))
+            in_progress = set(await self._database.run(partial(_column, unended)))
+            for name in some:
+                if name not in known and f"batch_{name.rsplit('-', 1)[-1]}" not in in_progress:
+                    await self.storage.run(self.storage.remove, name)
+
     async def _remove(self, ids: Sequence[str]) -> None:
         for file_id in ids:
             await self.storage.run(self.storage.remove, file_id)
         if ids:
             await self._database.run(lambda connection: connection.execute(delete(files).where(files.c.id.in_(ids))))
+
+
+def _column(statement: Select[Any], connection: Connection) -> list[str]:
+    return [row[0] for row in connection.execute(statement).all()]
 
 
 def file_of(connection: Connection, client: str, file_id: str, now: float) -> RowMapping:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing, suppress
 
 from sqlalchemy import RowMapping
 
@@ -73,14 +73,12 @@ async def _errors(
 async def _written(storage: Storage, file_id: str, texts: AsyncGenerator[list[str]]) -> int:
     """Write a file, and return its size in bytes."""
     size = 0
-    file = await storage.run(storage.create, file_id)
-    try:
+    with ExitStack() as stack:
+        file = await storage.run(stack.enter_context, storage.create(file_id))
         async with aclosing(texts):
             async for some in texts:
                 data = "".join(f"{text}\n" for text in some).encode()
                 await storage.run(file.write, data)
                 size += len(data)
-        await storage.run(storage.sync, file)
-    finally:
-        await storage.run(file.close)
+        await storage.run(stack.close)
     return size

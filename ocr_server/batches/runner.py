@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ POLL_SECONDS = 1.0
 """Time between two looks at the database."""
 SWEEP_SECONDS = 60.0
 """Time between two deletions of old files and batches."""
+ORPHANS_SECONDS = 6 * 3600.0
+"""Time between two looks for stored bytes without a file."""
 BACKOFF_SECONDS = 5.0
 """Time for which no batch is taken after a failure that is not the failure of a request."""
 
@@ -64,7 +67,8 @@ class Runner:
         self._budget = RequestBudget(requests=settings.batch_concurrency, memory=runtime.memory)
         self._poll = min(POLL_SECONDS, settings.BATCH_LEASE / 3)
         self._active: dict[str, ActiveRun] = {}
-        self._swept = self._paused_until = 0.0
+        self._swept = self._orphans_swept = -math.inf
+        self._paused_until = 0.0
         self._woken = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
@@ -171,3 +175,6 @@ class Runner:
             await self._files.sweep()
             await self._store.sweep()
             await self._clock.save()
+            if time.monotonic() - self._orphans_swept >= ORPHANS_SECONDS:
+                self._orphans_swept = time.monotonic()
+                await self._files.sweep_orphans()

@@ -159,6 +159,8 @@ class SafeHeaders:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-content-type-options"] = "nosniff"
+                if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
+                    headers.setdefault("cache-control", "no-store")
                 headers["cross-origin-resource-policy"] = "same-origin"
                 if headers.get("content-type", "").startswith("text/html"):
                     headers["referrer-policy"] = "no-referrer"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -133,14 +135,23 @@ async def download_file(request: Request, file_id: str) -> StreamingResponse:
     """Download the content of a file."""
     files = batches_of(request).files
     row = await files.get(client_of(request), file_id)
+    chunks = files.storage.download(file_id)
+    first = await anext(chunks, b"")  # if it cannot be read, the status says so
     return StreamingResponse(
-        files.storage.download(file_id),
+        _continued(first, chunks),
         media_type="application/octet-stream",
         headers={
             "content-length": str(row["bytes"]),
             "content-disposition": f"attachment; filename*=UTF-8''{quote(row['filename'])}",
         },
     )
+
+
+async def _continued(first: bytes, chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    async with aclosing(chunks):
+        yield first
+        async for chunk in chunks:
+            yield chunk
 
 
 _FILE = TypeAdapter(FileObject)
