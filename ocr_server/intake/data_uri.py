@@ -41,7 +41,7 @@ def decode_data_uri(uri: str, limits: IntakeLimits) -> bytes:
         SourceTooLarge: It contains more than `limits.max_image_bytes` bytes. Checked before decoding.
     """
     comma = uri.find(",", 0, _LONGEST_HEAD)
-    words = [word.strip().lower() for word in uri[:comma].split(";")]
+    words = [word.strip().lower() for word in uri[: max(comma, 0)].split(";")]
     if comma < 0 or not words[0].startswith("data:") or words[-1] != "base64":
         raise SourceError(
             "Not a valid data URI. Use the form data:image/png;base64,DATA; only base64 data is supported.",

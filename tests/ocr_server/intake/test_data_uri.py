@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import textwrap
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
@@ -41,6 +42,17 @@ def refusal(uri: str, limits: IntakeLimits) -> SourceError:
 )
 def test_media_types_and_parameters(head: str, limits: IntakeLimits) -> None:
     assert decode_data_uri(head + TEXT, limits) == DATA
+
+
+def test_a_long_uri_without_a_comma_is_not_searched_for_parameters(limits: IntakeLimits) -> None:
+    """Each of them would be a string of its own, of fifty bytes and more."""
+    uri = "data:" + ";a" * 1_000_000
+    tracemalloc.start()
+    try:
+        assert refusal(uri, limits).code == "invalid_image_url"
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
