@@ -198,6 +198,10 @@ class Settings(BaseSettings):
     """Days after which a file is deleted, unless the file has its own expiry, and after which a finished batch is
     deleted."""
 
+    ZERO_RETENTION: bool = False
+    """Keep nothing of requests and answers. /v1/files and /v1/batches are off, large uploads and overlays are held in
+    memory instead of temporary files, and no core dumps are written."""
+
     # Access, and logging
     API_KEYS: SecretStr = SecretStr("")
     """Comma-separated list of API keys: `KEY`, or `sha256:HASH`, or either one with a label for the log, such as
@@ -258,6 +262,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_consistency(self) -> Settings:
         _ = self.resolution_mode  # raises ValueError if the sizes are invalid
+        if self.ZERO_RETENTION and self.BATCHES and "BATCHES" in self.model_fields_set:
+            raise ValueError("ZERO_RETENTION excludes BATCHES, which stores files and answers")
         if self.NGRAM_SIZE > self.WINDOW_SIZE:
             raise ValueError(f"NGRAM_SIZE must not be greater than WINDOW_SIZE ({self.WINDOW_SIZE})")
         return self
@@ -299,6 +305,11 @@ class Settings(BaseSettings):
     def storage_url(self) -> str:
         """STORAGE_URL, or the default if it is empty."""
         return self.STORAGE_URL or str(DATA / "files")
+
+    @property
+    def serves_batches(self) -> bool:
+        """Whether /v1/files and /v1/batches are served."""
+        return self.BATCHES and not self.ZERO_RETENTION
 
     @property
     def batch_concurrency(self) -> int:

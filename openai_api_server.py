@@ -12,9 +12,11 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +44,8 @@ BACKLOG = 2048
 ACCEPTED_AT_ONCE = 32
 """Connections that asyncio accepts before the limit on connections is checked: fewer than there are descriptors for
 other purposes."""
+MEMORY_FOLDER = "/dev/shm"
+"""A file system in memory."""
 LAST_STEPS_SECONDS = 3.0
 """After an immediate stop: the time to close what the application holds, once the engine is gone."""
 
@@ -57,12 +61,30 @@ def main() -> int:
         print("Another program may be using the port. Stop it, or choose another port: --port 8080.", file=sys.stderr)
         return 1
     set_options(listener, settings.SEND_TIMEOUT)
+    if settings.ZERO_RETENTION:
+        keep_nothing(settings)
     os.environ.pop("DEEPSEEK_OCR_API_KEYS", None)  # the processes that are started from here do not need them
     if not settings.DEBUGGABLE:
         close_to_others()
     descriptors.raise_limit()
     prepare_process(settings)
     return asyncio.run(serve(settings, listener))
+
+
+def keep_nothing(settings: config.Settings) -> None:
+    """Hold temporary files in memory, and write no core dumps, which would contain documents.
+
+    Raises:
+        SystemExit: This machine has no file system in memory.
+    """
+    if not os.access(MEMORY_FOLDER, os.W_OK):
+        raise SystemExit(f"error: ZERO_RETENTION needs {MEMORY_FOLDER}, a file system in memory that can be written.")
+    tempfile.tempdir = MEMORY_FOLDER
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # child processes inherit it
+    database = settings.database_url.removeprefix("sqlite:///")
+    for left in (database, settings.storage_url):
+        if Path(left).exists():
+            logging.warning("ZERO_RETENTION: %s has been left by an earlier run. Delete it if it is not needed.", left)
 
 
 def listen(host: str, port: int) -> socket.socket:

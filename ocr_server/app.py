@@ -69,7 +69,7 @@ def create_app(runtime: Runtime, traces: TracerProvider | None = None) -> FastAP
         parse_keys(settings.API_KEYS.get_secret_value()),
         Path(settings.API_KEYS_FILE) if settings.API_KEYS_FILE else None,
     )
-    batches = batches_for(runtime, DIALECTS, ring) if settings.BATCHES else None
+    batches = batches_for(runtime, DIALECTS, ring) if settings.serves_batches else None
     app = FastAPIOffline(  # its /docs loads nothing from other hosts
         title="DeepSeek-OCR API server",
         version=__version__,
@@ -97,7 +97,7 @@ def _add_middleware(
     app.add_middleware(
         BodyLimit,
         limit=settings.MAX_BODY_MB * MEGA,
-        limits={"/v1/files": settings.MAX_FILE_MB * MEGA + FORM_BYTES} if settings.BATCHES else {},
+        limits={"/v1/files": settings.MAX_FILE_MB * MEGA + FORM_BYTES} if settings.serves_batches else {},
         memory=memory,
         timeout=settings.RECEIVE_TIMEOUT,
     )

@@ -76,6 +76,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "MAX_STORED_MB": ("5", 5),
     "MAX_STORED_MB_OF_CLIENT": ("5", 5),
     "FILE_DAYS": ("5", 5),
+    "ZERO_RETENTION": ("true", True),
     "API_KEYS": ("alice:sk-1,sk-2", SecretStr("alice:sk-1,sk-2")),
     "API_KEYS_FILE": ("keys.txt", "keys.txt"),
     "METRICS_KEY_REQUIRED": ("false", False),

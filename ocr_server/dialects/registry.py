@@ -25,5 +25,5 @@ DIALECTS: Mapping[str, Dialect[Any]] = {each.path: each for each in (CHAT, OCR)}
 
 def apis(settings: Settings) -> Sequence[Api]:
     """Return all APIs that the server has with these settings."""
-    of_batches = (FILES, BATCHES) if settings.BATCHES else ()
+    of_batches = (FILES, BATCHES) if settings.serves_batches else ()
     return (*(dialect.api for dialect in DIALECTS.values()), *of_batches, MODELS, SERVICE)
