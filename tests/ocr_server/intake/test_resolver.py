@@ -20,6 +20,7 @@ from ocr_server.intake.resolver import (
     Resolver,
     system_look_up,
 )
+from tests.ocr_server.intake.memory import room
 
 
 class NameServer:
@@ -141,12 +142,12 @@ def test_a_lack_of_descriptors_is_not_an_unknown_name() -> None:
 async def test_a_fetch_without_descriptors_is_trouble_of_the_machine(limits: IntakeLimits) -> None:
     fetcher = Fetcher(limits, resolve=_loopback)
     with pytest.raises(SourceError):  # imports what is needed
-        await fetcher.fetch("http://name.test:9/")
+        await fetcher.fetch("http://name.test:9/", room())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
         with pytest.raises(OutOfResources) as caught:
-            await fetcher.fetch("http://name.test:9/")
+            await fetcher.fetch("http://name.test:9/", room())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert caught.value.retry_after
