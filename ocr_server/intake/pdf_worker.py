@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import math
 import mmap
+import os
 
 import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
@@ -26,7 +27,7 @@ MAX_SIDE = 65_535
 
 
 _file: mmap.mmap | None = None
-"""The file that this process works on."""
+"""The file that this process works on; None if there is none or it is empty."""
 _document: tuple[str | None, pdfium.PdfDocument] | None = None
 """The password with which this process has the file open, and the document."""
 
@@ -35,7 +36,10 @@ def take(descriptor: int) -> None:
     """Take a file for the following calls. It must not shrink; the descriptor may be closed."""
     global _file
     forget()
-    _file = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)  # never written to, but ctypes wants a writable buffer
+    if os.fstat(descriptor).st_size:  # an empty file cannot be mapped
+        _file = mmap.mmap(
+            descriptor, 0, access=mmap.ACCESS_COPY
+        )  # never written to, but ctypes wants a writable buffer
 
 
 def count_pages(password: str | None) -> int:
@@ -131,7 +135,8 @@ def _open(password: str | None) -> pdfium.PdfDocument:
         if _document[0] == password:
             return _document[1]
         _close()
-    assert _file is not None, "a file is taken first"
+    if _file is None:
+        raise PdfError("damaged")
     # Not PdfDocument(…): for a file without pages it reports the error of an earlier call.
     secret = None if password is None else password.encode("utf-8", "replace")
     content = (ctypes.c_char * len(_file)).from_buffer(_file)

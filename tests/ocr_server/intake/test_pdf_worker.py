@@ -180,6 +180,9 @@ class TestDamage:
     def test_garbage_after_the_header(self, store: Store) -> None:
         assert kind(store(b"%PDF-1.7\n" + bytes(range(256)) * 40)) == "damaged"
 
+    def test_an_empty_file(self, store: Store) -> None:
+        assert kind(store(b"")) == "damaged"
+
     def test_a_damaged_cross_reference_table_is_rebuilt(self, store: Store) -> None:
         assert page(store(self.WHOLE.replace(b"startxref\n", b"startxref\n9"))).getpixel((9, 9)) == RED
 
