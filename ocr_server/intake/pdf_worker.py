@@ -39,7 +39,7 @@ def take(descriptor: int) -> None:
     if os.fstat(descriptor).st_size:  # an empty file cannot be mapped
         _file = mmap.mmap(
             descriptor, 0, access=mmap.ACCESS_COPY
-        )  # never written to, but ctypes wants a writable buffer
+        )  # writable for ctypes only
 
 
 def count_pages(password: str | None) -> int:
