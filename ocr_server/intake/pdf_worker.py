@@ -37,9 +37,7 @@ def take(descriptor: int) -> None:
     global _file
     forget()
     if os.fstat(descriptor).st_size:  # an empty file cannot be mapped
-        _file = mmap.mmap(
-            descriptor, 0, access=mmap.ACCESS_COPY
-        )  # writable for ctypes only
+        _file = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)  # writable for ctypes only
 
 
 def count_pages(password: str | None) -> int:
