@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from ocr_server.dialects.chat.response_format import MAX_SCHEMA_LEVELS
 from ocr_server.dialects.validation import MAX_LEVELS
 from tests.ocr_server.conftest import CHAT, WHITE, FakeEngine, chat, error_of
 
@@ -20,21 +21,25 @@ def nested(levels: int, value: Any = 1) -> Any:
 
 
 def with_schema(levels: int) -> dict[str, Any]:
-    """A chat request whose schema makes the body `levels` levels deep."""
-    form = {"type": "json_schema", "json_schema": {"name": "deep", "schema": nested(levels - 3)}}
+    """A chat request whose schema has `levels` objects inside each other, and a value in the innermost."""
+    form = {"type": "json_schema", "json_schema": {"name": "deep", "schema": nested(levels)}}
     return chat(response_format=form)
 
 
 class TestDepth:
-    @pytest.mark.parametrize("levels", [MAX_LEVELS + 1, 150])
+    @pytest.mark.parametrize("levels", [MAX_SCHEMA_LEVELS, 150])
     async def test_a_deep_schema(self, levels: int, client: httpx.AsyncClient) -> None:
         error = error_of(await client.post(CHAT, json=with_schema(levels)), 400)
-        assert (error["code"], error["param"]) == ("json_too_deep", "response_format")
-        assert str(MAX_LEVELS) in error["message"]
+        assert error["param"] == "response_format.json_schema.schema"
+        assert str(MAX_SCHEMA_LEVELS) in error["message"]
 
     async def test_a_schema_with_the_maximum_depth(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
-        assert (await client.post(CHAT, json=with_schema(MAX_LEVELS))).status_code == 200
+        assert (await client.post(CHAT, json=with_schema(MAX_SCHEMA_LEVELS - 1))).status_code == 200
         assert len(engine.pages) == 1
+
+    async def test_metadata_is_nested_no_deeper_than_the_body_may_be(self, client: httpx.AsyncClient) -> None:
+        error = error_of(await client.post(CHAT, json=chat(metadata=nested(MAX_LEVELS))), 400)
+        assert (error["code"], error["param"]) == ("json_too_deep", "metadata")
 
     @pytest.mark.timeout(60)  # far more than it takes, unless the time is quadratic
     @pytest.mark.parametrize("field", ["metadata", "tools", "messages", "no_such_field"])
