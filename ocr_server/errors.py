@@ -6,7 +6,9 @@ There are two kinds. An `ApiError` is an HTTP error: its class determines the st
 
 Every error that a client sees has the shape that the official SDK parses::
 
-    {"error": {"message": str, "type": str, "param": str | null, "code": str | null}}
+    {"error": {"message": str, "type": str, "param": str | null, "code": str | null}, "message": str}
+
+The second message is for clients of Mistral's API and others that look for it there.
 """
 
 from __future__ import annotations
@@ -208,8 +210,8 @@ def out_of_resources(error: BaseException | None) -> OutOfResources | None:
 
 
 def error_body(message: str, *, type_: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """Return OpenAI's error body. All four keys are always present, as the SDK expects."""
-    return {"error": {"message": message, "type": type_, "param": param, "code": code}}
+    """Return OpenAI's error body, whose four keys are always present, with the message at the top level as well."""
+    return {"error": {"message": message, "type": type_, "param": param, "code": code}, "message": message}
 
 
 def internal_error() -> dict[str, Any]:

@@ -32,9 +32,10 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """OpenAI's error body."""
+    """OpenAI's error body. The message is also at the top level, where clients of Mistral's API look for it."""
 
     error: ErrorDetail
+    message: str
 
 
 def runtime_of(request: Request) -> Runtime:

@@ -59,8 +59,9 @@ def check_error(answer: httpx.Response, status: int = 400, param: str | None = N
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-request-id"]
     body = answer.json()
-    assert set(body) == {"error"}
+    assert set(body) == {"error", "message"}
     error = body["error"]
+    assert body["message"] == error["message"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
     assert (error["param"], error["code"]) == (param, code), error

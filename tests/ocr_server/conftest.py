@@ -199,8 +199,9 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 
 def envelope(body: Any) -> dict[str, Any]:
     """Check that a body is OpenAI's error body. Return the error."""
-    assert list(body) == ["error"]
+    assert list(body) == ["error", "message"]
     error: dict[str, Any] = body["error"]
+    assert body["message"] == error["message"]
     assert list(error) == ["message", "type", "param", "code"]
     assert isinstance(error["message"], str)
     assert error["message"]
