@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocr_server.dialects.chat.blocks_json import BlocksJson
+from ocr_server.dialects.blocks_json import BlocksJson
 from ocr_server.dialects.chat.wire import (
     AnyPart,
     ChatCompletionRequest,
     FilePart,
     ImagePart,
     Message,
-    OcrOptions,
     OtherPart,
     TextPart,
 )
 from ocr_server.dialects.options import SharedOptions, check_prompt, mode_of_model
+from ocr_server.dialects.text_options import PREFIX, OcrOptions, check_output
 from ocr_server.dialects.validation import MAX_NAME_CHARS
 from ocr_server.errors import InvalidRequest
 from ocr_server.intake.source import Base64, Content, Url
@@ -28,8 +28,6 @@ from ocr_server.reading.decoding import Decoding
 if TYPE_CHECKING:
     from config import Settings
 
-OCR = "ocr."
-"""Prefix of this server's own options in a chat request."""
 MAX_SCORES_OF_PAGES = 128
 """Maximum number of pages times log probabilities for each token. They are kept until the answer ends."""
 DETAIL_MODES = {"low": "tiny", "high": "gundam"}
@@ -50,7 +48,7 @@ def plan_chat(request: ChatCompletionRequest, settings: Settings, content: Conte
     options = request.ocr or OcrOptions()
     written = FORMATS[options.output]
     base_mode = mode_of_model(request.model, settings)
-    shared = SharedOptions(options, options.pages, settings, prefix=OCR, first_page=1)
+    shared = SharedOptions(options, options.pages, settings, prefix=PREFIX, first_page=1)
     if content is None:
         place, parts, text_message = _messages_to_read(request.messages)
         to_read = [(number, part) for number, part in enumerate(parts) if isinstance(part, ImagePart | FilePart)]
@@ -85,7 +83,8 @@ def blocks_json(request: ChatCompletionRequest) -> BlocksJson | None:
     wanted = request.response_format
     if not _writes_blocks(request) or wanted is None or wanted.type == "text":
         return None
-    return BlocksJson(wanted.json_schema.schema_ if wanted.json_schema is not None else None)
+    schema = wanted.json_schema.schema_ if wanted.json_schema is not None else None
+    return BlocksJson(schema, param="response_format.json_schema.schema")
 
 
 def copies(request: ChatCompletionRequest) -> int:
@@ -130,12 +129,7 @@ def _content(part: ImagePart | FilePart, place: str) -> tuple[Content, str, str]
 
 def _check_output(request: ChatCompletionRequest, options: OcrOptions, written: Format) -> None:
     """Refuse options that have no effect on this output format or that it does not support."""
-    if options.include_page_images and not request.stream:
-        raise InvalidRequest("ocr.include_page_images needs stream: true.", param="ocr.include_page_images")
-    for name in ("table_format", "include_figures", "confidence"):
-        if getattr(options, name) and name not in written.options:
-            takes = " or ".join(each.name for each in FORMATS.values() if name in each.options)
-            raise InvalidRequest(f"ocr.{name} needs ocr.output: {takes}.", param=f"ocr.{name}")
+    check_output(options, written, stream=request.stream)
     if request.logprobs and not written.verbatim:
         raise InvalidRequest("logprobs need ocr.output: raw.", param="logprobs")
     if written.artifacts and request.temperature and (request.n or 1) > 1:

@@ -6,11 +6,10 @@ import json
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from ocr_server.dialects.chat.blocks_json import BlocksJson
 from ocr_server.dialects.chat.plan import blocks_json, copies
 from ocr_server.dialects.chat.wire import (
     AssistantMessage,
@@ -22,23 +21,18 @@ from ocr_server.dialects.chat.wire import (
     ChunkChoice,
     Delta,
     FinishReason,
-    OcrOptions,
     PromptTokensDetails,
     TokenLogprob,
     TopLogprob,
     Usage,
 )
 from ocr_server.dialects.page_report import OcrExtension, PageReport, page_opened, page_report
+from ocr_server.dialects.page_texts import PageTexts
+from ocr_server.dialects.text_options import OcrOptions
 from ocr_server.errors import EngineFailure
-from ocr_server.output.figures import figure_name
-from ocr_server.output.formats import FORMATS, PageText, TextOptions
-from ocr_server.output.tables import TableFormat
 from ocr_server.reading.page import LogprobStep, PageReading, ScoredToken
-from ocr_server.reading.reader import PAGE_SEPARATOR, Event, Opened, Piece
+from ocr_server.reading.reader import Event, Opened, Piece
 from ocr_server.session import Session
-
-FIGURES_FOLDER = "images/"
-"""Prefix of figure names in markdown links, as in DeepSeek's own scripts."""
 
 _TEXT = "{text}"
 """Placeholder for the text of a chunk."""
@@ -48,7 +42,6 @@ class ChatAnswer:
     """The answer to one request. Use either `completion` or `chunks`, once."""
 
     def __init__(self, request: ChatCompletionRequest, session: Session, fingerprint: str) -> None:
-        options = request.ocr or OcrOptions()
         self._events = session.events
         self._model = request.model
         self._fingerprint = fingerprint
@@ -57,28 +50,21 @@ class ChatAnswer:
         self._choices = request.n or 1
         self._copies = copies(request)
         """Number of choices that repeat one of the engine's."""
-        self._numbers = [job.number for job in session.jobs]
-        """For each page of the answer: its index in its document, from 0."""
-        self._family = session.plan.family
-        self._format = FORMATS[options.output]
-        self._table_format: TableFormat = options.table_format or "html"
-        self._separator = PAGE_SEPARATOR if options.page_separator is None else options.page_separator
-        self._json = blocks_json(request)
-        self._reports = (
-            not self._format.verbatim or session.plan.show_pages or session.is_document or len(session.jobs) > 1
+        self._texts = PageTexts(
+            request.ocr or OcrOptions(),
+            session,
+            blocks=blocks_json(request),
+            choices=self._choices,
+            copies=self._copies,
         )
-        """Whether the answer contains a report on each page."""
+        self._pages = len(session.jobs)
         self._top_logprobs = request.top_logprobs or 0
         self._include_usage = request.stream_options is not None and request.stream_options.include_usage
         self._image_tokens = self._prompt_tokens = self._completion_tokens = 0
         self._cut: set[int] = set()
         """Choices that are incomplete."""
-        self._page = defaultdict[int, int](int)
-        """For each choice: the page that its text has reached."""
         self._around: dict[int, tuple[str, str]] = {}
         """For each choice: the JSON before and after the text, in a chunk that contains only text."""
-        self._texts_of: dict[int, PageText] = {}
-        """For each choice: the writer of the page that is being read."""
 
     async def completion(self) -> ChatCompletion:
         """Read all pages and return the completion. Closes the session."""
@@ -89,14 +75,14 @@ class ChatAnswer:
         async with aclosing(self._events()) as events:
             async for event in events:
                 report = self._report(event)
-                for choice, piece in self._texts(event, report):
+                for choice, piece in self._texts.of(event, report):
                     text[choice].append(piece)
                 if isinstance(event, PageReading):
                     self._count(event)
                     reports += [report] if report else []
                 elif isinstance(event, Piece) and event.delta.logprobs is not None:
                     has_logprobs = True
-                    for choice in self._choices_of(event.delta.choice):
+                    for choice in self._texts.choices_of(event.delta.choice):
                         steps[choice] += event.delta.logprobs
         return ChatCompletion(
             id=self._id,
@@ -106,7 +92,8 @@ class ChatAnswer:
                 Choice(
                     index=index,
                     message=AssistantMessage(
-                        content="".join(text[index]), ocr=OcrExtension(pages=reports) if self._reports else None
+                        content="".join(text[index]),
+                        ocr=OcrExtension(pages=reports) if self._texts.has_reports else None,
                     ),
                     logprobs=self._logprobs(steps[index]) if has_logprobs else None,
                     finish_reason=self._finish_reason(index),
@@ -130,7 +117,7 @@ class ChatAnswer:
                     for index in range(self._choices):
                         yield self._chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
                 if isinstance(event, Opened):
-                    opened = page_opened(event, pages=len(self._numbers))
+                    opened = page_opened(event, pages=self._pages)
                     for index in range(self._choices):
                         yield self._chunk(ChunkChoice(index=index, delta=Delta(ocr_page=opened)))
                     continue
@@ -138,7 +125,7 @@ class ChatAnswer:
                 if isinstance(event, Piece) and event.delta.logprobs:
                     logprobs = self._logprobs(event.delta.logprobs)
                 report = self._report(event)
-                for choice, text in self._texts(event, report):
+                for choice, text in self._texts.of(event, report):
                     if logprobs is not None:
                         yield self._chunk(ChunkChoice(index=choice, delta=Delta(content=text), logprobs=logprobs))
                     elif text:
@@ -155,60 +142,7 @@ class ChatAnswer:
             yield self._chunk(None, usage=self._usage())
 
     def _report(self, event: Event) -> PageReport | None:
-        return page_report(event) if self._reports and isinstance(event, PageReading) else None
-
-    def _texts(self, event: Event, report: PageReport | None) -> Iterator[tuple[int, str]]:
-        """Yield what an event adds to the text of each choice."""
-        if isinstance(event, Opened):
-            return
-        if isinstance(event, Piece):
-            if self._json is not None:
-                return
-            for choice in self._choices_of(event.delta.choice):
-                yield choice, self._reach(choice, event.page) + self._written(choice, event.page, event.delta.text)
-            return
-        if self._json is not None:
-            assert report is not None, "blocks as JSON are written from reports"
-            yield from self._json_texts(report, self._json)
-            return
-        for choice in range(self._choices):
-            text = self._reach(choice, event.index)
-            if (stream := self._texts_of.pop(choice, None)) is not None:
-                text += stream.close()
-            yield choice, text
-
-    def _json_texts(self, report: PageReport, kept: BlocksJson) -> Iterator[tuple[int, str]]:
-        """Yield the pieces of one JSON document over all pages: `{"pages": [`, the pages, `]}`."""
-        (page,) = kept.keep({"pages": [report.model_dump(mode="json")]}).get("pages", [None])
-        text = '{"pages": [' if report.index == 0 else ", "
-        text += json.dumps(page, ensure_ascii=False)
-        if report.index == len(self._numbers) - 1:
-            text += "]}"
-        for choice in range(self._choices):
-            yield choice, text
-
-    def _reach(self, choice: int, page: int) -> str:
-        """Return the separators between the text of a choice and `page`."""
-        further = page - self._page[choice]
-        self._page[choice] = page
-        return self._separator * further
-
-    def _written(self, choice: int, page: int, text: str) -> str:
-        if choice not in self._texts_of:
-            assert self._format.text is not None, "the wire type allows text formats only"
-            number = self._numbers[page] + 1
-            self._texts_of[choice] = self._format.text(
-                TextOptions(
-                    figure_name=lambda figure: FIGURES_FOLDER + figure_name(number, figure),
-                    table_format=self._table_format,
-                    family=self._family,
-                )
-            )
-        return self._texts_of[choice].feed(text)
-
-    def _choices_of(self, choice: int) -> range:
-        """Return the choices of the answer that a choice of the engine's stands for."""
-        return range(choice, choice + self._copies)
+        return page_report(event) if self._texts.has_reports and isinstance(event, PageReading) else None
 
     def _count(self, reading: PageReading) -> None:
         if reading.error is None and not reading.deltas:

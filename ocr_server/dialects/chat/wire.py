@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from ocr_server.dialects.chat.response_format import ResponseFormat
 from ocr_server.dialects.page_report import OcrExtension, PageOpened
-from ocr_server.dialects.wire import Answer, ImageUrl, Maybe, PageNumbers, ReadingOptions, Wire, known, string_or_list
-from ocr_server.output.formats import TEXT_FORMATS
+from ocr_server.dialects.text_options import OcrOptions
+from ocr_server.dialects.wire import Answer, ImageUrl, Maybe, Wire, string_or_list
 
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
@@ -84,27 +83,6 @@ class Message(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
-
-
-class OcrOptions(ReadingOptions):
-    """Options of this server. With OpenAI's SDK, pass them as `extra_body={"ocr": {…}}`."""
-
-    output: Annotated[
-        str, AfterValidator(partial(known, TEXT_FORMATS)), Field(json_schema_extra={"enum": list(TEXT_FORMATS)})
-    ] = "raw"
-    """`raw`: the model's text, verbatim. `markdown`: markdown without markers, with links to figures. `blocks`: the
-    same markdown, and the blocks of each page with their bounding boxes."""
-    pages: PageNumbers | None = None
-    """Pages of the documents, counted from 1: `"1-3,7"`, `"5-"` or a list of numbers. The default is all pages."""
-    page_separator: Annotated[str | None, Field(max_length=1000)] = None
-    """Text between two pages. The default is a line `<--- Page Split --->` between blank lines."""
-    include_figures: bool = False
-    """With `output: blocks`: return the figures as data URIs."""
-    include_page_images: bool = False
-    """With `stream: true`: send the picture of each page before its text, also for PDF, TIFF and HEIC, and a report on
-    the page after it."""
-    confidence: bool = False
-    """With `output: blocks`: return the model's confidence in each page and block."""
 
 
 class StreamOptions(Wire):

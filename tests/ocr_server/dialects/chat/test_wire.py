@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepseek_ocr.modes import MODES
-from ocr_server.dialects.chat.response_format import MAX_SCHEMA_LEVELS
 from ocr_server.dialects.chat.wire import NEUTRAL, ChatCompletionRequest, OcrOptions
+from ocr_server.dialects.json_schema import MAX_SCHEMA_LEVELS
 from tests.ocr_server.conftest import (
     CHAT,
     WHITE,

@@ -1,4 +1,4 @@
-"""Blocks as the content of the answer: JSON that follows the schema in the request's `response_format`.
+"""Blocks as the content of the answer: JSON that follows the schema in the request.
 
 The model does not generate this JSON; the server writes it. The fields that the client's schema names are kept, and all
 others are left out.
@@ -21,9 +21,10 @@ reference and members of an `anyOf` are looked at. The schema is gone through fo
 class BlocksJson:
     """The parts of the page reports that a client wants."""
 
-    def __init__(self, schema: Schema | None) -> None:
+    def __init__(self, schema: Schema | None, *, param: str) -> None:
         """Args:
         schema: The client's schema; None for all fields.
+        param: Name of the request parameter that gave the schema.
 
         Raises:
             InvalidRequest: The schema has a property that the page reports do not have.
@@ -31,7 +32,10 @@ class BlocksJson:
         self._wanted = schema
         if schema is not None:
             ours = OcrExtension.model_json_schema()
-            _check(schema, schema, ours, ours, "")
+            try:
+                _check(schema, schema, ours, ours, "")
+            except ValueError as error:
+                raise InvalidRequest(f"{error}.", param=param, code="invalid_schema") from error
 
     def keep(self, value: Any) -> Any:
         """Return the parts of `value`, a JSON value, that the client wants."""
@@ -45,7 +49,7 @@ def _check(wanted: Schema, wanted_root: Schema, ours: Schema, our_root: Schema, 
     for name, each in wanted.get("properties", {}).items():
         path = f"{place}.{name}" if place else name
         if name not in ours.get("properties", {}):
-            raise _refusal(
+            raise ValueError(
                 f"The schema has the property {path!r}, which does not exist; the properties there are "
                 f"{', '.join(ours.get('properties', {})) or 'none'}"
             )
@@ -78,7 +82,3 @@ def _resolved(schema: Any, root: Schema) -> Schema:
         else:
             return schema
     return {}
-
-
-def _refusal(message: str) -> InvalidRequest:
-    return InvalidRequest(f"{message}.", param="response_format.json_schema.schema", code="invalid_schema")

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from ocr_server.dialects.chat.blocks_json import BlocksJson
+from ocr_server.dialects.blocks_json import BlocksJson
 from ocr_server.errors import InvalidRequest
+
+PARAM = "response_format.json_schema.schema"
 
 
 @pytest.mark.parametrize(
@@ -19,21 +21,21 @@ from ocr_server.errors import InvalidRequest
 )
 def test_a_schema_that_asks_for_an_unknown_field(schema: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidRequest, match=repr(named)) as caught:
-        BlocksJson(schema)
-    assert (caught.value.param, caught.value.code) == ("response_format.json_schema.schema", "invalid_schema")
+        BlocksJson(schema, param=PARAM)
+    assert (caught.value.param, caught.value.code) == (PARAM, "invalid_schema")
 
 
 def test_a_circular_schema() -> None:
     with pytest.raises(InvalidRequest, match=r"pages\.pages"):
-        BlocksJson({"properties": {"pages": {"$ref": "#"}}})
+        BlocksJson({"properties": {"pages": {"$ref": "#"}}}, param=PARAM)
     circle = {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}}
-    assert BlocksJson(circle).keep({"pages": []}) == {"pages": []}
+    assert BlocksJson(circle, param=PARAM).keep({"pages": []}) == {"pages": []}
 
 
 def test_without_a_schema_everything_is_kept() -> None:
-    assert BlocksJson(None).keep({"pages": [{"page": 1}]}) == {"pages": [{"page": 1}]}
+    assert BlocksJson(None, param=PARAM).keep({"pages": [{"page": 1}]}) == {"pages": [{"page": 1}]}
 
 
 def test_only_the_fields_of_the_schema_are_kept() -> None:
     schema = {"properties": {"pages": {"items": {"properties": {"page": {}}}}}}
-    assert BlocksJson(schema).keep({"pages": [{"page": 1, "width": 5}]}) == {"pages": [{"page": 1}]}
+    assert BlocksJson(schema, param=PARAM).keep({"pages": [{"page": 1, "width": 5}]}) == {"pages": [{"page": 1}]}
