@@ -51,9 +51,12 @@ SHARES: dict[Use, float] = {
     Use.SOURCES: 0.7,
     Use.PIXELS: 0.85,
     Use.DRAWING: 0.9,
-    Use.ANSWERS: 1.0,
+    Use.ANSWERS: 0.5,
 }
-"""Fraction of the capacity up to which each use is granted memory, compared with the total of all uses."""
+"""Fraction of the capacity up to which each use is granted memory, compared with the total of all uses.
+
+Answers exist already, and are compared with the total of all answers. Otherwise a page that was granted more memory than
+there is, since no other had any, would be read in vain."""
 
 
 class MemoryBudget:
@@ -112,7 +115,8 @@ class MemoryBudget:
     def _check(self, reservation: Reservation, size: int) -> None:
         use = reservation.use
         most = SHARES[use] * self.capacity
-        if size > 0 and self.total + size > most:
+        total = self.used[use] if use is Use.ANSWERS else self.total
+        if size > 0 and total + size > most:
             self.refused[use] += 1
             if reservation.size + size > most:
                 raise TooLarge(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,7 +26,7 @@ from ocr_server.intake.resolver import Resolver
 from ocr_server.intake.source import Base64, Source, Url
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.intake.workers import Workers
-from ocr_server.memory import MemoryBudget, Use
+from ocr_server.memory import MemoryBudget, Reservation, Use
 
 MAX_THREADS = 16
 
@@ -99,17 +100,21 @@ class Intake:
             return source.content
         memory = self._memory.reserve(Use.SOURCES)
         try:
-            if isinstance(source.content, Url):
-                data = await load(source.content.address, fetcher, self._limits, memory, self._threads)
-                source = replace(source, content=data)
-            elif isinstance(source.content, Base64):
-                data = await decoded(decode_base64, source.content.text, self._limits, self._threads)
-                source = replace(source, content=data)
-            document = await self._opener.open(source)
+            document = await self._opened(source, fetcher, memory)
         except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they refer to the file, which would outlive its reservation
             memory.close()
             if isinstance(error, SourceError):
                 error.source = number
             raise
         document.memory = memory
         return document
+
+    async def _opened(self, source: Source, fetcher: Fetcher, memory: Reservation) -> Document:
+        if isinstance(source.content, Url):
+            data = await load(source.content.address, fetcher, self._limits, memory, self._threads)
+            source = replace(source, content=data)
+        elif isinstance(source.content, Base64):
+            data = await decoded(decode_base64, source.content.text, self._limits, self._threads)
+            source = replace(source, content=data)
+        return await self._opener.open(source)

@@ -35,6 +35,9 @@ START_S = 60.0
 """Time in seconds after which starting a process is given up. It usually takes a tenth of a second."""
 MAX_CALLS = 1000
 """Number of calls after which a process is replaced by a new one."""
+LEAST_CPU = 0.1
+"""Fraction of the time limit of a call that the process must have computed. If it was less, the machine did not let it
+run: the file is not at fault."""
 EXIT_S = 5.0
 """Time in seconds in which a process must have ended after it has closed its channel."""
 STOP_S = 10.0
@@ -125,7 +128,8 @@ class Workers:
             SourceError, PdfError: Raised by the function.
             WorkerTimeout: The call took too long.
             WorkerLost: The process crashed twice, or the function raised an unexpected error.
-            Unavailable: No process can be started, the process was killed twice, or the machine has run out of memory.
+            Unavailable: No process can be started, the process was killed twice, it did not get to run, or the machine
+                has run out of memory.
         """
         async with self._free:
             if self._closed:
@@ -254,17 +258,16 @@ class _Worker:
                 given = DESCRIPTOR
         self.document = call.document
         self._calls += 1
-        async with asyncio.timeout(self._timeout_s):
-            try:
-                attached = call.file if given == DESCRIPTOR else None
-                await self._send(_line(call.function, call.arguments, given), attached)
-                await self._taken()
-            except OSError as error:
-                raise _Gone from error
-            try:
-                answer = await self._answer()
-            except ConnectionError as error:
-                raise _Died(await self._exit_status()) from error
+        used = self._cpu_seconds()
+        try:
+            answer = await self._answered(call, given)
+        except TimeoutError as error:
+            if self._cpu_seconds() - used < LEAST_CPU * self._timeout_s:
+                raise Unavailable(
+                    "The process that decodes the file did not get to run on this machine. Try again later.",
+                    retry_after=RESOURCES_RETRY_S,
+                ) from error
+            raise
         if "refused" in answer:
             kind, parameters, attributes = answer["refused"]
             refusal = _REFUSALS[kind](*parameters)
@@ -279,6 +282,29 @@ class _Worker:
         if answer["size"] is not None:
             pixels = await run(_pixels, self._memory, *answer["size"])
         return answer["value"], pixels
+
+    async def _answered(self, call: _Call, given: int | str | None) -> Any:
+        """Send the call, and return the answer. Raises TimeoutError."""
+        async with asyncio.timeout(self._timeout_s):
+            try:
+                attached = call.file if given == DESCRIPTOR else None
+                await self._send(_line(call.function, call.arguments, given), attached)
+                await self._taken()
+            except OSError as error:
+                raise _Gone from error
+            try:
+                return await self._answer()
+            except ConnectionError as error:
+                raise _Died(await self._exit_status()) from error
+
+    def _cpu_seconds(self) -> float:
+        """Return the processor time that the process has used, in seconds; 0 if it has ended."""
+        assert self._process is not None
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     async def _start(self) -> None:
         """Start the process. Raises Unavailable."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 
@@ -35,7 +36,9 @@ def test_a_request_that_could_never_fit_is_told_so_instead_of_to_try_again() -> 
 
 def test_later_uses_find_room_however_much_the_earlier_ones_want() -> None:
     budget = MemoryBudget(100 * KB)
-    for earlier, later in zip(SHARES, list(SHARES)[1:], strict=False):
+    for earlier, later in pairwise(SHARES):
+        if later is Use.ANSWERS:
+            break
         budget.reserve(earlier, int(SHARES[earlier] * budget.capacity) - budget.total)
         with pytest.raises(TooMany):
             budget.reserve(earlier, KB)
@@ -104,6 +107,17 @@ async def test_a_page_larger_than_the_budget_is_granted_when_there_is_no_other()
     assert not next_page.done()
     page.shrink_to(10 * KB)
     await asyncio.wait_for(next_page, 5)
+
+
+async def test_the_answer_of_a_page_that_took_more_than_the_budget_is_kept() -> None:
+    """The page was granted since there was no other. Without room for the answer it would have been read in vain."""
+    budget = MemoryBudget(100 * KB)
+    await asyncio.wait_for(budget.wait(Use.PIXELS, 300 * KB), 5)
+    answer = budget.reserve(Use.ANSWERS, 50 * KB)
+    with pytest.raises(TooMany):
+        budget.reserve(Use.ANSWERS, KB)
+    with pytest.raises(TooLarge):
+        answer.grow(KB)
 
 
 def test_the_default_capacity_is_a_part_of_the_machine() -> None:

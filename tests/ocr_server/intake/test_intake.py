@@ -8,6 +8,7 @@ import dataclasses
 import io
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable
 
 import numpy as np
@@ -349,3 +350,18 @@ class TestThreads:
         async with asyncio.timeout(5):
             while any(thread.is_alive() for thread in ours):  # noqa: ASYNC110  # threads set no event
                 await asyncio.sleep(0.005)
+
+
+async def test_a_file_that_is_refused_is_not_kept_by_its_error(limits: IntakeLimits) -> None:
+    """The error lives until the request has been answered, without a reservation of memory for the file."""
+    intake = new_intake(limits, 1)
+    uri = "data:;base64," + base64.b64encode(bytes(2_000_000)).decode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(SourceError) as caught:
+            await intake.open([source(uri)])
+        assert caught.value.code == "invalid_image_format"
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
+        await intake.close()

@@ -86,11 +86,28 @@ async def test_a_call_that_takes_too_long(start: Start) -> None:
     opener = start(timeout_s=2.0)
     await read(opener, saved())
     (before,) = processes()
+    used = before.cpu_times().user
+    late = asyncio.create_task(read(opener, LARGE))
+    while before.cpu_times().user < used + 0.25:  # noqa: ASYNC110  # more than a tenth of the limit
+        await asyncio.sleep(0.002)
     before.suspend()
     with pytest.raises(SourceError) as caught:
-        await read(opener, saved())
+        await late
     assert (caught.value.code, caught.value.about) == ("image_timeout", "file")
     assert "2 s" in caught.value.message
+    assert (await read(opener, saved())).image.getpixel((5, 5)) == RED
+    assert before not in processes()
+
+
+@pytest.mark.slow
+async def test_a_process_that_does_not_get_to_run_is_not_the_file_s_fault(start: Start) -> None:
+    opener = start(timeout_s=2.0)
+    await read(opener, saved())
+    (before,) = processes()
+    before.suspend()
+    with pytest.raises(Unavailable) as caught:
+        await read(opener, saved())
+    assert caught.value.retry_after
     assert (await read(opener, saved())).image.getpixel((5, 5)) == RED
     assert before not in processes()
 
