@@ -55,8 +55,8 @@ SHARES: dict[Use, float] = {
 }
 """Fraction of the capacity up to which each use is granted memory, compared with the total of all uses.
 
-Answers exist already, and are compared with the total of all answers. Otherwise a page that was granted more memory than
-there is, since no other had any, would be read in vain."""
+Answers exist already, and are compared with the total of all answers. Otherwise a page that was granted more memory
+than there is, since no other had any, would be read in vain."""
 
 
 class MemoryBudget:

@@ -30,7 +30,7 @@ from ocr_server.runtime import Runtime
 TICK_S = 0.02
 SILENT = ".silent.test"
 """Names below this are looked up for ever."""
-_STATE = struct.Struct("dd")
+_STATE = struct.Struct("ddd")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class ColourEngine:
     async def read(self, page: Page) -> AsyncGenerator[PageDelta]:
         view = page.image.global_view
         text = colour_text(view[view.shape[0] // 2, view.shape[1] // 2].tolist())
+        if "<|grounding|>" in page.prompt:
+            text = f"<|ref|>text<|/ref|><|det|>[[50, 50, 950, 950]]<|/det|>\n{text}"
         await asyncio.sleep(self._seconds)
         for choice in range(page.decoding.n):
             yield PageDelta(choice, text, 1, page.image.num_tokens, finish_reason="stop")
@@ -86,7 +88,7 @@ class State:
 
     def __init__(self, file: Path) -> None:
         if not file.exists():
-            file.write_bytes(_STATE.pack(0.0, 0.0))
+            file.write_bytes(_STATE.pack(0.0, 0.0, 0.0))
         with file.open("r+b") as opened:
             self._memory = mmap.mmap(opened.fileno(), _STATE.size)
         self._trim_is_due = False
@@ -98,7 +100,16 @@ class State:
 
     @longest_stall.setter
     def longest_stall(self, seconds: float) -> None:
-        self._memory[:] = _STATE.pack(seconds, self.trims)
+        self._memory[:] = _STATE.pack(seconds, self.trims, self.clock_is_ahead)
+
+    @property
+    def clock_is_ahead(self) -> float:
+        """Seconds by which the server's clock is ahead of the real one."""
+        return float(_STATE.unpack(self._memory[:])[2])
+
+    @clock_is_ahead.setter
+    def clock_is_ahead(self, seconds: float) -> None:
+        self._memory[:] = _STATE.pack(self.longest_stall, self.trims, seconds)
 
     @property
     def trims(self) -> int:
@@ -109,7 +120,7 @@ class State:
         """Give the free memory of this process back to the operating system."""
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
-        self._memory[:] = _STATE.pack(self.longest_stall, self.trims + 1)
+        self._memory[:] = _STATE.pack(self.longest_stall, self.trims + 1, self.clock_is_ahead)
 
     def wish_for_trim(self) -> None:
         """Let `measure` call `trim` between two measurements."""
@@ -159,15 +170,16 @@ def run(folder: Path, port: int, spec: Spec) -> None:
     for which, limit in spec.limits.items():
         resource.setrlimit(which, (limit, limit))
     logs.set_up("info", "text")
+    state = State(folder / "state")
     _silence_some_names()
+    _set_clock(state)
     listener = openai_api_server.listen("127.0.0.1", port)
     openai_api_server.set_options(listener, settings.SEND_TIMEOUT)
-    asyncio.run(_serve(folder, settings, listener, spec))
+    asyncio.run(_serve(state, settings, listener, spec))
 
 
-async def _serve(folder: Path, settings: Settings, listener: socket.socket, spec: Spec) -> None:
+async def _serve(state: State, settings: Settings, listener: socket.socket, spec: Spec) -> None:
     server = openai_api_server.server_for(Runtime.build(settings, ColourEngine(spec.seconds_a_page)), listener)
-    state = State(folder / "state")
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, state.wish_for_trim)
     others = [
         asyncio.create_task(state.measure()),
@@ -188,3 +200,9 @@ def _silence_some_names() -> None:
         return look_up(host, *arguments, **options)
 
     socket.getaddrinfo = getaddrinfo
+
+
+def _set_clock(state: State) -> None:
+    """Make this process's clock one that the tests can set."""
+    right = time.time
+    time.time = lambda: right() + state.clock_is_ahead

@@ -52,7 +52,7 @@ class Server:
         self.port = free_port()
         self.address = ("127.0.0.1", self.port)
         self.url = f"http://127.0.0.1:{self.port}"
-        self._state = State(folder / "state")
+        self.state = State(folder / "state")
         _processes.set_forkserver_preload(["tests.attack.fake_server"])  # so that torch is imported once
         self._process = _processes.Process(target=run, args=(folder, self.port, spec))
 
@@ -107,9 +107,9 @@ class Server:
 
     def trim(self) -> None:
         """Make the server give back free memory: what an earlier attack needed would hide what the next one needs."""
-        trims = self._state.trims
+        trims = self.state.trims
         psutil.Process(self.pid).send_signal(signal.SIGUSR1)
-        wait_until("the server gives back memory", lambda: self._state.trims > trims)
+        wait_until("the server gives back memory", lambda: self.state.trims > trims)
 
     def metric(self, name: str) -> float:
         """Return the sum of a metric over its labels."""
@@ -123,12 +123,17 @@ class Server:
         """Measure memory and stalls in the block. The result is complete when the block has ended."""
         self.trim()
         cost = Cost(before=self.memory())
-        _reset_peak(self.pid)
-        self._state.longest_stall = 0.0
+        decoders = {decoder.pid: decoder.memory_info().rss for decoder in self.decoders()}
+        for pid in (self.pid, *decoders):
+            _reset_peak(pid)
+        self.state.longest_stall = 0.0
         yield cost
         assert self.is_alive(), f"the attack ended the server:\n{self.log[-3000:]}"
         cost.peak = _peak(self.pid)
-        cost.stall = self._state.longest_stall
+        cost.held_by_decoders = sum(
+            max(0, _peak(decoder.pid) - decoders.get(decoder.pid, 0)) for decoder in self.decoders()
+        )
+        cost.stall = self.state.longest_stall
         logger.info("%s: %s", os.environ.get("PYTEST_CURRENT_TEST", "attack").rpartition("::")[2], cost)
 
 
@@ -140,6 +145,8 @@ class Cost:
     """Resident memory before, bytes."""
     peak: int = 0
     """Most resident memory during the attack, bytes."""
+    held_by_decoders: int = 0
+    """Bytes by which the memory of all decoder processes that are left grew at most, including shared memory."""
     stall: float = 0.0
     """Longest stall of the event loop in seconds."""
 
@@ -163,7 +170,8 @@ class Cost:
         assert self.stall <= stall, f"the event loop stalled for {self.stall:.2f} s"
 
     def __str__(self) -> str:
-        return f"{self.held / MEGA:.1f} MB held, longest stall {1000 * self.stall:.0f} ms"
+        held = f"{self.held / MEGA:.1f} MB held, by decoders {self.held_by_decoders / MEGA:.1f}"
+        return f"{held}, longest stall {1000 * self.stall:.0f} ms"
 
 
 def _reset_peak(pid: int) -> None:
