@@ -45,9 +45,13 @@ def opener(workers: Workers, limits: IntakeLimits) -> Opener:
 
 async def read(opener: Opener, data: bytes) -> list[tuple[int, int]]:
     """The sizes of the first two pages."""
-    opened = await opener.open(Source(data, dpi=72))
+    opened, sizes = await opener.open(Source(data, dpi=72)), []
     try:
-        return [(await opened.page(number)).image.size for number in range(min(opened.page_count, 2))]
+        for number in range(min(opened.page_count, 2)):
+            page = await opened.page(number)
+            sizes.append(page.size)
+            page.close()
+        return sizes
     finally:
         await opened.close()
 
