@@ -126,8 +126,9 @@ class Settings(BaseSettings):
     """Maximum size of a request body in megabytes."""
     MEMORY_BUDGET_MB: Annotated[int, Field(ge=0)] = 0
     """Memory, in megabytes, for everything that requests make the server allocate: headers, bodies, downloads, decoded
-    pages, and answers. Requests beyond it wait, or are rejected with status 429. 0 means a quarter of the memory of the
-    machine or container, and at least 512 MB. The engine's memory is not included."""
+    pages, and answers. Requests beyond it wait, or are rejected with status 429; each client can have a sixteenth of it
+    whatever others use. 0 means a quarter of the memory of the machine or container, and at least 512 MB. The engine's
+    memory is not included."""
     MAX_CONNECTIONS: Annotated[int, Field(ge=0)] = 0
     """Maximum number of open connections. Beyond it, idle connections are closed in favour of new ones, and if none is
     idle, new ones are rejected with status 503. 0 means 4096, or fewer if `ulimit -n` does not allow so many."""

@@ -4,6 +4,8 @@ All uses share one capacity. A use that comes early in the life of a request is 
 all uses is below its own share of the capacity, so that there is always some left for the later ones: work that has
 been accepted can be finished, however much more arrives.
 
+One client cannot take all of it: whoever holds little is granted memory in any case, and waiting clients take turns.
+
 A budget belongs to one event loop and is not thread-safe.
 """
 
@@ -12,10 +14,11 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections import deque
+from collections import OrderedDict, deque
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from ocr_server.errors import TooLarge, TooMany
 
@@ -58,6 +61,11 @@ SHARES: dict[Use, float] = {
 Answers exist already, and are compared with the total of all answers. Otherwise a page that was granted more memory
 than there is, since no other had any, would be read in vain."""
 
+GUARANTEED = 1 / 16
+"""Fraction of the capacity that each client is granted although the total is larger than the share of the use."""
+MOST = 1.25
+"""Total up to which this guarantee holds, as a fraction of the capacity."""
+
 
 class MemoryBudget:
     """Hands out bytes. One for each process."""
@@ -73,37 +81,46 @@ class MemoryBudget:
         """Number of reservations that were refused, for each use."""
         self.peak = 0
         """Largest total so far, in bytes."""
-        self._waiting: dict[Use, deque[tuple[Reservation, int, asyncio.Future[None]]]] = {use: deque() for use in Use}
+        self._of_client: dict[str, int] = {}
+        self._waiting: dict[Use, OrderedDict[str, deque[_Wish]]] = {use: OrderedDict() for use in Use}
 
     @property
     def total(self) -> int:
         """Bytes that are reserved for all uses."""
         return sum(self.used.values())
 
-    def reserve(self, use: Use, size: int = 0) -> Reservation:
-        """Return a reservation of `size` bytes. Raises as `Reservation.grow`."""
-        reservation = Reservation(self, use)
+    def reserve(self, use: Use, size: int = 0, client: str = "") -> Reservation:
+        """Return a reservation of `size` bytes. Raises as `Reservation.grow`.
+
+        Args:
+            client: On whose behalf. Empty for no client in particular, to whom nothing is guaranteed.
+        """
+        reservation = Reservation(self, use, client)
         reservation.grow(size)
         return reservation
 
-    async def wait(self, use: Use, size: int) -> Reservation:
-        """Return a reservation of `size` bytes as soon as there is room for it, in the order of the calls for `use`.
+    async def wait(self, use: Use, size: int, client: str = "") -> Reservation:
+        """Return a reservation of `size` bytes as soon as there is room for it. Clients take turns.
 
         More than the share of `use` is granted when nothing else has that use: it is then limited by the caller alone.
         Only for uses whose holders do not wait for more memory of the same use.
+
+        Args:
+            client: As in `reserve`.
         """
-        reservation, waiting = Reservation(self, use), self._waiting[use]
-        if not waiting and self._has_room(use, size):
+        reservation, waiting = Reservation(self, use, client), self._waiting[use]
+        if self._is_guaranteed(client, size) or (not waiting and self._has_room(use, size)):
             self._add(reservation, size)
             return reservation
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (reservation, size, turn)
-        waiting.append(entry)
+        wish = _Wish(reservation, size, turn)
+        waiting.setdefault(client, deque()).append(wish)
         try:
             await turn
         except asyncio.CancelledError:
-            if entry in waiting:
-                waiting.remove(entry)
+            if wish in waiting.get(client, ()):
+                waiting[client].remove(wish)
+                self._tidy(waiting, client)
                 self._hand_out()  # those behind this one may need less
             reservation.close()
             raise
@@ -112,11 +129,16 @@ class MemoryBudget:
     def _has_room(self, use: Use, size: int) -> bool:
         return self.total + size <= SHARES[use] * self.capacity or self.used[use] == 0
 
+    def _is_guaranteed(self, client: str, size: int) -> bool:
+        """Return whether a client has so little that it is granted `size` bytes more in any case."""
+        own = self._of_client.get(client, 0)
+        return bool(client) and own + size <= GUARANTEED * self.capacity and self.total + size <= MOST * self.capacity
+
     def _check(self, reservation: Reservation, size: int) -> None:
         use = reservation.use
         most = SHARES[use] * self.capacity
         total = self.used[use] if use is Use.ANSWERS else self.total
-        if size > 0 and total + size > most:
+        if size > 0 and total + size > most and not self._is_guaranteed(reservation.client, size):
             self.refused[use] += 1
             if reservation.size + size > most:
                 raise TooLarge(
@@ -131,32 +153,48 @@ class MemoryBudget:
 
     def _add(self, reservation: Reservation, size: int) -> None:
         reservation.size += size
-        self.used[reservation.use] += size
+        self._count(reservation, size)
         self.peak = max(self.peak, self.total)
 
-    def _give_back(self, use: Use, size: int) -> None:
-        self.used[use] -= size
+    def _give_back(self, reservation: Reservation, size: int) -> None:
+        self._count(reservation, -size)
         self._hand_out()
+
+    def _count(self, reservation: Reservation, size: int) -> None:
+        self.used[reservation.use] += size
+        client = reservation.client
+        self._of_client[client] = self._of_client.get(client, 0) + size
+        if not self._of_client[client]:
+            del self._of_client[client]
 
     def _hand_out(self) -> None:
         """Grant what waits, the latest uses first: they are the first to be given back."""
         for use, waiting in reversed(self._waiting.items()):
             while waiting:
-                reservation, size, turn = waiting[0]
-                if not turn.done():  # otherwise it has just been cancelled
-                    if not self._has_room(use, size):
+                client, wishes = next(iter(waiting.items()))
+                wish = wishes[0]
+                if not wish.turn.done():  # otherwise it has just been cancelled
+                    if not self._has_room(use, wish.size):
                         break
-                    self._add(reservation, size)
-                    turn.set_result(None)
-                waiting.popleft()
+                    self._add(wish.reservation, wish.size)
+                    wish.turn.set_result(None)
+                wishes.popleft()
+                waiting.move_to_end(client)
+                self._tidy(waiting, client)
+
+    @staticmethod
+    def _tidy(waiting: OrderedDict[str, deque[_Wish]], client: str) -> None:
+        if not waiting[client]:
+            del waiting[client]
 
 
 class Reservation:
     """Some bytes of a budget, which are given back by `close`. A context manager."""
 
-    def __init__(self, budget: MemoryBudget, use: Use) -> None:
+    def __init__(self, budget: MemoryBudget, use: Use, client: str = "") -> None:
         """Use `MemoryBudget.reserve` or `MemoryBudget.wait` instead."""
         self.use = use
+        self.client = client
         self.size = 0
         """Number of reserved bytes."""
         self._budget = budget
@@ -188,7 +226,7 @@ class Reservation:
         """Give back all but `size` bytes. Does nothing if it has no more than that."""
         if size < self.size:
             less, self.size = self.size - size, size
-            self._budget._give_back(self.use, less)
+            self._budget._give_back(self, less)
 
     def close(self) -> None:
         """Give everything back. Idempotent."""
@@ -201,6 +239,29 @@ class Reservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class ClientMemory(NamedTuple):
+    """A budget, on behalf of a client."""
+
+    budget: MemoryBudget
+    client: str
+
+    def reserve(self, use: Use, size: int = 0) -> Reservation:
+        """As `MemoryBudget.reserve`."""
+        return self.budget.reserve(use, size, self.client)
+
+    async def wait(self, use: Use, size: int) -> Reservation:
+        """As `MemoryBudget.wait`."""
+        return await self.budget.wait(use, size, self.client)
+
+
+class _Wish(NamedTuple):
+    """Bytes that somebody waits for."""
+
+    reservation: Reservation
+    size: int
+    turn: asyncio.Future[None]
 
 
 def default_capacity() -> int:

@@ -12,7 +12,7 @@ from ocr_server.intake.document import Document
 from ocr_server.intake.errors import SourceError
 from ocr_server.intake.intake import Intake
 from ocr_server.intake.source_page import SourcePage
-from ocr_server.memory import MemoryBudget, Use
+from ocr_server.memory import ClientMemory, MemoryBudget, Use
 from ocr_server.observability import metrics
 from ocr_server.observability.logs import ANONYMOUS
 from ocr_server.observability.tracing import stage
@@ -71,8 +71,8 @@ class Session:
         self._ticket = ticket
         self._documents = documents
         self._account = account
-        self._memory = memory
-        self._answer = memory.reserve(Use.ANSWERS)
+        self._memory = ClientMemory(memory, ticket.client)
+        self._answer = self._memory.reserve(Use.ANSWERS)
 
     @classmethod
     async def begin(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from ipaddress import ip_address, ip_network
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -19,6 +18,7 @@ from ocr_server.errors import InvalidRequest, UnsupportedMediaType
 from ocr_server.observability.logs import ANONYMOUS
 from ocr_server.runtime import Runtime
 from ocr_server.session import Account, Caller
+from ocr_server.transport.auth import sharer_of
 from ocr_server.transport.boundary import is_browser
 
 W = TypeVar("W", bound=Wire)
@@ -97,21 +97,11 @@ async def form_of(request: Request, *, max_fields: int) -> AsyncGenerator[FormDa
 def caller_of(request: Request) -> Caller:
     """Return who sent the request, with an account whose totals go to the access log."""
     request.state.reading = account = Account()
-    client = client_of(request)
     return Caller(
-        client=_network(request) if client == ANONYMOUS else client,
+        client=sharer_of(request.scope),
         account=account,
         quota=getattr(request.state, "quota", None),
     )
-
-
-def _network(request: Request) -> str:
-    """Return the address of the client, or its network if that is what a single customer of a provider has (IPv6)."""
-    try:
-        address = ip_address(request.client.host if request.client else "")
-    except ValueError:  # a Unix socket
-        return ANONYMOUS
-    return str(address if address.version == 4 else ip_network((address, 64), strict=False))
 
 
 def client_of(request: Request) -> str:

@@ -55,7 +55,8 @@ class Intake:
         If a source fails, all documents are closed, also those that were handed over open.
 
         Args:
-            client: On whose behalf. The number of names that are looked up for a client at the same time is limited.
+            client: On whose behalf. Clients take turns with memory, and the number of names that are looked up for one
+                at the same time is limited.
 
         Raises:
             SourceError: A source cannot be fetched or opened, or together they have more pages than the limit; its
@@ -65,7 +66,9 @@ class Intake:
                 file descriptors.
         """
         fetcher = self._fetcher.resolving(self._resolver.for_request(client))
-        tasks = [asyncio.create_task(self._open(number, source, fetcher)) for number, source in enumerate(sources)]
+        tasks = [
+            asyncio.create_task(self._open(number, source, fetcher, client)) for number, source in enumerate(sources)
+        ]
         try:
             documents = list(await asyncio.gather(*tasks))
         except BaseException:  # after the first failure the others are of no use
@@ -95,12 +98,12 @@ class Intake:
         await self._workers.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _open(self, number: int, source: Source, fetcher: Fetcher) -> Document:
+    async def _open(self, number: int, source: Source, fetcher: Fetcher, client: str) -> Document:
         if isinstance(source.content, Document):
             return source.content
-        memory = self._memory.reserve(Use.SOURCES)
+        memory = self._memory.reserve(Use.SOURCES, client=client)
         try:
-            document = await self._opened(source, fetcher, memory)
+            document = await self._opened(source, fetcher, memory, client)
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they refer to the file, which would outlive its reservation
             memory.close()
@@ -110,11 +113,11 @@ class Intake:
         document.memory = memory
         return document
 
-    async def _opened(self, source: Source, fetcher: Fetcher, memory: Reservation) -> Document:
+    async def _opened(self, source: Source, fetcher: Fetcher, memory: Reservation, client: str) -> Document:
         if isinstance(source.content, Url):
             data = await load(source.content.address, fetcher, self._limits, memory, self._threads)
             source = replace(source, content=data)
         elif isinstance(source.content, Base64):
             data = await decoded(decode_base64, source.content.text, self._limits, self._threads)
             source = replace(source, content=data)
-        return await self._opener.open(source)
+        return await self._opener.open(source, client)

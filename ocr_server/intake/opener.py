@@ -23,7 +23,7 @@ from ocr_server.intake.pdf_errors import Kind, PdfError
 from ocr_server.intake.source import Source
 from ocr_server.intake.source_page import DECODING_BYTES, Rgb, SourcePage
 from ocr_server.intake.workers import WorkerLost, Workers, WorkerTimeout
-from ocr_server.memory import MemoryBudget, Use
+from ocr_server.memory import ClientMemory, MemoryBudget, Use
 
 KEPT_PIXELS = 9_000_000
 """Size in pixels up to which a picture is kept decoded from when it is opened until its page is read, if there is
@@ -61,11 +61,12 @@ class Opener:
         self._workers = workers
         self._pdf = PdfRenderer(workers)
 
-    async def open(self, source: Source) -> Document:
+    async def open(self, source: Source, client: str = "") -> Document:
         """Open a file. Its content decides what it is. A single picture is decoded, so that a broken one fails here.
 
         Args:
             source: Its `content` is the file: a PDF, or a picture file as `find_pages` describes.
+            client: On whose behalf: clients take turns with memory.
 
         Raises:
             SourceError: The file is empty, of another type or damaged, the password is missing or wrong, or the pages
@@ -82,11 +83,12 @@ class Opener:
             raise SourceTooLarge(
                 f"The file has {len(data):,} bytes; the limit is {self._limits.max_image_bytes:,} bytes."
             )
+        memory = ClientMemory(self._memory, client)
         if is_pdf(data):
-            return await self._open_pdf(data, source)
-        return await self._open_picture(data, source.pages)
+            return await self._open_pdf(data, source, memory)
+        return await self._open_picture(data, source.pages, memory)
 
-    async def _open_pdf(self, data: bytes, source: Source) -> Document:
+    async def _open_pdf(self, data: bytes, source: Source, memory: ClientMemory) -> Document:
         run = partial(asyncio.get_running_loop().run_in_executor, self._threads)
         try:
             file = await run(PdfFile, data, source.password)
@@ -101,15 +103,17 @@ class Opener:
         except BaseException:
             self._pdf.discard(file)
             raise
-        return _Pdf(self._pdf, file, indices, len(data), source.dpi, self._limits, self._memory)
+        return _Pdf(self._pdf, file, indices, len(data), source.dpi, self._limits, memory)
 
-    async def _open_picture(self, data: bytes, pages: Selection | None) -> Document:
-        document = await asyncio.get_running_loop().run_in_executor(self._threads, self._find_pages, data, pages)
+    async def _open_picture(self, data: bytes, pages: Selection | None, memory: ClientMemory) -> Document:
+        document = await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._find_pages, data, pages, memory
+        )
         if not document.is_document:
             await document.keep()
         return document
 
-    def _find_pages(self, data: bytes, pages: Selection | None) -> _Picture:
+    def _find_pages(self, data: bytes, pages: Selection | None, memory: ClientMemory) -> _Picture:
         found = find_pages(data)
         if len(found) == 1 and pages is not None and pages.documents_only:
             pages = None
@@ -117,7 +121,7 @@ class Opener:
         selected = [found[index] for index in indices]
         for page in selected:
             check_pixels(page.width, page.height, self._limits)
-        return _Picture(data, selected, indices, len(found) > 1, self._limits, self._workers, self._memory)
+        return _Picture(data, selected, indices, len(found) > 1, self._limits, self._workers, memory)
 
     def _select(self, page_count: int, pages: Selection | None) -> Sequence[int]:
         """Return the indices of the selected pages. Not for the event loop: hostile selections take a while."""
@@ -147,7 +151,7 @@ class _Pdf(Document):
         size_bytes: int,
         dpi: float,
         limits: IntakeLimits,
-        memory: MemoryBudget,
+        memory: ClientMemory,
     ) -> None:
         super().__init__(indices, size_bytes, is_document=True)
         self._memory = memory
@@ -185,7 +189,7 @@ class _Picture(Document):
         is_document: bool,
         limits: IntakeLimits,
         workers: Workers,
-        memory: MemoryBudget,
+        memory: ClientMemory,
     ) -> None:
         super().__init__(indices, len(data), is_document=is_document)
         self._memory = memory

@@ -12,12 +12,10 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -27,6 +25,7 @@ from ocr_server.intake import sandbox
 from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.pdf_errors import PdfError
 from ocr_server.intake.source_page import Rgb
+from ocr_server.intake.spawn import cpu_seconds, spawn
 from ocr_server.intake.worker import DESCRIPTOR, TAKEN, store
 
 logger = logging.getLogger(__name__)
@@ -47,16 +46,6 @@ KEPT_BYTES = 32_000_000
 
 _LONGEST_ANSWER = 65_536
 _REFUSALS = {kind.__name__: kind for kind in (SourceError, SourceTooLarge, PdfError)}
-_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
-"""Environment variables that the processes inherit. They must not see keys and tokens."""
-_ENVIRONMENT = {
-    "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "1",  # an arena for each thread would take too much address space
-    "MALLOC_MMAP_THRESHOLD_": "32000000",  # the memory of one page is reused for the next
-    "MALLOC_TRIM_THRESHOLD_": "64000000",
-}
 
 
 class WorkerTimeout(Exception):
@@ -258,11 +247,11 @@ class _Worker:
                 given = DESCRIPTOR
         self.document = call.document
         self._calls += 1
-        used = self._cpu_seconds()
+        used = cpu_seconds(self._process)
         try:
             answer = await self._answered(call, given)
         except TimeoutError as error:
-            if self._cpu_seconds() - used < LEAST_CPU * self._timeout_s:
+            if cpu_seconds(self._process) - used < LEAST_CPU * self._timeout_s:
                 raise Unavailable(
                     "The process that decodes the file did not get to run on this machine. Try again later.",
                     retry_after=RESOURCES_RETRY_S,
@@ -297,15 +286,6 @@ class _Worker:
             except ConnectionError as error:
                 raise _Died(await self._exit_status()) from error
 
-    def _cpu_seconds(self) -> float:
-        """Return the processor time that the process has used, in seconds; 0 if it has ended."""
-        assert self._process is not None
-        try:
-            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return 0.0
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     async def _start(self) -> None:
         """Start the process. Raises Unavailable."""
         self._calls, self._received = 0, b""
@@ -317,7 +297,7 @@ class _Worker:
                 unless_started.callback(self._channel.close)
                 self._channel.setblocking(False)
                 self._memory = io.FileIO(os.memfd_create("page"), "r+")
-                self._process = _spawn(theirs.fileno(), self._memory.fileno(), self._memory_bytes)
+                self._process = spawn(theirs.fileno(), self._memory.fileno(), self._memory_bytes)
                 unless_started.pop_all()
             async with asyncio.timeout(START_S):
                 gaps = await self._answer()
@@ -360,24 +340,6 @@ class _Worker:
             self._received += received
         line, _, self._received = self._received.partition(b"\n")
         return json.loads(line)
-
-
-def _spawn(channel: int, memory: int, memory_bytes: int) -> subprocess.Popen[bytes]:
-    """Start a process that inherits these file descriptors. Raises OSError.
-
-    This does not use multiprocessing, which would import the main module of the server and with it vLLM. It must be
-    called in the thread of the event loop, since the process ends with the thread that started it.
-    """
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "ocr_server.intake.worker", str(channel), str(memory), str(memory_bytes)],
-        pass_fds=(channel, memory),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        env={name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _ENVIRONMENT,
-        # Ctrl-C must reach the server only. A session of its own would do that, too, but Linux divides the CPU evenly
-        # among sessions (sched_autogroup): the worker would get as much as the server and the engine together.
-        process_group=0,
-    )
 
 
 def _line(function: str, arguments: tuple[Any, ...], given: int | str | None) -> bytes:

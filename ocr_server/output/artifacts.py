@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from deepseek_ocr.families import Family
 from ocr_server.intake.source_page import SourcePage
-from ocr_server.memory import MemoryBudget, Reservation, Use
+from ocr_server.memory import ClientMemory, MemoryBudget, Reservation, Use
 from ocr_server.output.blocks import Block, PixelBox, blocks
 from ocr_server.output.confidence import TokenSpan, token_spans
 from ocr_server.output.figures import crop, figure_boxes, figure_name
@@ -87,7 +87,13 @@ class ArtifactMaker:
     """Makes the artifacts of each page of a request."""
 
     def __init__(
-        self, wanted: Artifacts, family: Family, *, of_document: bool, memory: MemoryBudget, answer: Reservation
+        self,
+        wanted: Artifacts,
+        family: Family,
+        *,
+        of_document: bool,
+        memory: MemoryBudget | ClientMemory,
+        answer: Reservation,
     ) -> None:
         """Args:
         wanted: The artifacts to make.

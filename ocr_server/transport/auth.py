@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ocr_server.errors import ApiError, TooMany, Unauthorized
 from ocr_server.observability.logs import ANONYMOUS
+from ocr_server.transport.connection_limits import network_of
 from ocr_server.transport.keys import KeyRing
 from ocr_server.transport.negotiation import PAGE, prefers_html
 from ocr_server.transport.refusal import refuse
@@ -89,6 +90,13 @@ class ApiKeys:
         if path == "/":
             return prefers_html(Headers(scope=scope).get("accept", ""))  # browsers are redirected to the web page
         return path in self._free or path == PAGE.rstrip("/") or path.startswith(PAGE)
+
+
+def sharer_of(scope: Scope) -> str:
+    """Return who takes turns with others: the owner of the request's API key, or else the network of the client."""
+    client: str = scope.get("state", {}).get("client", ANONYMOUS)
+    address = scope.get("client")  # None for a Unix socket
+    return network_of(address[0]) if client == ANONYMOUS and address and address[0] else client
 
 
 def _key(scope: Scope) -> bytes | None:

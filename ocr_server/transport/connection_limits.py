@@ -87,7 +87,7 @@ class ConnectionLimits:
         Raises:
             Unavailable: All other connections are busy.
         """
-        key = _network(address)
+        key = network_of(address)
         group = self._addresses.get(key) or _Group(self._limit_of(address))
         for full, name in ((group, "address"), (self._all, "total")):
             if full.is_full():
@@ -151,7 +151,7 @@ class ConnectionLimits:
 
 
 @lru_cache(1024)
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
     """Return what stands for one client: its IPv4 address, or its IPv6 network, all of which one host can use."""
     try:
         ip = ip_address(address)

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ocr_server.errors import ApiError, TimedOut, TooLarge, Unavailable
 from ocr_server.memory import MemoryBudget, Use
 from ocr_server.observability import logs, metrics, tracing
+from ocr_server.transport.auth import sharer_of
 from ocr_server.transport.disconnect import CLIENT_CLOSED_REQUEST
 
 REQUEST_ID = "x-request-id"
@@ -234,7 +235,7 @@ class BodyLimit:
                 raise
             return message
 
-        with self._memory.reserve(Use.BODIES) as body:
+        with self._memory.reserve(Use.BODIES, client=sharer_of(scope)) as body:
             await self._app(scope, receive_within_limits, send)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Callable
 
 import httpx
 import pytest
 
 from tests.attack.fake_server import Spec
-from tests.attack.harness import KEY, KEYED, MEGA, OTHER_KEY, Server, bearer, good_clients, together
+from tests.attack.harness import KEY, KEYED, MEGA, OTHER_KEY, Server, bearer, good_clients, together, wait_until
+from tests.attack.test_sources import LARGE_PNG, data_uri
 from tests.ocr_server.conftest import CHAT, chat, message, picture
 from tests.ocr_server.intake import pdfs
 
@@ -45,3 +47,30 @@ def test_one_client_fills_the_queue(server: Server) -> None:
     assert max(waiting) <= WAITING
     assert good.refused == 0
     cost.check(most=150 * MEGA)
+
+
+def test_one_client_fills_the_memory_budget(start: Callable[..., Server]) -> None:
+    """With pictures of 73 kB, each of which takes most of it. Another client is never refused."""
+    server = start(Spec({**KEYED, "MEMORY_BUDGET_MB": 600}), KEY)
+    body = chat(message(picture(data_uri(LARGE_PNG)), "Free OCR."), ocr={"mode": "tiny"})
+    done = threading.Event()
+
+    def attack(_: int) -> list[int]:
+        statuses = []
+        while not done.is_set():
+            answer = httpx.post(server.url + CHAT, json=body, headers=bearer(OTHER_KEY), timeout=240)
+            statuses.append(answer.status_code)
+        return statuses
+
+    with server.watched() as cost:
+        attackers = threading.Thread(target=together, args=(6, attack))
+        attackers.start()
+        wait_until("the budget is in use", lambda: server.metric("ocr_memory_reserved_bytes") > 300 * MEGA)
+        try:
+            with good_clients(server, KEY) as good:
+                wait_until("a good client is answered", lambda: good.answered >= 5)
+        finally:
+            done.set()
+            attackers.join()
+    assert good.refused == 0
+    cost.check(most=600 * MEGA)

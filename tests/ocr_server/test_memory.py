@@ -120,5 +120,39 @@ async def test_the_answer_of_a_page_that_took_more_than_the_budget_is_kept() -> 
         answer.grow(KB)
 
 
+def test_a_client_with_little_is_granted_memory_although_another_one_has_it_all() -> None:
+    """Up to a sixteenth of the capacity, and only while the total does not exceed the capacity by far."""
+    budget = MemoryBudget(160 * KB)
+    budget.reserve(Use.BODIES, 80 * KB, "greedy")
+    with pytest.raises(TooMany):
+        budget.reserve(Use.BODIES, KB, "greedy")
+    small = budget.reserve(Use.BODIES, 6 * KB, "modest")
+    small.grow(4 * KB)
+    with pytest.raises(TooMany):
+        small.grow(1)
+    small.close()
+    budget.reserve(Use.BODIES, 10 * KB, "modest")
+    for number in range(11):
+        budget.reserve(Use.BODIES, 10 * KB, f"one of many {number}")
+    with pytest.raises(TooMany):
+        budget.reserve(Use.BODIES, 10 * KB, "one too many")
+
+
+async def test_clients_take_turns_when_they_wait() -> None:
+    budget = MemoryBudget(100 * KB)
+    first = await budget.wait(Use.PIXELS, 80 * KB, "greedy")
+    more = [asyncio.create_task(budget.wait(Use.PIXELS, 80 * KB, "greedy")) for _ in range(3)]
+    await asyncio.sleep(0)
+    other = asyncio.create_task(budget.wait(Use.PIXELS, 50 * KB, "modest"))
+    little = await asyncio.wait_for(budget.wait(Use.PIXELS, KB, "small"), 5)  # guaranteed
+    first.close()
+    (await asyncio.wait_for(more[0], 5)).close()
+    (await asyncio.wait_for(other, 5)).close()
+    (await asyncio.wait_for(more[1], 5)).close()
+    (await asyncio.wait_for(more[2], 5)).close()
+    little.close()
+    assert budget.total == 0
+
+
 def test_the_default_capacity_is_a_part_of_the_machine() -> None:
     assert default_capacity() >= 500_000_000
