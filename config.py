@@ -8,28 +8,35 @@ generated from this file.
 
 from __future__ import annotations
 
-import re
 import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from deepseek_ocr.families import Family, family_of
 from deepseek_ocr.modes import ResolutionMode
 from ocr_server.memory import default_capacity
-from ocr_server.transport.keys import parse_keys
+from ocr_server.setting_types import (
+    DatabaseUrl,
+    DetailModes,
+    Hosts,
+    HostsOrAll,
+    Keys,
+    Origins,
+    Positive,
+    Seconds,
+    detail_modes,
+    split_list,
+)
 
 ROOT = Path(__file__).resolve().parent
 EMBEDDED_CHECKPOINT = ROOT / "nano" / "checkpoint"
 DATA = ROOT / "data"
 PUBLISHED_MODEL = "deepseek-ai/DeepSeek-OCR"
 ENV_PREFIX = "DEEPSEEK_OCR_"
-
-Positive = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
 
 
 class Settings(BaseSettings):
@@ -51,7 +58,11 @@ class Settings(BaseSettings):
     PORT: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on. 0 selects a free port."""
     MODEL_NAME: Annotated[str, Field(pattern=r"^[^:\s]+$")] = "deepseek-ocr"
-    """Model name that clients use in requests. `<name>:<mode>` selects a resolution mode."""
+    """Model name that clients use in requests. `<name>:<mode>` selects a resolution mode, `<name>:<output>` an output
+    format, and `<name>:<mode>:<output>` both."""
+    MODEL_ALIASES: str = "deepseek-ai/DeepSeek-OCR,DeepSeek-OCR,deepseek-ocr:latest,deepseek-ocr:3b,mistral-ocr-*"
+    """Comma-separated list of other names for the model, where * stands for any text. Upper and lower case are the
+    same. A single * accepts every name, for tools whose model cannot be chosen."""
     SHUTDOWN_TIMEOUT: Seconds = 30.0
     """Seconds that requests in progress have to finish after SIGTERM."""
     LOG_LEVEL: Literal["debug", "info", "warning", "error"] = "info"
@@ -99,6 +110,11 @@ class Settings(BaseSettings):
     """Maximum number of tiles per image, up to 9. Lower it if GPU memory is short."""
     DEFAULT_PROMPT: str = "<|grounding|>Convert the document to markdown."
     """Prompt for images that are sent without text."""
+    DEFAULT_OUTPUT: Literal["auto", "raw", "markdown", "blocks"] = "auto"
+    """Output format of chat requests that do not select one. `auto` is `raw` for requests with a prompt, and `markdown`
+    for those without."""
+    DETAIL_MODES: DetailModes = "low=base,high=gundam,original=gundam"
+    """Resolution mode for each `detail` of a picture. Those that are left out select the default mode."""
     NGRAM_SIZE: Annotated[int, Field(ge=0, le=128)] = 30
     """Length of the n-grams that may not be repeated within the window, up to 128. 0 disables the n-gram guard."""
     WINDOW_SIZE: Annotated[int, Field(gt=0, le=8192)] = 90
@@ -111,6 +127,9 @@ class Settings(BaseSettings):
     memory."""
 
     # Limits on what clients may send
+    PICTURE_REQUIRED: bool = False
+    """Answer chat requests without a picture with status 400. By default they are answered with a sentence that says
+    what to send, because many tools test the connection with such a request."""
     MAX_IMAGES: Positive = 64
     """Maximum number of images and documents in one request."""
     MAX_PAGES: Positive = 2000
@@ -153,7 +172,7 @@ class Settings(BaseSettings):
     """Download images and documents from http(s) URLs that requests contain."""
     ALLOW_PRIVATE_URLS: bool = False
     """Also download from private and loopback addresses. Leave this off if untrusted clients can send requests."""
-    ALLOWED_IMAGE_HOSTS: str = ""
+    ALLOWED_IMAGE_HOSTS: Hosts = ""
     """Comma-separated list of the hosts that images may be downloaded from: `images.example.com`, or `*.example.com`
     for all hosts below it. Empty allows every host."""
     FETCH_TIMEOUT: Seconds = 20.0
@@ -171,7 +190,7 @@ class Settings(BaseSettings):
     # Batches and their files
     BATCHES: bool = True
     """Serve /v1/files and /v1/batches."""
-    DATABASE_URL: SecretStr = SecretStr("")
+    DATABASE_URL: DatabaseUrl = SecretStr("")
     """Database of files and batches, as an SQLAlchemy URL: `postgresql+psycopg://user:password@host/name`. Empty
     selects SQLite in this project's `data` folder. Servers that have the same database and the same storage share their
     work."""
@@ -204,7 +223,7 @@ class Settings(BaseSettings):
     memory instead of temporary files, and no core dumps are written."""
 
     # Access, and logging
-    API_KEYS: SecretStr = SecretStr("")
+    API_KEYS: Keys = SecretStr("")
     """Comma-separated list of API keys: `KEY`, or `sha256:HASH`, or either one with a label for the log, such as
     `alice:KEY`, followed by options such as `KEY expires=2027-01-31`. If this and API_KEYS_FILE are both empty,
     requests need no key. Set it in the environment rather than by the flag, which other users of the machine can
@@ -214,51 +233,18 @@ class Settings(BaseSettings):
     If it is empty, or missing for more than a minute, it grants access to nobody."""
     METRICS_KEY_REQUIRED: bool = True
     """Whether /metrics requires an API key, if any are configured."""
-    ALLOWED_HOSTS: str = ""
+    ALLOWED_HOSTS: HostsOrAll = ""
     """Comma-separated list of the names by which clients may reach this server if it has no API keys:
     `ocr.example.com`, `*.example.com`, or * for all. Addresses, and names that no public domain can have, such as
     localhost, are always allowed."""
     DEBUGGABLE: bool = False
     """Whether other programs of the server's user may read its memory and environment variables, as py-spy and
     debuggers do, and whether it leaves a core dump when it crashes. Root can read them in any case."""
-    CORS_ORIGINS: str = ""
+    CORS_ORIGINS: Origins = ""
     """Comma-separated list of origins whose web pages may use this server from a browser, or * for all. Empty allows
     only the server's own pages."""
     LOG_FORMAT: Literal["text", "json"] = "text"
     """Format of the log: `text` for people, or `json` for one JSON object per line."""
-
-    @field_validator("API_KEYS")
-    @classmethod
-    def _check_keys(cls, value: SecretStr) -> SecretStr:
-        parse_keys(value.get_secret_value())
-        return value
-
-    @field_validator("DATABASE_URL")
-    @classmethod
-    def _check_database_url(cls, value: SecretStr) -> SecretStr:
-        if "://" not in (value.get_secret_value() or "sqlite://"):
-            raise ValueError("not a valid URL, such as sqlite:////var/lib/ocr/batches.db")
-        return value
-
-    @field_validator("ALLOWED_IMAGE_HOSTS", "ALLOWED_HOSTS")
-    @classmethod
-    def _check_hosts(cls, value: str, info: ValidationInfo) -> str:
-        for host in _split_list(value):
-            if host == "*" and info.field_name == "ALLOWED_HOSTS":
-                continue
-            if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:.]+", host):
-                raise ValueError(f"{host!r} is not a valid host, such as images.example.com or *.example.com")
-        return value
-
-    @field_validator("CORS_ORIGINS")
-    @classmethod
-    def _check_origins(cls, value: str) -> str:
-        for origin in _split_list(value):
-            if not re.fullmatch(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+", origin):
-                raise ValueError(
-                    f"{origin!r} is not a valid origin, such as https://example.org or http://localhost:3000"
-                )
-        return value
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Settings:
@@ -279,6 +265,16 @@ class Settings(BaseSettings):
             min_crops=self.MIN_CROPS,
             max_crops=self.MAX_CROPS,
         )
+
+    @cached_property
+    def detail_modes(self) -> dict[str, str]:
+        """DETAIL_MODES: detail → name of a mode."""
+        return detail_modes(self.DETAIL_MODES)
+
+    @cached_property
+    def model_aliases(self) -> tuple[str, ...]:
+        """The names of MODEL_ALIASES."""
+        return tuple(split_list(self.MODEL_ALIASES))
 
     @property
     def model_path(self) -> str:
@@ -325,7 +321,7 @@ class Settings(BaseSettings):
     @property
     def allowed_image_hosts(self) -> tuple[str, ...]:
         """The hosts of ALLOWED_IMAGE_HOSTS in lower case."""
-        return tuple(host.lower() for host in _split_list(self.ALLOWED_IMAGE_HOSTS))
+        return tuple(host.lower() for host in split_list(self.ALLOWED_IMAGE_HOSTS))
 
     @property
     def has_keys(self) -> bool:
@@ -335,12 +331,12 @@ class Settings(BaseSettings):
     @property
     def allowed_hosts(self) -> tuple[str, ...]:
         """The names of ALLOWED_HOSTS in lower case."""
-        return tuple(host.lower() for host in _split_list(self.ALLOWED_HOSTS))
+        return tuple(host.lower() for host in split_list(self.ALLOWED_HOSTS))
 
     @property
     def cors_origins(self) -> list[str]:
         """The origins of CORS_ORIGINS in lower case, as browsers send them."""
-        return [origin.lower() for origin in _split_list(self.CORS_ORIGINS)]
+        return [origin.lower() for origin in split_list(self.CORS_ORIGINS)]
 
     @property
     def checkpoint_name(self) -> str:
@@ -373,10 +369,6 @@ def load(arguments: list[str] | None = None) -> Settings:
             print(f"error: {name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         print("Run with --help to list all settings.", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def _split_list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def has_nvidia_gpu() -> bool:

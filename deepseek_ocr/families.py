@@ -45,6 +45,11 @@ class Family:
     guard: Guard
     """Published settings of the n-gram guard."""
 
+    @property
+    def instruction_tokens(self) -> tuple[str, ...]:
+        """The prompt tokens that are not markup of tables, which other texts have, too."""
+        return tuple(token for token in self.prompt_tokens if token.startswith("<|"))
+
 
 DEEPSEEK_OCR = Family(
     architecture="DeepseekOCRForCausalLM",

@@ -32,7 +32,16 @@ from ocr_server.transport.auth import ApiKeys
 from ocr_server.transport.boundary import BrowserBoundary, RelativeRedirects
 from ocr_server.transport.disconnect import CLIENT_CLOSED_REQUEST
 from ocr_server.transport.keys import KeyRing, parse_keys
-from ocr_server.transport.middleware import BodyLimit, CutOff, Observed, RequestId, SafeHeaders
+from ocr_server.transport.middleware import (
+    IGNORED,
+    REQUEST_ID,
+    BodyLimit,
+    CutOff,
+    IgnoredParameters,
+    Observed,
+    RequestId,
+    SafeHeaders,
+)
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -118,8 +127,9 @@ def _add_middleware(
             allow_methods=["*"],
             allow_headers=["*"],
             allow_private_network=True,  # a page of a public site may use a server in a private network
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=[REQUEST_ID, IGNORED, "retry-after"],
         )
+    app.add_middleware(IgnoredParameters)
     app.add_middleware(SafeHeaders)
     app.add_middleware(RelativeRedirects)
     app.add_middleware(Observed)

@@ -11,6 +11,8 @@ from ocr_server.errors import ApiError, DecodingError, InputError, InvalidReques
 from ocr_server.intake.errors import About, SourceError, SourceTooLarge
 from ocr_server.intake.source import Source
 from ocr_server.output.artifacts import Artifacts
+from ocr_server.output.formats import Format
+from ocr_server.output.formats.raw import RAW
 from ocr_server.reading.decoding import Decoding
 
 
@@ -41,6 +43,8 @@ class ReadPlan:
     prompt: str
     decoding: Decoding
     artifacts: Artifacts = field(default_factory=Artifacts)
+    text: Format = RAW
+    """Format of the text of the answer, if its dialect has one."""
     show_pages: bool = False
     """Whether the picture of each page is wanted before its text."""
     page_limit: PageLimit | None = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from ocr_server.dialects.messages import nothing_to_read
 from ocr_server.dialects.wire import Wire
 from ocr_server.intake.source import Content
 from ocr_server.plan import ReadPlan
@@ -72,4 +73,7 @@ class Dialect(Generic[W]):
         """Parse and plan a request of a batch. Raises InvalidRequest, NotFound."""
         request = self.parse(body) if content is None else self.parse_template(body)
         self.check_batchable(request)
-        return request, self.plan(request, settings, content)
+        plan = self.plan(request, settings, content)
+        if not plan.sources:
+            raise nothing_to_read()
+        return request, plan

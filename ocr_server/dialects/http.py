@@ -63,7 +63,14 @@ async def parsed(request: Request, model: type[W]) -> W:
     if is_browser(request.headers) and not _is_json(request.headers.get("content-type", "")):
         raise UnsupportedMediaType("A web page must send JSON with the content type application/json.")
     body = await request.body()
-    return await runtime_of(request).sized(len(body), parse_body, body, model)
+    value = await runtime_of(request).sized(len(body), parse_body, body, model)
+    note_ignored(request, value)
+    return value
+
+
+def note_ignored(request: Request, body: Wire) -> None:
+    """Let the response and the log name the fields of a body that have no effect."""
+    request.state.ignored = body.ignored
 
 
 def _is_json(content_type: str) -> bool:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from deepseek_ocr.guard import Guard
 from deepseek_ocr.modes import ResolutionMode
-from ocr_server.dialects.validation import MAX_NAME_CHARS
 from ocr_server.dialects.wire import PageNumbers, ReadingOptions
-from ocr_server.errors import InvalidRequest, NotFound
+from ocr_server.errors import InvalidRequest
 from ocr_server.intake.document import DEFAULT_DPI
 from ocr_server.intake.page_selection import Selection, parse_pages
 from ocr_server.intake.source import Content, Source
@@ -91,22 +90,6 @@ class SharedOptions:
     def _error(self, error: ValueError) -> InvalidRequest:
         message = str(error)  # errors of `deepseek_ocr` start with the name of the field
         return InvalidRequest(message, param=self._prefix + message.split(" ", 1)[0])
-
-
-def mode_of_model(model: str, settings: Settings) -> ResolutionMode | None:
-    """Return the mode that a model name such as `deepseek-ocr:tiny` asks for; None for the plain name.
-
-    Raises:
-        NotFound: The model does not exist.
-    """
-    name, colon, mode = model.partition(":")
-    if name != settings.MODEL_NAME or (colon and mode not in settings.family.modes):
-        raise NotFound(
-            f"The model {model[:MAX_NAME_CHARS]!r} does not exist; GET /v1/models lists the available models.",
-            param="model",
-            code="model_not_found",
-        )
-    return settings.family.modes[mode] if colon else None
 
 
 def check_prompt(text: str, settings: Settings, *, param: str) -> str:

@@ -10,7 +10,7 @@ from ocr_server.dialects.blocks_json import BlocksJson
 from ocr_server.dialects.page_report import PageReport
 from ocr_server.dialects.text_options import OcrOptions
 from ocr_server.output.figures import figure_name
-from ocr_server.output.formats import FORMATS, PageText, TextOptions
+from ocr_server.output.formats import PageText, TextOptions
 from ocr_server.output.tables import TableFormat
 from ocr_server.reading.reader import PAGE_SEPARATOR, Event, Opened, Piece
 from ocr_server.session import Session
@@ -35,11 +35,11 @@ class PageTexts:
         self._numbers = [job.number for job in session.jobs]
         """For each page of the answer: its index in its document, from 0."""
         self._family = session.plan.family
-        self._format = FORMATS[options.output]
+        self._format = session.plan.text
         self._table_format: TableFormat = options.table_format or "html"
         self._separator = PAGE_SEPARATOR if options.page_separator is None else options.page_separator
         self._blocks = blocks
-        self.has_reports = (
+        self.has_reports = bool(session.jobs) and (
             not self._format.verbatim or session.plan.show_pages or session.is_document or len(session.jobs) > 1
         )
         """Whether the answer contains a report on each page."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ocr_server.dialects.wire import UNION_TAGS, Wire
+from ocr_server.dialects.wire import UNION_TAGS, Ignored, Wire
 from ocr_server.errors import InvalidRequest
 from ocr_server.transport.json_limits import check_json
 
@@ -21,15 +21,16 @@ MAX_LEVELS = 64
 
 
 def parse_body(body: bytes, model: type[W]) -> W:
-    """Parse a request body directly from its bytes, without a second copy of a picture as a Python object.
+    """Parse a request body. `ignored` of the result names the fields that have no effect.
 
     Raises:
         InvalidRequest: The body is not JSON, does not match `model`, is nested deeper than `MAX_LEVELS`, or has more
             values than `check_json` allows.
     """
     check_json(body)
+    ignored = Ignored()
     try:
-        value = model.model_validate_json(body)
+        value = model.model_validate_json(body, context=ignored)
     except ValidationError as error:
         problems = error.errors(include_input=False, include_url=False)
         if "recursion limit exceeded" in str(problems[0]["msg"]):  # pydantic's own limit, 200 levels
@@ -39,6 +40,7 @@ def parse_body(body: bytes, model: type[W]) -> W:
         for name, field in value.__dict__.items():
             if _levels_exceed(field, MAX_LEVELS - 1):
                 raise _too_deep(name)
+    value.set_ignored(ignored.names)
     return value
 
 
@@ -69,10 +71,13 @@ def _too_deep(param: str | None) -> InvalidRequest:
 
 def parse_fields(fields: Mapping[str, str], model: type[W]) -> W:
     """Parse the fields of a form, all of whose values are strings. Raises InvalidRequest."""
+    ignored = Ignored()
     try:
-        return model.model_validate(fields, strict=False)
+        value = model.model_validate(fields, strict=False, context=ignored)
     except ValidationError as error:
         raise invalid_request(error.errors(include_input=False, include_url=False), model) from error
+    value.set_ignored(ignored.names)
+    return value
 
 
 def invalid_request(problems: Sequence[ErrorDetails], model: type[Wire] = Wire) -> InvalidRequest:

@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 ACCESS = logging.getLogger("ocr_server.access")
@@ -80,7 +80,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def access(
-    *, method: str, route: str, status: int, client: str, seconds: float, reading: Mapping[str, object] | None = None
+    *,
+    method: str,
+    route: str,
+    status: int,
+    client: str,
+    seconds: float,
+    reading: Mapping[str, object] | None = None,
+    ignored: Sequence[str] = (),
 ) -> None:
     """Write the access log entry of a request that has ended.
 
@@ -91,6 +98,7 @@ def access(
         client: Label of the API key.
         seconds: Duration of the request.
         reading: Counts of what was read, if anything: `pages`, `failed_pages`, `prompt_tokens`, `completion_tokens`.
+        ignored: Names of the fields of the request that have no effect.
     """
     fields: dict[str, object] = {
         "method": method,
@@ -101,6 +109,9 @@ def access(
         **{name: reading[name] for name in READING if reading is not None and name in reading},
     }
     counts = "".join(f" {name}={fields[name]}" for name in READING if name in fields)
+    if ignored:
+        fields["ignored"] = list(ignored)
+        counts += f" ignored={json.dumps(','.join(ignored))}"  # the names are the client's
     text = f"{method} {route} {status} {seconds:.3f}s client={client}{counts}"
     ACCESS.info("%s", text, extra={"fields": fields})
 

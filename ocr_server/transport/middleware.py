@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from urllib.parse import quote
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
@@ -25,6 +26,9 @@ from ocr_server.transport.auth import sharer_of
 from ocr_server.transport.disconnect import CLIENT_CLOSED_REQUEST
 
 REQUEST_ID = "x-request-id"
+IGNORED = "x-ignored-parameters"
+MAX_IGNORED_CHARS = 100
+"""Maximum length of each name in this header."""
 DRAIN_BYTES = 100_000_000
 DRAIN_SECONDS = 10
 """How much of a refused body is read and discarded, and for how long."""
@@ -58,6 +62,23 @@ class RequestId:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+class IgnoredParameters:
+    """Adds `x-ignored-parameters` to the response: the fields of the request that have no effect, if there are any."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_names(message: Message) -> None:
+            ignored = scope.get("state", {}).get("ignored")
+            if message["type"] == "http.response.start" and ignored:
+                # The names are the client's; what a header cannot contain, or separates names, is percent-encoded.
+                MutableHeaders(scope=message)[IGNORED] = ", ".join(quote(name)[:MAX_IGNORED_CHARS] for name in ignored)
+            await send(message)
+
+        await self._app(scope, receive, send_with_names)
 
 
 class CutOff:
@@ -137,6 +158,7 @@ class Observed:
                 client=state.get("client_name", logs.ANONYMOUS),
                 seconds=seconds,
                 reading=state.get("reading"),
+                ignored=state.get("ignored", ()),
             )
 
 
@@ -145,7 +167,7 @@ def route_of(scope: Scope) -> str:
     route = scope.get("route")
     if isinstance(route, Mount):
         return f"{route.path}/*"
-    path: str = getattr(route, "path", "none")
+    path: str = getattr(route, "path_format", getattr(route, "path", "none"))  # without the types of parameters
     return path
 
 

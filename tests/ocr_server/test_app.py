@@ -327,7 +327,7 @@ class TestService:
         assert listing["object"] == "list"
         assert [model["id"] for model in listing["data"]] == [
             "deepseek-ocr",
-            *(f"deepseek-ocr:{mode}" for mode in MODES),
+            *(f"deepseek-ocr:{suffix}" for suffix in (*MODES, "raw", "markdown", "blocks")),
         ]
         for model in listing["data"]:
             assert (await client.get(f"/v1/models/{model['id']}")).json() == model

@@ -5,22 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ocr_server.dialects.blocks_json import BlocksJson
-from ocr_server.dialects.chat.wire import (
-    AnyPart,
-    ChatCompletionRequest,
-    FilePart,
-    ImagePart,
-    Message,
-    OtherPart,
-    TextPart,
-)
-from ocr_server.dialects.options import SharedOptions, check_prompt, mode_of_model
-from ocr_server.dialects.text_options import PREFIX, OcrOptions, check_output
-from ocr_server.dialects.validation import MAX_NAME_CHARS
+from ocr_server.dialects.chat.wire import ChatCompletionRequest
+from ocr_server.dialects.messages import conversation, nothing_to_read
+from ocr_server.dialects.model_names import model_choice
+from ocr_server.dialects.options import SharedOptions, check_prompt
+from ocr_server.dialects.text_options import PREFIX, OcrOptions, check_output, text_format
 from ocr_server.errors import InvalidRequest
-from ocr_server.intake.source import Base64, Content, Url
+from ocr_server.intake.source import Content
 from ocr_server.output.artifacts import Artifacts
-from ocr_server.output.formats import FORMATS, Format
+from ocr_server.output.formats import Format
 from ocr_server.output.formats.blocks import BLOCKS
 from ocr_server.plan import PageLimit, ReadPlan
 from ocr_server.reading.decoding import Decoding
@@ -30,7 +23,6 @@ if TYPE_CHECKING:
 
 MAX_SCORES_OF_PAGES = 128
 """Maximum number of pages times log probabilities for each token. They are kept until the answer ends."""
-DETAIL_MODES = {"low": "tiny", "high": "gundam"}
 DECODING_PARAMETERS = {"json_schema": "response_format", "json_object": "response_format", "prompt": "messages"}
 """Field of `Decoding` → parameter of a chat request, where the names differ."""
 
@@ -46,42 +38,54 @@ def plan_chat(request: ChatCompletionRequest, settings: Settings, content: Conte
         InvalidRequest: The request has no picture, or an option is not valid.
     """
     options = request.ocr or OcrOptions()
-    written = FORMATS[options.output]
-    base_mode = mode_of_model(request.model, settings)
+    choice = model_choice(request.model, settings)
+    asked = conversation(request.messages, settings.family)
+    written = text_format(
+        options, choice.output, settings, has_prompt=asked.prompt is not None, verbatim=_needs_verbatim(request)
+    )
     shared = SharedOptions(options, options.pages, settings, prefix=PREFIX, first_page=1)
     if content is None:
-        place, parts, text_message = _messages_to_read(request.messages)
-        to_read = [(number, part) for number, part in enumerate(parts) if isinstance(part, ImagePart | FilePart)]
-        sources = []
-        for number, part in to_read:
-            file, detail, parameter = _content(part, f"messages[{place}].content[{number}]")
-            mode = base_mode or settings.family.modes.get(DETAIL_MODES.get(detail, ""))
-            sources.append(shared.source(file, parameter, mode=mode, alone=len(to_read) == 1))
+        sources = [
+            shared.source(
+                each.content,
+                each.parameter,
+                mode=choice.mode or settings.family.modes.get(settings.detail_modes.get(each.detail, "")),
+                alone=len(asked.to_read) == 1,
+            )
+            for each in asked.to_read
+        ]
+    elif asked.to_read:
+        raise InvalidRequest(
+            "The requests of a batch of a PDF or zip can have no pictures of their own.", param="messages"
+        )
     else:
-        text_message = _message_of_template(request.messages)
-        sources = [shared.source(content, "input_file_id", mode=base_mode)]
+        sources = [shared.source(content, "input_file_id", mode=choice.mode)]
+    if not sources and (settings.PICTURE_REQUIRED or _wants_json(request)):
+        raise nothing_to_read()
     if len(sources) > settings.MAX_IMAGES:
         raise InvalidRequest(
             f"The request has {len(sources)} pictures; the limit is {settings.MAX_IMAGES}.", param="messages"
         )
     _check_output(request, options, written)
-    blocks_json(request)  # raises what is wrong with its schema
+    blocks_json(request, written)  # raises what is wrong with its schema
+    prompt = settings.DEFAULT_PROMPT if asked.prompt is None else asked.prompt
     return ReadPlan(
         family=settings.family,
         sources=tuple(sources),
-        prompt=_prompt(request.messages, text_message, settings),
-        decoding=_decoding(request, options, shared),
+        prompt=check_prompt(prompt, settings, param="messages"),
+        decoding=_decoding(request, options, shared, written),
         artifacts=written.artifacts | Artifacts(figures=options.include_figures),
+        text=written,
         show_pages=options.include_page_images,
-        page_limit=_page_limit(request),
+        page_limit=_page_limit(request, written, settings),
         decoding_parameters=DECODING_PARAMETERS,
     )
 
 
-def blocks_json(request: ChatCompletionRequest) -> BlocksJson | None:
+def blocks_json(request: ChatCompletionRequest, written: Format) -> BlocksJson | None:
     """Return what writes the blocks as JSON content; None if the content is text. Raises InvalidRequest."""
     wanted = request.response_format
-    if not _writes_blocks(request) or wanted is None or wanted.type == "text":
+    if written is not BLOCKS or wanted is None or wanted.type == "text":
         return None
     schema = wanted.json_schema.schema_ if wanted.json_schema is not None else None
     return BlocksJson(schema, param="response_format.json_schema.schema")
@@ -89,42 +93,33 @@ def blocks_json(request: ChatCompletionRequest) -> BlocksJson | None:
 
 def copies(request: ChatCompletionRequest) -> int:
     """Return how many choices repeat one answer of the engine: with greedy decoding, all `n` choices are the same."""
-    return 1 if request.temperature else request.n or 1
+    return (request.n or 1) if request.is_greedy else 1
 
 
-def _writes_blocks(request: ChatCompletionRequest) -> bool:
-    return request.ocr is not None and FORMATS[request.ocr.output] is BLOCKS
+def _wants_json(request: ChatCompletionRequest) -> bool:
+    return request.response_format is not None and request.response_format.type != "text"
 
 
-def _has_grammar(request: ChatCompletionRequest) -> bool:
+def _needs_verbatim(request: ChatCompletionRequest) -> bool:
+    """Return whether an option applies to the text as the model writes it."""
+    return bool(request.logprobs) or _wants_json(request)
+
+
+def _has_grammar(request: ChatCompletionRequest, written: Format) -> bool:
     """Whether the model itself has to follow `response_format`."""
-    wanted = request.response_format
-    return wanted is not None and wanted.type != "text" and not _writes_blocks(request)
+    return _wants_json(request) and written is not BLOCKS
 
 
-def _page_limit(request: ChatCompletionRequest) -> PageLimit | None:
-    if _has_grammar(request):
-        return PageLimit("response_format", 1)
+def _page_limit(request: ChatCompletionRequest, written: Format, settings: Settings) -> PageLimit | None:
+    """Return the strictest limit on the number of pages: what is kept of each until the answer ends is limited."""
+    limits = []
+    if _has_grammar(request, written):
+        limits.append(PageLimit("response_format", 1))
     if request.logprobs:
-        return PageLimit("logprobs", MAX_SCORES_OF_PAGES // request.scores)
-    return None
-
-
-def _content(part: ImagePart | FilePart, place: str) -> tuple[Content, str, str]:
-    """Return the content of a part, its `detail`, and the name of the parameter that gave the content."""
-    if isinstance(part, ImagePart):
-        return Url(part.image_url.url), part.image_url.detail, f"{place}.image_url.url"
-    if part.file.file_id is not None:
-        raise InvalidRequest(
-            "Uploaded files can only be used in batches; send the file itself as file_data.",
-            param=f"{place}.file.file_id",
-            code="unsupported_content",
-        )
-    data = part.file.file_data
-    if data is None:
-        raise InvalidRequest("file_data is missing.", param=f"{place}.file.file_data", code="missing_file_data")
-    content = Url(data) if data[:5].lower() == "data:" else Base64(data)
-    return content, "auto", f"{place}.file.file_data"
+        limits.append(PageLimit("logprobs", MAX_SCORES_OF_PAGES // request.scores))
+    if (request.n or 1) > 1:
+        limits.append(PageLimit("n", max(1, settings.MAX_PAGES // (request.n or 1))))
+    return min(limits, key=lambda limit: limit.pages, default=None)
 
 
 def _check_output(request: ChatCompletionRequest, options: OcrOptions, written: Format) -> None:
@@ -132,73 +127,17 @@ def _check_output(request: ChatCompletionRequest, options: OcrOptions, written: 
     check_output(options, written, stream=request.stream)
     if request.logprobs and not written.verbatim:
         raise InvalidRequest("logprobs need ocr.output: raw.", param="logprobs")
-    if written.artifacts and request.temperature and (request.n or 1) > 1:
+    if written.artifacts and not request.is_greedy and (request.n or 1) > 1:
         raise InvalidRequest(f"With ocr.output: {written.name} and a temperature above 0, n must be 1.", param="n")
 
 
-def _messages_to_read(messages: list[Message]) -> tuple[int, list[AnyPart], Message]:
-    """Return the index and the parts of the message with the pictures, and the message with the text."""
-    from_user = [(place, message) for place, message in enumerate(messages) if message.role == "user"]
-    if not from_user:
-        raise InvalidRequest("The request has no user message.", param="messages")
-    for place, message in reversed(from_user):
-        if isinstance(message.content, list):
-            _refuse_other_parts(place, message.content)
-            if any(isinstance(part, ImagePart | FilePart) for part in message.content):
-                return place, message.content, from_user[-1][1]
-    raise InvalidRequest(
-        "The request has no picture to read. Send one as an image_url part of the user message, "
-        '{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}, or a document as a file part.',
-        param="messages",
-        code="missing_image",
-    )
-
-
-def _refuse_other_parts(place: int, parts: list[AnyPart]) -> None:
-    for number, part in enumerate(parts):
-        if isinstance(part, OtherPart):
-            raise InvalidRequest(
-                f"Parts of type {part.type[:MAX_NAME_CHARS]!r} are not supported; use text, image_url and file.",
-                param=f"messages[{place}].content[{number}].type",
-                code="unsupported_content",
-            )
-
-
-def _message_of_template(messages: list[Message]) -> Message:
-    """Return the message with the text, in a request whose picture comes from a batch's file."""
-    for place, message in enumerate(messages):
-        if message.role == "user" and isinstance(message.content, list):
-            _refuse_other_parts(place, message.content)
-            if any(isinstance(part, ImagePart | FilePart) for part in message.content):
-                raise InvalidRequest(
-                    "The requests of a batch of a PDF or zip can have no pictures of their own.", param="messages"
-                )
-    return next((message for message in reversed(messages) if message.role == "user"), Message(role="user"))
-
-
-def _prompt(messages: list[Message], text_message: Message, settings: Settings) -> str:
-    """Return the user's text. Without any, return that of the last system message with text, or the default prompt."""
-    systems = [message for message in messages if message.role in ("system", "developer")]
-    for message in [text_message, *reversed(systems)]:
-        if text := _text(message):
-            return check_prompt(text, settings, param="messages")
-    return settings.DEFAULT_PROMPT
-
-
-def _text(message: Message) -> str:
-    """Return all text of a message, without white space around it, as the model was trained."""
-    if isinstance(message.content, list):
-        return "\n".join(part.text for part in message.content if isinstance(part, TextPart)).strip()
-    return (message.content or "").strip()
-
-
-def _decoding(request: ChatCompletionRequest, options: OcrOptions, shared: SharedOptions) -> Decoding:
-    wanted = request.response_format if _has_grammar(request) else None
+def _decoding(request: ChatCompletionRequest, options: OcrOptions, shared: SharedOptions, written: Format) -> Decoding:
+    wanted = request.response_format if _has_grammar(request, written) else None
     schema = wanted.json_schema if wanted is not None else None
     return Decoding(
-        n=(request.n or 1) if request.temperature else 1,
-        temperature=request.temperature or 0.0,
-        top_p=request.top_p,
+        n=1 if request.is_greedy else request.n or 1,
+        temperature=0.0 if request.is_greedy else request.temperature or 0.0,
+        top_p=request.top_p or None,
         top_k=max(request.top_k or 0, 0),
         min_p=request.min_p or 0.0,
         presence_penalty=request.presence_penalty,

@@ -26,6 +26,7 @@ from ocr_server.dialects.chat.wire import (
     TopLogprob,
     Usage,
 )
+from ocr_server.dialects.messages import NOTHING_TO_READ
 from ocr_server.dialects.page_report import OcrExtension, PageReport, page_opened, page_report
 from ocr_server.dialects.page_texts import PageTexts
 from ocr_server.dialects.text_options import OcrOptions
@@ -53,7 +54,7 @@ class ChatAnswer:
         self._texts = PageTexts(
             request.ocr or OcrOptions(),
             session,
-            blocks=blocks_json(request),
+            blocks=blocks_json(request, session.plan.text),
             choices=self._choices,
             copies=self._copies,
         )
@@ -84,6 +85,8 @@ class ChatAnswer:
                     has_logprobs = True
                     for choice in self._texts.choices_of(event.delta.choice):
                         steps[choice] += event.delta.logprobs
+        if not self._pages:
+            text = defaultdict(lambda: [NOTHING_TO_READ])
         return ChatCompletion(
             id=self._id,
             created=self._created,
@@ -136,6 +139,9 @@ class ChatAnswer:
                         ocr = OcrExtension(pages=[report])
                         for index in range(self._choices):
                             yield self._chunk(ChunkChoice(index=index, delta=Delta(ocr=ocr)))
+        if not self._pages:
+            for index in range(self._choices):
+                yield self._chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content=NOTHING_TO_READ)))
         for index in range(self._choices):
             yield self._chunk(ChunkChoice(index=index, delta=Delta(), finish_reason=self._finish_reason(index)))
         if self._include_usage:

@@ -4,85 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from ocr_server.dialects.chat.response_format import ResponseFormat
+from ocr_server.dialects.messages import Message
 from ocr_server.dialects.page_report import OcrExtension, PageOpened
 from ocr_server.dialects.text_options import OcrOptions
-from ocr_server.dialects.wire import Answer, ImageUrl, Maybe, Wire, string_or_list
+from ocr_server.dialects.wire import Answer, Maybe, Wire, string_or_list
 
-MAX_CHOICES = 16
+MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
 MAX_STOPS, MAX_STOP_CHARS = 16, 1000
 MAX_SCORES = 32
 """Maximum number of log probabilities for each token of a page: `n` choices, each with itself and its alternatives."""
 
-
-class ImagePart(Wire):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-class TextPart(Wire):
-    type: Literal["text"]
-    text: str
-
-
-class File(Wire):
-    file_data: str | None = None
-    """A PDF or picture: a `data:…;base64,…` URI or bare base64."""
-    filename: str | None = None
-    """Accepted without effect: the type of the file is determined from its content."""
-    file_id: str | None = None
-    """Refused: uploaded files can only be used in batches."""
-
-
-class FilePart(Wire):
-    type: Literal["file"]
-    file: File
-
-
-class OtherPart(BaseModel):
-    """A part of any other type. It is refused in the user message that is read, and ignored elsewhere."""
-
-    model_config = ConfigDict(extra="allow")
-    type: Annotated[str, Field(json_schema_extra={"not": {"enum": ["text", "image_url", "file"]}})]
-
-
-AnyPart = TextPart | ImagePart | FilePart | OtherPart
-
-
-def _part_kind(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return {"text": "<text>", "image_url": "<image>", "file": "<file>"}.get(str(kind), "<other>")
-
-
-# Tags in angle brackets are left out of the parameter's name in an error (`UNION_TAGS`).
-Part = Annotated[
-    Annotated[TextPart, Tag("<text>")]
-    | Annotated[ImagePart, Tag("<image>")]
-    | Annotated[FilePart, Tag("<file>")]
-    | Annotated[OtherPart, Tag("<other>")],
-    Discriminator(_part_kind),
-]
-Content = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[Part], Field(max_length=1000, fail_fast=True), Tag("<list>")],
-    Discriminator(string_or_list),
-]
-
-
 Stops = Annotated[
     Annotated[str, Tag("<string>")] | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True), Tag("<list>")],
     Discriminator(string_or_list),
 ]
-
-
-class Message(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Content | None = None
 
 
 class StreamOptions(Wire):
@@ -93,13 +33,10 @@ class StreamOptions(Wire):
 
 
 _REFUSED: dict[str, str] = {
-    "tools": "DeepSeek-OCR cannot call tools",
-    "tool_choice": "DeepSeek-OCR cannot call tools",
-    "functions": "DeepSeek-OCR cannot call functions",
-    "function_call": "DeepSeek-OCR cannot call functions",
+    "tool_choice": "DeepSeek-OCR cannot call tools; for structured fields, use response_format",
+    "function_call": "DeepSeek-OCR cannot call functions; for structured fields, use response_format",
     "audio": "DeepSeek-OCR has no audio output",
     "modalities": "DeepSeek-OCR answers in text only",
-    "prediction": "predicted outputs are not supported",
     "web_search_options": "DeepSeek-OCR cannot search the web",
     "reasoning_effort": "DeepSeek-OCR does not reason",
     "verbosity": "DeepSeek-OCR has no verbosity setting",
@@ -107,17 +44,21 @@ _REFUSED: dict[str, str] = {
 """Parameter of OpenAI's API that would change the answer but is not supported → the reason."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "functions": ([],),
-    "tool_choice": ("none", "auto"),
+    "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
 }
 """Values of these parameters that ask for nothing. They are accepted."""
 
 
 class ChatCompletionRequest(Wire):
-    """OpenAI's chat completion request, with further options of vLLM and of this server."""
+    """OpenAI's chat completion request, with further options of vLLM and of this server.
+
+    Other fields, such as `user`, `metadata` or `store`, have no effect. The response header `x-ignored-parameters`
+    names them.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -139,11 +80,13 @@ class ChatCompletionRequest(Wire):
     )
 
     REFUSED: ClassVar = _REFUSED
+    NEUTRAL: ClassVar = NEUTRAL
+    EMPTY_IS_ABSENT: ClassVar = True
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000, fail_fast=True)]
-    """The last user message is read. If it contains no picture, the pictures are those of the nearest earlier user
-    message that does."""
+    """The pictures are those of the last user message that has any, and the prompt is the text of the last user message
+    that has any."""
     stream: bool = False
     """Answer with server-sent events."""
     stream_options: StreamOptions | None = None
@@ -153,7 +96,8 @@ class ChatCompletionRequest(Wire):
     """Newer name of `max_tokens`. It takes precedence if both are given."""
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
     """Sampling temperature. The default is 0 (greedy decoding), so that reading does not depend on chance."""
-    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    top_p: Annotated[float | None, Field(ge=0, le=1)] = None
+    """Sample from the most likely tokens with this total probability. 0 is greedy decoding."""
     n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
     """Number of choices in the answer."""
     stop: Stops | None = None
@@ -189,27 +133,6 @@ class ChatCompletionRequest(Wire):
 
     ocr: OcrOptions | None = None
 
-    user: str | None = None
-    """Accepted without effect, as are the fields below."""
-    metadata: Annotated[dict[str, Any], Field(max_length=1000)] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    parallel_tool_calls: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {
-            name: value
-            for name, value in data.items()
-            if not (name in _REFUSED and (value is None or value in NEUTRAL.get(name, ())))
-        }
-
     @model_validator(mode="after")
     def _parameters_agree(self) -> ChatCompletionRequest:
         """Check parameters that depend on each other. The type of each error is the name of the parameter."""
@@ -238,6 +161,11 @@ class ChatCompletionRequest(Wire):
     def most_tokens(self) -> int | None:
         """The token limit, under whichever name it was given."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken, so that all choices are the same."""
+        return not self.temperature or self.top_p == 0
 
     @property
     def scores(self) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ocr_server.dialects.content import stored
+from ocr_server.dialects.model_names import model_choice
 from ocr_server.dialects.ocr.wire import ANNOTATIONS, OcrParameters, OcrRequest
-from ocr_server.dialects.options import SharedOptions, check_prompt, mode_of_model
+from ocr_server.dialects.options import SharedOptions, check_prompt
 from ocr_server.errors import InvalidRequest
 from ocr_server.intake.source import Content, Url
 from ocr_server.output.artifacts import Artifacts
@@ -45,7 +47,7 @@ def plan_ocr(
     return ReadPlan(
         family=settings.family,
         sources=(
-            shared.source(content, parameter, mode=mode_of_model(request.model or settings.MODEL_NAME, settings)),
+            shared.source(content, parameter, mode=model_choice(request.model or settings.MODEL_NAME, settings).mode),
         ),
         prompt=check_prompt((request.prompt or "").strip(), settings, param="prompt") or settings.DEFAULT_PROMPT,
         decoding=Decoding(
@@ -61,11 +63,6 @@ def plan_ocr(
 def _document(request: OcrRequest) -> tuple[Content, str]:
     """Return the document's URL and the name of the parameter that gave it."""
     if request.document.file_id is not None:
-        raise InvalidRequest(
-            "Uploaded files can only be used in batches; send the document as a URL or data URI, or upload it with "
-            "this request.",
-            param="document.file_id",
-            code="unsupported_content",
-        )
+        return stored(request.document.file_id, "document.file_id"), "document.file_id"
     url, field = request.document.address
     return Url(url), f"document.{field}"

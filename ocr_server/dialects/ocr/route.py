@@ -14,7 +14,7 @@ from starlette.background import BackgroundTask
 from starlette.datastructures import UploadFile
 
 from ocr_server.dialects.dialect import Api, Dialect
-from ocr_server.dialects.http import ERRORS, caller_of, form_of, is_form, parsed, runtime_of
+from ocr_server.dialects.http import ERRORS, caller_of, form_of, is_form, note_ignored, parsed, runtime_of
 from ocr_server.dialects.ocr.plan import plan_ocr
 from ocr_server.dialects.ocr.response import OcrPages
 from ocr_server.dialects.ocr.wire import OcrDoneEvent, OcrPageEvent, OcrParameters, OcrRequest, OcrResponse
@@ -140,7 +140,9 @@ async def _uploaded(request: Request) -> tuple[OcrParameters, bytes]:
         fields = {name: value for name, value in form.items() if isinstance(value, str)}
     if "document" in fields:
         raise InvalidRequest("In a form, the document is the field file; document is not allowed.", param="document")
-    return parse_fields(fields, OcrParameters), data
+    parameters = parse_fields(fields, OcrParameters)
+    note_ignored(request, parameters)
+    return parameters, data
 
 
 def check_batchable(request: OcrParameters) -> None:

@@ -5,14 +5,16 @@ Source: the models of the `mistralai` client, 3.7.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from ocr_server.dialects.content import Address, DocumentAddress, ImageAddress
 from ocr_server.dialects.page_report import PageError, PageFinish
-from ocr_server.dialects.wire import Answer, ImageUrl, Maybe, PageNumbers, ReadingOptions, Wire, known
+from ocr_server.dialects.wire import Answer, Maybe, PageNumbers, ReadingOptions, Wire, known
 from ocr_server.output.formats import FILE_FORMATS
 from ocr_server.output.tables import TableFormat
 
@@ -22,13 +24,18 @@ ANNOTATIONS = ("bbox_annotation_format", "document_annotation_format", "document
 """Parameters that ask a second model to annotate the document, which this server does not have."""
 
 
+MISSPELT = 0.88
+"""Similarity from which an unknown name is taken for a misspelt one: `page` for `pages`, or `tableFormat`."""
+MAX_OPTION_CHARS = 40
+
+
 class DocumentRef(Wire):
     """The document to read: exactly one of `document_url` and `image_url`."""
 
     type: Literal["document_url", "image_url", "file"] | None = None
-    document_url: str | None = None
+    document_url: DocumentAddress | None = None
     """A PDF or picture: an http(s) URL or a data URI."""
-    image_url: str | ImageUrl | None = None
+    image_url: ImageAddress | None = None
     document_name: str | None = None
     """Accepted without effect: the type of the file is determined from its content."""
     file_id: str | None = None
@@ -44,15 +51,19 @@ class DocumentRef(Wire):
     @property
     def address(self) -> tuple[str, str]:
         """The URL and the name of the field that gave it."""
-        if self.document_url is not None:
-            return self.document_url, "document_url"
-        if isinstance(self.image_url, ImageUrl):
-            return self.image_url.url, "image_url.url"
-        return self.image_url or "", "image_url"
+        for name in ("document_url", "image_url"):
+            given = getattr(self, name)
+            if given is not None:
+                return (given.url, f"{name}.url") if isinstance(given, Address) else (given, name)
+        raise AssertionError("one of them is given")
 
 
 class OcrParameters(ReadingOptions):
     """A request without its document: the other parameters of a form or of a batch's requests."""
+
+    OPEN: ClassVar = True
+    REFUSED: ClassVar = {"temperature": "pages are read with greedy decoding; use /v1/chat/completions to sample"}
+    NEUTRAL: ClassVar = {**dict.fromkeys(ANNOTATIONS, ({}, {"type": "text"}, "")), "temperature": (0,)}
 
     model: str | None = None
     pages: PageNumbers | None = None
@@ -90,6 +101,19 @@ class OcrParameters(ReadingOptions):
     bbox_annotation_format: Any = None
     document_annotation_format: Any = None
     document_annotation_prompt: Any = None
+
+    @classmethod
+    def is_ignored(cls, name: str) -> bool:
+        """Return whether an unknown field may be dropped: not if it is a known one misspelt."""
+        if not super().is_ignored(name) or name == "document":  # of a template
+            return False
+        options = [_letters(option) for option in cls.model_fields]
+        return not get_close_matches(_letters(name[:MAX_OPTION_CHARS]), options, n=1, cutoff=MISSPELT)
+
+
+def _letters(name: str) -> str:
+    """Return a name without what distinguishes ways of writing it, such as `tableFormat` and `table-format`."""
+    return name.replace("_", "").replace("-", "").casefold()
 
 
 class OcrRequest(OcrParameters):

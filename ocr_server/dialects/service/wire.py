@@ -19,6 +19,8 @@ class Model(BaseModel):
     max_model_len: int
     mode: str
     """The resolution mode that this name selects; `default` for the server's default mode."""
+    output: str | None
+    """The output format that this name selects; null for the server's default."""
     max_vision_tokens: int
     """Maximum number of tokens that a picture takes in this mode."""
 

@@ -12,6 +12,8 @@ from ocr_server.intake.source import Source, Url
 from ocr_server.intake.source_page import SourcePage
 from ocr_server.memory import MemoryBudget
 from ocr_server.output.artifacts import Artifacts
+from ocr_server.output.formats import Format
+from ocr_server.output.formats.raw import RAW
 from ocr_server.plan import PlannedSource, ReadPlan
 from ocr_server.reading.admission import Admission
 from ocr_server.reading.decoding import Decoding
@@ -49,6 +51,7 @@ def replayed(
     is_document: bool = False,
     artifacts: Artifacts | None = None,
     show_pages: bool = False,
+    text: Format = RAW,
     size_bytes: int = 1000,
 ) -> Session:
     """A session that yields `events`.
@@ -57,6 +60,7 @@ def replayed(
         indices: Of each document, the indices of its pages from 0.
         is_document: Whether the documents are more than single pictures.
         artifacts: What the plan wants of each page.
+        text: The format of the answer's text.
         size_bytes: Size of each document.
     """
     documents = [FakeDocument(each, size_bytes, is_document=is_document) for each in indices]
@@ -68,6 +72,7 @@ def replayed(
         prompt="Free OCR.",
         decoding=Decoding(),
         artifacts=artifacts or Artifacts(),
+        text=text,
         show_pages=show_pages,
     )
     ticket = Admission(slots=1, most_waiting=1).enter()

@@ -52,11 +52,11 @@ def test_a_template_of_a_chat_has_text(settings: Settings) -> None:
     [
         (CHAT, {"model": "gpt-4o"}, 404, "model"),
         (CHAT, MODEL | {"stream": True}, 400, "stream"),
-        (CHAT, MODEL | {"messages": []}, 400, "messages"),
+        (CHAT, MODEL | {"messages": [message("x", role="boss")]}, 400, "messages[0].role"),
         (CHAT, MODEL | {"messages": [message(picture(), "Free OCR.")]}, 400, "messages"),
-        (CHAT, MODEL | {"colour": "red"}, 400, "colour"),
+        (CHAT, MODEL | {"ocr": {"colour": "red"}}, 400, "ocr.colour"),
         (CHAT, MODEL | {"ocr": {"pages": "x"}}, 400, "ocr.pages"),
-        (CHAT, MODEL | {"tools": [1]}, 400, "tools"),
+        (CHAT, MODEL | {"tool_choice": "required"}, 400, "tool_choice"),
         (OCR, {"model": "gpt-4o"}, 404, "model"),
         (OCR, MODEL | {"stream": True}, 400, "stream"),
         (OCR, MODEL | {"output": "markdown"}, 400, "output"),
@@ -76,6 +76,7 @@ def test_a_template_that_is_refused(
     ("path", "body", "param"),
     [
         (CHAT, MODEL, "messages"),
+        (CHAT, MODEL | {"messages": [message("ping")]}, "messages"),
         (CHAT, chat(stream=True), "stream"),
         (OCR, MODEL, "document"),
         (OCR, {"document": {"image_url": WHITE}, "stream": True}, "stream"),

@@ -238,10 +238,10 @@ class TestSecrets:
             chat(message(picture(f"data:application/pdf;base64,{marked}"), MARK)),
             chat(message(picture(f"data:{MARK};base64,{MARK}"))),
             chat(message(MARK, role=MARK)),
-            chat(**{MARK: MARK}),
+            chat(unknown=MARK),
             chat(model=MARK),
             {"document": {"document_url": f"data:;base64,{marked}"}},
-            {"document": {"document_url": MARK}, MARK: MARK},
+            {"document": {"document_url": MARK}, "unknown": MARK},
             MARK,
         ]
         scripts: list[Script] = [

@@ -151,7 +151,7 @@ async def test_spans_contain_nothing_of_the_document(
     await client.get("/v1/models/secret")
     await client.get("/secret?secret")
     await client.request("SECRET", "/secret")
-    assert len(spans.named("engine")) == 4
+    assert len(spans.named("engine")) == 8
     assert len(spans.named(f"POST {CHAT}")) == 16
     assert {span.name for span in spans} >= {"GET none", "_OTHER none", "GET /v1/models/{model_id}"}
     for span in spans:

@@ -19,6 +19,8 @@ from ocr_server.errors import DecodingError, InvalidRequest, NotFound, TooLarge
 from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.source import Base64, Url
 from ocr_server.output.artifacts import Artifacts
+from ocr_server.output.formats.markdown import MARKDOWN
+from ocr_server.output.formats.raw import RAW
 from ocr_server.plan import PageLimit, ReadPlan
 from ocr_server.reading.decoding import Decoding
 from tests.ocr_server.conftest import chat, message, picture, text
@@ -79,14 +81,17 @@ class TestPictures:
 
     @pytest.mark.parametrize("role", ["assistant", "system", "developer", "tool"])
     def test_only_user_messages_give_pictures(self, read: Any, role: str) -> None:
-        with pytest.raises(InvalidRequest) as caught:
-            read(message(picture(A), role=role), message("What is it?"))
-        assert caught.value.code == "missing_image"
-        assert caught.value.param == "messages"
+        assert urls(read(message(picture(A), role=role), message("What is it?"))) == []
 
-    def test_a_request_without_a_user(self, read: Any) -> None:
-        with pytest.raises(InvalidRequest, match="no user message"):
-            read(message("Free OCR.", role="system"))
+    @pytest.mark.parametrize("asked", [message("ping"), message("Free OCR.", role="system")])
+    def test_a_picture_can_be_required(self, read: Any, settings: Settings, asked: dict[str, Any]) -> None:
+        assert read(asked).sources == ()
+        strict = changed(settings, PICTURE_REQUIRED=True)
+        json_object = {"response_format": {"type": "json_object"}}  # the sentence that answers others is not JSON
+        for with_settings, more in ((strict, {}), (settings, json_object)):
+            with pytest.raises(InvalidRequest, match="no picture") as caught:
+                read(asked, with_settings=with_settings, **more)
+            assert (caught.value.code, caught.value.param) == ("missing_image", "messages")
 
     def test_the_parameter_of_each_picture_is_known(self, read: Any) -> None:
         plan = read(message("x", role="system"), message("a", picture(A), picture(B)), message("b"))
@@ -126,37 +131,70 @@ class TestPrompt:
         assert read(message("Parse the figure. ", role=role), message(picture(A))).prompt == "Parse the figure."
 
     @pytest.mark.parametrize("role", ["system", "developer"])
+    @pytest.mark.parametrize(
+        ("said", "is_prompt"),
+        [
+            ("You are a helpful assistant.", False),
+            ("Return tables with <td> and </td>.", False),
+            ("Free OCR", True),
+            ("<image>\n<|grounding|>Read the sign.", True),
+            ("Locate <|ref|>Total<|/ref|> in the image.", True),
+        ],
+    )
+    def test_a_system_message_for_another_model_is_no_prompt(
+        self, read: Any, settings: Settings, role: str, said: str, is_prompt: bool
+    ) -> None:
+        plan = read(message(said, role=role), message(picture(A)))
+        assert plan.prompt == (said if is_prompt else settings.DEFAULT_PROMPT)
+        assert plan.text is (RAW if is_prompt else MARKDOWN)
+
+    def test_the_text_may_come_before_the_picture(self, read: Any) -> None:
+        plan = read(message("Parse the figure."), message(picture(A)))
+        assert (urls(plan), plan.prompt, plan.text) == ([A], "Parse the figure.", RAW)
+
+    def test_a_placeholder_of_the_picture_is_no_text(self, read: Any, settings: Settings) -> None:
+        plan = read(message(picture(A), "<image>\n"))
+        assert (plan.prompt, plan.text) == (settings.DEFAULT_PROMPT, MARKDOWN)
+
+    def test_an_answer_that_is_to_be_continued_is_refused(self, read: Any) -> None:
+        begun = {"role": "assistant", "content": "# ", "prefix": True}
+        with pytest.raises(InvalidRequest, match="prefix") as caught:
+            read(ONE, begun)
+        assert caught.value.param == "messages[1].prefix"
+        assert urls(read(ONE, {**begun, "prefix": False})) == [A]
+
+    @pytest.mark.parametrize("role", ["system", "developer"])
     def test_no_system_message_where_the_user_gave_text(self, read: Any, role: str) -> None:
         assert read(message("Be kind.", role=role), ONE).prompt == "Free OCR."
 
     def test_the_last_system_message_with_text(self, read: Any) -> None:
         plan = read(
-            message("one", role="system"),
-            message("two", role="developer"),
+            message("Free OCR.", role="system"),
+            message("Parse the figure.", role="developer"),
             message(" ", role="system"),
+            message("Be kind.", role="system"),
             message(picture(A)),
         )
-        assert plan.prompt == "two"
+        assert plan.prompt == "Parse the figure."
 
     def test_a_system_message_in_parts(self, read: Any) -> None:
-        assert read(message(text("a"), text("b"), role="system"), message(picture(A), "  ")).prompt == "a\nb"
+        parts = message(text("<|grounding|>a"), text("b"), role="system")
+        assert read(parts, message(picture(A), "  ")).prompt == "<|grounding|>a\nb"
 
     @pytest.mark.parametrize("content", [[picture(A)], [picture(A), text("")], [picture(A), text(" \n")]])
     def test_the_default_prompt(self, read: Any, settings: Settings, content: list[Any]) -> None:
         assert read({"role": "user", "content": content}).prompt == settings.DEFAULT_PROMPT
 
     @pytest.mark.parametrize("content", [None, "", [], "  "])
-    def test_a_last_message_without_text_takes_no_earlier_users_text(
-        self, read: Any, settings: Settings, content: Any
-    ) -> None:
+    def test_a_message_without_text_and_picture_changes_nothing(self, read: Any, content: Any) -> None:
         plan = read(ONE, {"role": "user", "content": content})
-        assert (urls(plan), plan.prompt) == ([A], settings.DEFAULT_PROMPT)
+        assert (urls(plan), plan.prompt) == ([A], "Free OCR.")
 
     def test_the_length_is_limited(self, read: Any, settings: Settings) -> None:
         short = changed(settings, MAX_PROMPT_CHARS=5)
         assert read(message(picture(A), "12345 "), with_settings=short).prompt == "12345"
-        for given in [(message(picture(A), "123456"),), (message("123456", role="system"), message(picture(A)))]:
-            with pytest.raises(InvalidRequest, match="6 characters; the limit is 5"):
+        for given in [message(picture(A), "123456")], [message("<|ref|>", role="system"), message(picture(A))]:
+            with pytest.raises(InvalidRequest, match=r"[67] characters; the limit is 5"):
                 read(*given, with_settings=short)
 
 
@@ -169,14 +207,24 @@ class TestMode:
         of_server = changed(settings, BASE_SIZE=640, IMAGE_SIZE=320, MAX_CROPS=4)
         assert self.mode(read(with_settings=of_server)) == ResolutionMode(640, 320, max_crops=4)
 
-    @pytest.mark.parametrize(("detail", "mode"), [("low", "tiny"), ("high", "gundam"), ("auto", "base")])
+    @pytest.mark.parametrize(
+        ("detail", "mode"),
+        [("low", "base"), ("high", "gundam"), ("original", "gundam"), ("auto", "large"), ("", "large")],
+    )
     def test_detail(self, read: Any, settings: Settings, detail: str, mode: str) -> None:
-        of_server = changed(settings, BASE_SIZE=1024, IMAGE_SIZE=1024, CROP_MODE=False)
+        of_server = changed(settings, BASE_SIZE=1280, IMAGE_SIZE=1280, CROP_MODE=False)
         assert self.mode(read(message(picture(A, detail=detail)), with_settings=of_server)) == MODES[mode]
+
+    def test_the_server_says_what_a_detail_means(self, read: Any, settings: Settings) -> None:
+        of_server = changed(settings, DETAIL_MODES="low=tiny, auto=small")
+        for detail, mode in ("low", "tiny"), ("auto", "small"):
+            assert self.mode(read(message(picture(A, detail=detail)), with_settings=of_server)) == MODES[mode]
+        plan = read(message(picture(A, detail="high")), with_settings=of_server)
+        assert self.mode(plan) == settings.resolution_mode
 
     def test_each_picture_has_its_own_detail(self, read: Any) -> None:
         plan = read(message(picture(A, detail="low"), picture(B, detail="high")))
-        assert [planned.mode for planned in plan.sources] == [MODES["tiny"], MODES["gundam"]]
+        assert [planned.mode for planned in plan.sources] == [MODES["base"], MODES["gundam"]]
 
     @pytest.mark.parametrize("name", MODES)
     def test_the_models_name_takes_precedence_over_detail(self, read: Any, name: str) -> None:
@@ -225,7 +273,16 @@ class TestMode:
 
     @pytest.mark.parametrize(
         "model",
-        ["gpt-4o", "", "deepseek-ocr:", "deepseek-ocr:huge", "deepseek-ocr:tiny:tiny", "DeepSeek-OCR", "x:tiny"],
+        [
+            "gpt-4o",
+            "",
+            "deepseek-ocr:",
+            "deepseek-ocr:huge",
+            "deepseek-ocr:tiny:tiny",
+            "deepseek-ocr:raw:markdown",
+            "x:tiny",
+            "x" * 300,
+        ],
     )
     def test_an_unknown_model(self, read: Any, model: str) -> None:
         with pytest.raises(NotFound) as caught:
@@ -298,6 +355,11 @@ class TestDecoding:
         decoding = read(**given).decoding
         assert (copies(request(**given)), decoding.n, decoding.temperature) == (4, 1, 0)
 
+    def test_no_probability_mass_is_greedy_decoding(self, read: Any) -> None:
+        given = {"n": 4, "temperature": 0.8, "top_p": 0}
+        decoding = read(**given).decoding
+        assert (copies(request(**given)), decoding.n, decoding.temperature, decoding.top_p) == (4, 1, 0, None)
+
     @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 0.3, 2])
     def test_sampled_choices_are_generated(self, read: Any, temperature: float) -> None:
         given = {"n": 4, "temperature": temperature}
@@ -363,7 +425,13 @@ class TestStructuredOutput:
     @pytest.mark.parametrize(("n", "top", "pages"), [(1, None, 128), (1, 20, 6), (16, 1, 4), (1, 0, 128)])
     def test_log_probabilities_limit_the_pages(self, read: Any, n: int, top: int | None, pages: int) -> None:
         assert read(n=n, logprobs=True, top_logprobs=top).page_limit == PageLimit("logprobs", pages)
-        assert read(n=n).page_limit is None
+
+    def test_choices_limit_the_pages(self, read: Any, settings: Settings) -> None:
+        """An answer holds no more texts than one with the largest number of pages."""
+        few = changed(settings, MAX_PAGES=256)
+        for n, limit in (1, None), (2, PageLimit("n", 128)), (128, PageLimit("n", 2)):
+            assert read(n=n, with_settings=few).page_limit == limit
+        assert read(n=128, with_settings=changed(settings, MAX_PAGES=1)).page_limit == PageLimit("n", 1)
 
     def test_no_format(self, read: Any) -> None:
         plan = read()
@@ -427,6 +495,42 @@ def test_a_files_data_is_a_data_uri_or_its_base64_alone(read: Any) -> None:
     assert [each.source.content for each in sources] == [Url("data:application/pdf;base64,AAAA"), Base64("AAAA")]
 
 
+class TestDefaultOutput:
+    PAGE = message(picture(A))
+
+    @pytest.mark.parametrize(
+        ("setting", "with_text", "without_text"),
+        [("auto", "raw", "markdown"), ("raw", "raw", "raw"), ("blocks", "blocks", "blocks")],
+    )
+    def test_the_setting(self, read: Any, settings: Settings, setting: str, with_text: str, without_text: str) -> None:
+        of_server = changed(settings, DEFAULT_OUTPUT=setting)
+        assert read(with_settings=of_server).text.name == with_text
+        assert read(self.PAGE, with_settings=of_server).text.name == without_text
+
+    @pytest.mark.parametrize(
+        ("fields", "output"),
+        [
+            ({"model": "deepseek-ocr:markdown"}, "markdown"),
+            ({"model": "deepseek-ocr:base:blocks"}, "blocks"),
+            ({"model": "deepseek-ocr:markdown", "ocr": {"output": "raw"}}, "raw"),
+            ({"ocr": {"output": "markdown"}}, "markdown"),
+        ],
+    )
+    def test_what_the_request_says_comes_first(self, read: Any, settings: Settings, fields: Any, output: str) -> None:
+        for default in ("auto", "raw", "blocks"):
+            for asked in (ONE, self.PAGE):
+                plan = read(asked, with_settings=changed(settings, DEFAULT_OUTPUT=default), **fields)
+                assert plan.text.name == output
+                assert plan.artifacts.blocks is (output == "blocks")
+
+    @pytest.mark.parametrize("more", [{"logprobs": True}, {"response_format": {"type": "json_object"}}])
+    def test_no_default_applies_where_the_models_own_text_is_needed(
+        self, read: Any, settings: Settings, more: dict[str, Any]
+    ) -> None:
+        assert read(self.PAGE, **more).text is RAW
+        assert read(with_settings=changed(settings, DEFAULT_OUTPUT="markdown"), **more).text is RAW
+
+
 class TestErrors:
     """The plan knows which request parameter an error of the intake or the engine is about."""
 
@@ -487,7 +591,7 @@ class TestTemplate:
     def test_its_messages_give_the_prompt(self, template: Any) -> None:
         assert template(messages=[message("one"), message("answer", role="assistant")]).prompt == "one"
         assert template(messages=[message("one"), message(text("two"))]).prompt == "two"
-        assert template(messages=[message("Read.", role="system")]).prompt == "Read."
+        assert template(messages=[message("Free OCR.", role="system")]).prompt == "Free OCR."
 
     def test_its_options_apply(self, template: Any) -> None:
         plan = template(ocr={"pages": "2-3", "mode": "tiny", "dpi": 72})

@@ -9,18 +9,21 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ocr_server.dialects.chat.response import ChatAnswer
 from ocr_server.dialects.chat.wire import ChatCompletionRequest
+from ocr_server.dialects.messages import NOTHING_TO_READ
 from ocr_server.errors import EngineFailure, InvalidRequest
 from ocr_server.output.artifacts import PageArtifacts
 from ocr_server.output.blocks import blocks
+from ocr_server.output.formats import FORMATS
 from ocr_server.reading.page import LogprobStep, PageDelta, PageReading, ScoredToken
 from ocr_server.reading.reader import Event, Opened, Piece
-from tests.ocr_server.conftest import chat, delta, examples, message, picture
+from tests.ocr_server.conftest import CHAT, FakeEngine, chat, delta, error_of, events, examples, message, picture
 from tests.ocr_server.dialects.sessions import events_of, replayed
 
 COMMON = ["id", "object", "created", "model", "choices"]
@@ -50,6 +53,7 @@ def answer(
         indices=[[number]] * pages,
         is_document=is_document,
         show_pages=show_pages,
+        text=FORMATS[(ocr or {}).get("output", "raw")],
     )
     return ChatAnswer(ChatCompletionRequest.model_validate(body), session, "fp_0")
 
@@ -83,6 +87,34 @@ async def chunks(*deltas: Any, **options: Any) -> list[dict[str, Any]]:
 
 
 HELLO = (delta("Hel"), delta("lo"), delta("", tokens=1, finish="stop"))
+
+
+class TestNothingToRead:
+    """Many tools test a connection with a request without a picture."""
+
+    @pytest.mark.parametrize("more", [{}, {"n": 2}, {"model": "deepseek-ocr:blocks"}])
+    async def test_a_sentence(self, client: httpx.AsyncClient, more: dict[str, Any]) -> None:
+        response = await client.post(CHAT, json=chat(message("ping"), **more))
+        assert response.status_code == 200
+        got = response.json()
+        assert got["object"] == "chat.completion"
+        assert [choice["message"]["content"] for choice in got["choices"]] == [NOTHING_TO_READ] * more.get("n", 1)
+        assert {choice["finish_reason"] for choice in got["choices"]} == {"stop"}
+        assert "ocr" not in got["choices"][0]["message"]
+        assert got["usage"]["total_tokens"] == 0
+
+    async def test_in_a_stream(self, client: httpx.AsyncClient) -> None:
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        response = await client.post(CHAT, json=chat(message("ping"), **options))
+        *got, done = events(response.text)
+        assert done == "[DONE]"
+        assert got[0]["choices"][0]["delta"] == {"role": "assistant", "content": NOTHING_TO_READ}
+        assert got[1]["choices"][0]["finish_reason"] == "stop"
+        assert (got[2]["choices"], got[2]["usage"]["total_tokens"]) == ([], 0)
+
+    async def test_only_while_pages_can_be_read(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        engine.reason = "The model is being loaded."
+        error_of(await client.post(CHAT, json=chat(message("ping"))), 503)
 
 
 class TestCompletion:

@@ -88,7 +88,7 @@ class TestUpload:
         assert {page.prompt for page in engine.pages} == {"Free OCR."}
 
     @pytest.mark.parametrize(
-        ("form", "param"), [({"dpi": "many"}, "dpi"), ({"colour": "red"}, "colour"), ({"document": "{}"}, "document")]
+        ("form", "param"), [({"dpi": "many"}, "dpi"), ({"modes": "red"}, "modes"), ({"document": "{}"}, "document")]
     )
     async def test_invalid_fields(self, client: httpx.AsyncClient, form: dict[str, str], param: str) -> None:
         response = await client.post(OCR, files={"file": ("a.png", b"x")}, data=form)
