@@ -263,6 +263,8 @@ def main() -> int:
             print(soak.table(stall, server.memory()))
         else:
             soak.errors.append(f"the server died:\n{server.log[-3000:]}")
+        for traceback in server.log.split("Traceback")[1:4]:
+            print(f"a traceback in the log:{traceback[:3000]}", file=sys.stderr)
         for error in soak.errors:
             print(f"error: {error}", file=sys.stderr)
         return 1 if soak.errors else 0

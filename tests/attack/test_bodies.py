@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sqlite3
 import struct
+from contextlib import closing
 
 import httpx
 import pytest
@@ -218,3 +220,20 @@ class TestBatches:
         assert ended["request_counts"]["failed"] == 1000
         assert len(batch_lines(keyed, ended, key=OTHER_KEY)) == 1000
         cost.check(most=30 * MEGA)
+
+    def test_a_list_of_many_files(self, keyed: Server) -> None:
+        """4.5 MB of JSON, which are not made in the event loop."""
+        file = upload(keyed, b"{}\n", key=OTHER_KEY, name="n" * 255).json()["id"]
+        with closing(sqlite3.connect(keyed.folder / "batches.db", timeout=60)) as database:
+            made = database.execute("SELECT * FROM files WHERE id = ?", (file,))
+            columns = [column for column, *_ in made.description]
+            row = dict(zip(columns, made.fetchone(), strict=True))
+            insert = f"INSERT INTO files VALUES ({', '.join(f':{column}' for column in columns)})"
+            more = [row | {"id": f"{file}-{number}", "seq": 10_000 + number} for number in range(10_000)]
+            database.executemany(insert, more)
+            database.commit()
+        with good_clients(keyed, KEY), keyed.watched() as cost:
+            listed = httpx.get(f"{keyed.url}/v1/files", headers=bearer(OTHER_KEY), timeout=120).json()
+        assert len(listed["data"]) == 10_000
+        assert listed["has_more"]
+        cost.check(most=80 * MEGA, stall=0.15)

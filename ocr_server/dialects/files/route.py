@@ -7,12 +7,13 @@ from contextlib import aclosing
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter
 from sqlalchemy import RowMapping
 from starlette.datastructures import UploadFile
 
+from ocr_server.batches.listing import Listing
 from ocr_server.batches.requests import HEAD_BYTES, kind_of
 from ocr_server.batches.storage import CHUNK
 from ocr_server.dialects.dialect import Api
@@ -25,6 +26,8 @@ from ocr_server.runtime import MEGA
 router = APIRouter(prefix="/v1/files", tags=["Files"], responses=ERRORS)
 
 MOST_NAME_CHARS = 255
+ROW_BYTES = 500
+"""Size of a file in a list, about."""
 ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _FORM = {
     "type": "object",
@@ -92,25 +95,31 @@ def _name(name: str | None) -> str:
     return shown[:MOST_NAME_CHARS] or "file"
 
 
-@router.get("")
+@router.get("", response_model=FileList)
 async def list_files(
     request: Request,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     purpose: Annotated[str | None, Query(max_length=64, pattern=r"^[^\x00]*$")] = None,
-) -> FileList:
+) -> Response:
     """List your files, sorted by the time of their creation."""
     page = await batches_of(request).files.list(
         client_of(request), after=after, limit=limit, newest_first=order == "desc", purpose=purpose
     )
+    content = await runtime_of(request).sized(ROW_BYTES * len(page.rows), _list, page)
+    return Response(content, media_type="application/json")
+
+
+def _list(page: Listing) -> str:
+    """Return a list of files as JSON. It can be megabytes."""
     data = [_object(row) for row in page.rows]
     return FileList(
         data=data,
         first_id=data[0].id if data else None,
         last_id=data[-1].id if data else None,
         has_more=page.has_more,
-    )
+    ).model_dump_json()
 
 
 @router.get("/{file_id}")

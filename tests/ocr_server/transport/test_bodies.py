@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ocr_server.dialects.chat.response_format import MAX_SCHEMA_LEVELS
+from ocr_server.dialects.json_schema import MAX_SCHEMA_LEVELS
 from ocr_server.dialects.validation import MAX_LEVELS
 from tests.ocr_server.conftest import CHAT, WHITE, FakeEngine, chat, error_of
 
