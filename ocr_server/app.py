@@ -17,6 +17,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from ocr_server import __version__
 from ocr_server.batches.service import batches_for
@@ -29,14 +30,15 @@ from ocr_server.observability import metrics, tracing
 from ocr_server.observability.event_loop import LoopWatchdog
 from ocr_server.runtime import MEGA, Runtime
 from ocr_server.transport.auth import ApiKeys
+from ocr_server.transport.bodies import BodyLimit
 from ocr_server.transport.boundary import BrowserBoundary, RelativeRedirects
 from ocr_server.transport.disconnect import CLIENT_CLOSED_REQUEST
 from ocr_server.transport.keys import KeyRing, parse_keys
 from ocr_server.transport.middleware import (
     IGNORED,
     REQUEST_ID,
-    BodyLimit,
     CutOff,
+    HeadAsGet,
     IgnoredParameters,
     Observed,
     RequestId,
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_PATH_CHARS = 200
+"""How much of a path an error repeats."""
 FORM_BYTES = 100_000
 """Allowance for everything in an upload form except its file: bytes."""
 
@@ -103,6 +107,7 @@ def _add_middleware(
     app: FastAPI, settings: Settings, memory: MemoryBudget, ring: KeyRing, traces: TracerProvider | None
 ) -> None:
     """Add the middleware from the innermost to the outermost: the one added last is outermost."""
+    app.add_middleware(HeadAsGet)
     app.add_middleware(
         BodyLimit,
         limit=settings.MAX_BODY_MB * MEGA,
@@ -163,11 +168,14 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        message = str(error.detail)
+        message, headers = str(error.detail), error.headers
         if error.status_code in (404, 405):
-            message = f"{request.method} {request.url.path} does not exist; GET / lists the available endpoints."
+            path = request.url.path[:MAX_PATH_CHARS]
+            message = f"{request.method} {path} does not exist; GET / lists the available endpoints."
+        if error.status_code == 405:
+            headers = {"allow": ", ".join(_methods_of(request))}
         body = error_body(message, type_="invalid_request_error", code=code)
-        return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+        return JSONResponse(body, status_code=error.status_code, headers=headers)
 
     @app.exception_handler(ClientDisconnect)
     async def left(_: Request, __: ClientDisconnect) -> Response:
@@ -180,6 +188,16 @@ def _handle_errors(app: FastAPI) -> None:
         logger.error("request %s failed unexpectedly", request_id)
         headers = {"x-request-id": request_id, "x-content-type-options": "nosniff"}
         return JSONResponse(internal_error(), status_code=500, headers=headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Return all methods of the requested path. Starlette's own list is that of the first route of the path."""
+    methods: set[str] = set()
+    for route in request.app.router.routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            methods |= getattr(route, "methods", None) or {"GET"}
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
 def _document_wire_types(app: FastAPI, wire_types: Sequence[type[BaseModel]]) -> None:

@@ -131,11 +131,27 @@ class TooLarge(ApiError):
 
 
 class UnsupportedMediaType(ApiError):
-    """415: the body has a content type that is not accepted from a web page."""
+    """415: the body has a content type, a content encoding or a charset that is not accepted."""
 
     status = 415
     type = "invalid_request_error"
     code = "unsupported_media_type"
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    """415: the body has a content encoding that the server does not know."""
+
+    code = "unsupported_encoding"
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(
+            f"The body has the content encoding {encoding[:100]!r}; use gzip, deflate or none.",
+            param="content-encoding",
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"accept-encoding": "gzip, deflate"}
 
 
 class Misdirected(ApiError):

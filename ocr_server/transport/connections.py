@@ -203,6 +203,11 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._in_head = False
         self._bulk = int(next((value for name, value in self.headers if name == b"content-length"), b"0"))
         super().on_headers_complete()
+        if (
+            self.scope["http_version"] == "1.0"
+        ):  # such clients know no chunks: the end of the connection ends the answer
+            self.cycle.chunked_encoding = False
+            self.cycle.expected_content_length = _UntilClosed()
 
     def on_chunk_header(self) -> None:
         if self._is_in_bulk:  # of tiny chunks
@@ -343,6 +348,21 @@ class _Flow(FlowControl):
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
+
+
+class _UntilClosed(int):
+    """The length of an answer that has no known length. uvicorn subtracts what it sends, down to 0."""
+
+    def __lt__(self, _: int) -> bool:
+        return False
+
+    def __sub__(self, _: int) -> _UntilClosed:
+        return self
+
+    def __ne__(self, _: object) -> bool:
+        return False
+
+    __hash__ = int.__hash__
 
 
 def _head_too_large() -> HeadTooLarge:

@@ -1,4 +1,4 @@
-"""Middleware: request ids, logging, security headers, limits of bodies, and requests that a shutdown cuts off.
+"""Middleware: request ids, logging, security headers, HEAD, and requests that a shutdown cuts off.
 
 These are plain ASGI middleware classes. Starlette's `BaseHTTPMiddleware` would interfere with streams.
 """
@@ -10,7 +10,6 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Mapping
 from contextlib import suppress
 from urllib.parse import quote
 
@@ -19,21 +18,14 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ocr_server.errors import ApiError, TimedOut, TooLarge, Unavailable
-from ocr_server.memory import MemoryBudget, Use
+from ocr_server.errors import Unavailable
 from ocr_server.observability import logs, metrics, tracing
-from ocr_server.transport.auth import sharer_of
 from ocr_server.transport.disconnect import CLIENT_CLOSED_REQUEST
 
 REQUEST_ID = "x-request-id"
 IGNORED = "x-ignored-parameters"
 MAX_IGNORED_CHARS = 100
 """Maximum length of each name in this header."""
-DRAIN_BYTES = 100_000_000
-DRAIN_SECONDS = 10
-"""How much of a refused body is read and discarded, and for how long."""
-BYTES_HELD = 3
-"""Bytes that a byte of a JSON body takes in memory: as it was received, as text, and decoded."""
 RESTART_SECONDS = 10.0
 """`Retry-After` of requests that a shutdown cuts off. The server may have been replaced by then."""
 LAST_WORD_SECONDS = 1.0
@@ -193,82 +185,35 @@ class SafeHeaders:
         await self._app(scope, receive, send_with_headers)
 
 
-class BodyLimit:
-    """Limits the size of a body, the memory of all bodies together, and the time in which a body must arrive.
+class HeadAsGet:
+    """Answers HEAD like GET, without the body. The work for the body is ended as soon as the head is known."""
 
-    The received part of a body counts until its request has ended: a JSON body BYTES_HELD times, a form once, since
-    the files of forms are kept on disk until they are read.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        limit: int,
-        memory: MemoryBudget,
-        timeout: float,
-        limits: Mapping[str, int] | None = None,
-    ) -> None:
-        """Args:
-        app: The next application.
-        limit: Maximum size of a body in bytes.
-        memory: What the bodies draw on. Requests for which there is no room are refused with 429.
-        timeout: Seconds from the head of the request to the end of its body.
-        limits: Maximum sizes for certain paths, instead of `limit`.
-        """
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._limit = limit
-        self._limits = limits or {}
-        self._memory = memory
-        self._timeout = timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"")
-        held = 1 if headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data") else BYTES_HELD
-        declared = int(length[:20]) if length.isdigit() else 0
-        limit = self._limits.get(scope["path"].removeprefix(scope.get("root_path", "")), self._limit)
-        until = asyncio.get_running_loop().time() + self._timeout
-        received, whole = 0, False
+        inner = {**scope, "method": "GET"}
+        answered = asyncio.Event()
 
-        async def receive_within_limits() -> Message:
-            nonlocal received, whole
-            if whole:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(until):
-                    message = await receive()
-            except TimeoutError:
-                raise TimedOut(f"The request body did not arrive within {self._timeout:g} s.") from None
-            whole = not message.get("more_body", False)
-            size = len(message.get("body", b""))
-            received += size
-            if max(received, declared) > limit:
-                await _drain(receive, message)
-                raise TooLarge(f"The request body exceeds the limit of {limit // 1_000_000} MB.", code="body_too_large")
-            try:
-                body.grow(held * size)
-                body.check(held * (declared - received))
-            except ApiError:
-                await _drain(receive, message)
-                raise
-            return message
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b""})
+                answered.set()
+            await asyncio.sleep(0)
 
-        with self._memory.reserve(Use.BODIES, client=sharer_of(scope)) as body:
-            await self._app(scope, receive_within_limits, send)
-
-
-async def _drain(receive: Receive, message: Message) -> None:
-    """Read and discard the rest of a body, up to a limit of time and size.
-
-    Otherwise, a client that is still sending could see a broken connection instead of the response.
-    """
-    drained = 0
-    with suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_SECONDS):
-            while message.get("more_body") and drained < DRAIN_BYTES:
-                message = await receive()
-                drained += len(message.get("body", b""))
+        work = asyncio.ensure_future(self._app(inner, receive, send_head))
+        waiting = asyncio.ensure_future(answered.wait())
+        try:
+            await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            waiting.cancel()
+            work.cancel()
+            await asyncio.gather(work, waiting, return_exceptions=True)
+            if "route" in inner:
+                scope["route"] = inner["route"]  # for the log

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import jsonschema
 import pytest
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from config import ROOT, Settings
 from deepseek_ocr.families import DEEPSEEK_OCR
@@ -21,6 +24,7 @@ from ocr_server.app import create_app
 from ocr_server.dialects.chat.wire import ChatCompletionRequest
 from ocr_server.errors import ApiError, DecodingError, EngineFailure, InvalidRequest, NotFound, TooLarge, Unavailable
 from ocr_server.runtime import Runtime
+from ocr_server.transport.middleware import HeadAsGet
 from tests.ocr_server.conftest import (
     CHAT,
     FakeEngine,
@@ -66,6 +70,26 @@ class TestErrors:
         response = await client.get(CHAT)
         assert error_of(response, 405)["code"] == "method_not_allowed"
         assert response.headers["allow"] == "POST"
+
+    @pytest.mark.parametrize(
+        ("path", "methods"),
+        [("/v1/files", "GET, HEAD, POST"), ("/v1/files/file-1", "DELETE, GET, HEAD"), ("/health", "GET, HEAD")],
+    )
+    async def test_the_methods_of_a_path_are_listed(
+        self, path: str, methods: str, settings: Settings, tmp_path: Path
+    ) -> None:
+        places = {"BATCHES": True, "DATABASE_URL": f"sqlite:///{tmp_path}/batches.db", "STORAGE_URL": str(tmp_path)}
+        app = create_app(Runtime.build(Settings(**{**settings.model_dump(), **places}), FakeEngine()))
+        async with client_of(app) as client:
+            response = await client.put(path)
+        error_of(response, 405)
+        assert response.headers["allow"] == methods
+
+    async def test_a_long_path_is_not_repeated(self, client: httpx.AsyncClient) -> None:
+        for method, path in (("GET", "/"), ("PUT", "/v1/models/")):
+            response = await client.request(method, path + "x" * 50_000)
+            assert response.status_code in (404, 405)
+            assert len(response.content) < 2000
 
     @pytest.mark.parametrize("body", [b"", b"{", b'{"model": }', b"\xff\xfe", b'{"a": "\xc3"}', b"5", b"[]", b"null"])
     @pytest.mark.parametrize("kind", ["application/json", "text/plain", None])
@@ -200,6 +224,48 @@ class TestBodyLimit:
         padded = body + b" " * (MEGABYTE - len(body))
         assert (await narrow_client.post(CHAT, content=padded)).status_code == 200
         assert (await narrow_client.post(CHAT, content=pieces(padded))).status_code == 200
+
+
+class TestHead:
+    @pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/metrics", "/openapi.json", "/ui/", "/nothing"])
+    async def test_it_is_answered_like_get_without_the_body(self, path: str, client: httpx.AsyncClient) -> None:
+        got, head = await client.get(path), await client.head(path)
+        assert head.status_code == got.status_code
+        assert head.headers["content-type"] == got.headers["content-type"]
+        assert "content-length" in head.headers
+        assert head.content == b""
+
+    async def test_of_what_cannot_be_read(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
+        response = await client.head(CHAT)
+        assert (response.status_code, response.headers["allow"], response.content) == (405, "POST", b"")
+        assert engine.pages == []
+
+    async def test_a_stream_is_not_read_to_its_end(self) -> None:
+        ended = asyncio.Event()
+
+        async def endless(_: Scope, __: Receive, send: Send) -> None:
+            try:
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                while True:
+                    await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            finally:
+                ended.set()
+
+        transport = httpx.ASGITransport(HeadAsGet(endless))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            async with asyncio.timeout(30):
+                response = await client.head("/")
+        assert (response.status_code, response.content) == (200, b"")
+        assert ended.is_set()
+
+    async def test_a_failure_is_the_server_s(self) -> None:
+        async def failing(_: Scope, __: Receive, ___: Send) -> None:
+            raise ValueError("wrong")
+
+        transport = httpx.ASGITransport(HeadAsGet(failing))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            with pytest.raises(ValueError, match="wrong"):
+                await client.head("/")
 
 
 class TestRequestId:

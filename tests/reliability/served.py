@@ -114,6 +114,13 @@ class Client:
             read += piece
         return read
 
+    def rest(self) -> bytes:
+        """Return what arrives until the server closes the connection."""
+        read = b""
+        while piece := self.socket.recv(65536):
+            read += piece
+        return read
+
     def ended(self) -> bool:
         """Read until the connection ends. Return False if it does not."""
         try:

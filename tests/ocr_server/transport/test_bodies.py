@@ -1,14 +1,22 @@
-"""Bodies that are nested too deeply are refused quickly and with the name of the parameter."""
+"""Bodies: compressed ones, those that a client announces, and those that are nested too deeply."""
 
 from __future__ import annotations
 
+import gzip
+import json
+import zlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from ocr_server.dialects.json_schema import MAX_SCHEMA_LEVELS
 from ocr_server.dialects.validation import MAX_LEVELS
+from ocr_server.errors import ApiError, InvalidRequest, TooLarge
+from ocr_server.memory import SHARES, MemoryBudget, Use
+from ocr_server.transport.bodies import BYTES_HELD, PIECE_BYTES, BodyLimit
 from tests.ocr_server.conftest import CHAT, WHITE, FakeEngine, chat, error_of
 
 OCR = "/v1/ocr"
@@ -73,3 +81,130 @@ class TestDepth:
         body = chat()
         body["messages"][0]["content"][1]["text"] = "[{" * 1000
         assert (await client.post(CHAT, json=body)).status_code == 200
+
+
+def raw_deflate(data: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return compressor.compress(data) + compressor.flush()
+
+
+COMPRESSED = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "Deflate, identity": raw_deflate,
+}
+
+
+class TestCompressed:
+    @pytest.mark.parametrize("encoding", COMPRESSED)
+    async def test_a_compressed_body_is_read(
+        self, encoding: str, client: httpx.AsyncClient, engine: FakeEngine
+    ) -> None:
+        body = COMPRESSED[encoding](json.dumps(chat()).encode())
+        response = await client.post(CHAT, content=body, headers={"content-encoding": encoding})
+        assert response.status_code == 200, response.text
+        assert len(engine.pages) == 1
+
+    @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "none", "x" * 5000])
+    async def test_another_encoding(self, encoding: str, client: httpx.AsyncClient) -> None:
+        response = await client.post(CHAT, json=chat(), headers={"content-encoding": encoding})
+        error = error_of(response, 415)
+        assert (error["code"], error["param"]) == ("unsupported_encoding", "content-encoding")
+        assert encoding[:10] in error["message"]
+        assert len(error["message"]) < 300
+        assert response.headers["accept-encoding"] == "gzip, deflate"
+
+    @pytest.mark.parametrize(
+        ("body", "problem"),
+        [
+            (b"{}", "damaged"),
+            (gzip.compress(b"{}")[:-3], "incomplete"),
+            (gzip.compress(b"{}" * 10_000)[:20], "incomplete"),
+            (gzip.compress(b"{}") + b"{}", "followed"),
+            (b"", "incomplete"),
+        ],
+    )
+    async def test_damaged_data(self, body: bytes, problem: str, client: httpx.AsyncClient) -> None:
+        error = error_of(await client.post(CHAT, content=body, headers={"content-encoding": "gzip"}), 400)
+        assert error["code"] == "invalid_encoding"
+        assert problem in error["message"]
+
+
+class Received:
+    """An application that receives a body."""
+
+    def __init__(self) -> None:
+        self.body = b""
+        self.error: ApiError | None = None
+
+    async def __call__(self, _: Scope, receive: Receive, __: Send) -> None:
+        try:
+            more = True
+            while more:
+                message = await receive()
+                assert len(message["body"]) <= PIECE_BYTES
+                self.body += message["body"]
+                more = message["more_body"]
+            self.last = await receive()
+        except ApiError as error:
+            self.error = error
+
+
+async def received(
+    *pieces: bytes, encoding: str = "gzip", limit: int = 10**9, budget: int = 10**9, length: int | None = None
+) -> Received:
+    """Send a body in pieces through `BodyLimit`."""
+    app = Received()
+    memory = MemoryBudget(budget)
+    limited = BodyLimit(app, limit=limit, memory=memory, timeout=60)
+    headers = [(b"content-encoding", encoding.encode())]
+    headers += [] if length is None else [(b"content-length", str(length).encode())]
+
+    async def messages() -> AsyncIterator[Message]:
+        for number, piece in enumerate(pieces, 1):
+            yield {"type": "http.request", "body": piece, "more_body": number < len(pieces)}
+        yield {"type": "http.disconnect"}
+
+    async def send(_: Message) -> None:
+        raise AssertionError("nothing is answered")
+
+    iterator = messages()
+    await limited({"type": "http", "path": "/", "headers": headers}, iterator.__anext__, send)
+    assert memory.used[Use.BODIES] == 0, "the body is still counted after its request"
+    return app
+
+
+class TestDecompression:
+    @pytest.mark.parametrize("size", [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES])
+    @pytest.mark.parametrize("step", [1, 7, 10_000])
+    async def test_in_any_pieces(self, size: int, step: int) -> None:
+        body = (b"0123456789abcdef" * (size // 16 + 1))[:size]
+        data = gzip.compress(body)
+        app = await received(*(data[at : at + step] for at in range(0, len(data), step)), b"")
+        assert app.error is None
+        assert app.body == body
+        assert app.last["type"] == "http.disconnect"
+
+    async def test_a_bomb_is_refused_by_what_it_expands_to(self) -> None:
+        bomb = gzip.compress(bytes(100_000_000))
+        assert len(bomb) < 200_000
+        app = await received(bomb, limit=5_000_000)
+        assert isinstance(app.error, TooLarge)
+        assert len(app.body) <= 5_000_000
+
+    async def test_a_bomb_draws_on_the_memory_of_all_bodies(self) -> None:
+        budget = int(BYTES_HELD * 2_000_000 / SHARES[Use.BODIES])
+        app = await received(gzip.compress(bytes(100_000_000)), budget=budget)
+        assert isinstance(app.error, TooLarge)
+        assert app.error.code == "too_many_bytes"
+        assert len(app.body) <= 2_000_000
+
+    async def test_data_that_expands_to_nothing_is_limited_as_well(self) -> None:
+        nothing = b"\x00\x00\x00\xff\xff" * 1000  # blocks without content
+        app = await received(*[nothing] * 100, encoding="deflate", limit=100_000)
+        assert isinstance(app.error, TooLarge)
+
+    async def test_damaged_data_is_an_error_of_the_request(self) -> None:
+        app = await received(gzip.compress(b"a" * 1000)[:-5])
+        assert isinstance(app.error, InvalidRequest)

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ocr_server.memory import MemoryBudget, Use
+from ocr_server.transport.bodies import BodyLimit
 from ocr_server.transport.connection_limits import ConnectionLimits
 from tests.reliability.served import Client, post, served, wait_until
 
@@ -65,6 +66,14 @@ class Echo:
 @pytest.fixture
 def echo() -> Echo:
     return Echo()
+
+
+def _with_lifespan(app: ASGIApp) -> ASGIApp:
+    async def whole(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await app(scope, receive, send)
+
+    return whole
 
 
 def read_answers(client: Client, count: int) -> list[dict[str, object]]:
@@ -294,6 +303,48 @@ class TestHeads:
             client.send(b"POST /1 HTTP/1.1\r\nhost: here\r\n" + upgrade + b"content-length: 2\r\n\r\nab" + GET % b"2")
             answers = read_answers(client, 2)
         assert [(each["path"], each["body"]) for each in answers] == [("/1", "ab"), ("/2", "")]
+
+
+class TestVersions:
+    async def unsized(self, _: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one ", "more_body": True})
+        await send({"type": "http.response.body", "body": b"two"})
+
+    @pytest.mark.parametrize("connection", [b"", b"connection: keep-alive\r\n"])
+    def test_an_old_client_receives_no_chunks(self, connection: bytes) -> None:
+        with served(_with_lifespan(self.unsized)) as address, Client(address) as client:
+            client.send(b"GET / HTTP/1.0\r\n" + connection + b"\r\n")
+            head, _, body = client.rest().partition(b"\r\n\r\n")
+        assert b"transfer-encoding" not in head
+        assert body == b"one two"
+
+    def test_an_old_client_receives_a_length_if_it_is_known(self, echo: Echo) -> None:
+        with served(echo) as address, Client(address) as client:
+            client.send(b"GET /1 HTTP/1.0\r\n\r\n")
+            head, _, body = client.rest().partition(b"\r\n\r\n")
+        assert f"content-length: {len(body)}\r\n".encode() in head
+        assert json.loads(body)["path"] == "/1"
+
+
+class TestExpectations:
+    def test_a_body_that_is_too_large_is_refused_before_it_is_sent(self, echo: Echo) -> None:
+        app = BodyLimit(echo, limit=10, memory=MemoryBudget(1_000_000), timeout=30)
+        with served(app) as address, Client(address) as client:
+            client.send(b"POST / HTTP/1.1\r\nhost: here\r\nexpect: 100-continue\r\ncontent-length: 11\r\n\r\n")
+            answer = client.rest()
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"body_too_large" in answer
+        assert echo.begun == []
+
+    def test_another_body_is_asked_for(self, echo: Echo) -> None:
+        app = BodyLimit(echo, limit=10, memory=MemoryBudget(1_000_000), timeout=30)
+        with served(app) as address, Client(address) as client:
+            client.send(b"POST /1 HTTP/1.1\r\nhost: here\r\nexpect: 100-continue\r\ncontent-length: 10\r\n\r\n")
+            assert client.socket.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            client.send(b"x" * 10)
+            (answer,) = read_answers(client, 1)
+        assert answer["body"] == "x" * 10
 
 
 class TestLimits:
