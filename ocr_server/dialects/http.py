@@ -124,7 +124,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     403: {"model": ErrorResponse, "description": "A web page of another site sent the request."},
     408: {"model": ErrorResponse, "description": "The body did not arrive in time."},
     413: {"model": ErrorResponse, "description": "The body or a picture exceeds a limit."},
-    415: {"model": ErrorResponse, "description": "A web page sent JSON under another content type."},
+    415: {"model": ErrorResponse, "description": "The content encoding or type of the body is not supported."},
     421: {"model": ErrorResponse, "description": "The server has no API keys and does not answer to this name."},
     429: {"model": ErrorResponse, "description": "Too many requests; `Retry-After` says when to try again."},
     431: {"model": ErrorResponse, "description": "The head of the request exceeds a limit."},

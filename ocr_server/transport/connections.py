@@ -203,9 +203,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._in_head = False
         self._bulk = int(next((value for name, value in self.headers if name == b"content-length"), b"0"))
         super().on_headers_complete()
-        if (
-            self.scope["http_version"] == "1.0"
-        ):  # such clients know no chunks: the end of the connection ends the answer
+        if self.scope["http_version"] == "1.0":  # without chunks, the end of the connection is that of the answer
             self.cycle.chunked_encoding = False
             self.cycle.expected_content_length = _UntilClosed()
 
