@@ -26,7 +26,7 @@ from tests.attack.harness import (
     post,
     upload,
 )
-from tests.ocr_server.conftest import WHITE, chat, message, picture, png
+from tests.ocr_server.conftest import CHAT, WHITE, chat, message, picture, png
 
 OCR = "/v1/ocr"
 BODY = 10 * MEGA
@@ -71,8 +71,9 @@ JSON = {
 }
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", OCR])
-@pytest.mark.parametrize("kind", JSON)
+@pytest.mark.parametrize(
+    ("kind", "path"), [*((kind, CHAT) for kind in JSON), *((kind, OCR) for kind in ("unknown fields", "pages"))]
+)
 def test_json(keyed: Server, kind: str, path: str) -> None:
     """It is refused, for a price that is in proportion to its size, and others are answered in the meantime."""
     body = JSON[kind]
@@ -84,9 +85,7 @@ def test_json(keyed: Server, kind: str, path: str) -> None:
 
 
 class TestForms:
-    @pytest.mark.parametrize(
-        "charset", ["punycode", "undefined", "idna", "unicode_escape", "utf-7", "rot13", "x" * 500]
-    )
+    @pytest.mark.parametrize("charset", ["punycode", "undefined", "x" * 500])
     @pytest.mark.parametrize("path", ["/v1/files", OCR])
     def test_a_codec_of_the_client_s_choice(self, keyed: Server, charset: str, path: str) -> None:
         """For the whole form, and for one of its parts."""
@@ -199,7 +198,7 @@ class TestBatches:
         lines = [
             b'{"custom_id":"x","method":"POST","url":"/v1/chat/completions","body":%b}\n' % JSON[kind] for kind in JSON
         ]
-        for line in lines[:6]:
+        for line in lines[:3]:
             with good_clients(keyed, KEY), keyed.watched() as cost:
                 ended = batch(keyed, line, key=OTHER_KEY)
             assert ended["status"] in ("failed", "completed")

@@ -84,9 +84,9 @@ class TestNames:
 
 class TestPixels:
     def test_large_pictures(self, tight: Server) -> None:
-        """Eight pictures hold 600 MB if they are decoded at once."""
+        """Four pictures hold 300 MB if they are decoded at once."""
         with good_clients(tight, KEY), tight.watched() as cost:
-            answers = together(8, lambda _: ask(tight, data_uri(LARGE_PNG), ocr={"mode": "tiny"}))
+            answers = together(4, lambda _: ask(tight, data_uri(LARGE_PNG), ocr={"mode": "tiny"}))
         assert {answer.status_code for answer in answers} <= {200, 429}
         cost.check(most=BUDGET)
         assert cost.held_by_decoders < BUDGET
