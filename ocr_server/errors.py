@@ -95,7 +95,7 @@ class Unauthorized(ApiError):
 
 
 class Forbidden(ApiError):
-    """403: the request was sent by a web page that may not use the server."""
+    """403: the request was sent by a web page that may not use the server, or the signature of its URL is not valid."""
 
     status = 403
     type = "invalid_request_error"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from deepseek_ocr.families import Family
 from deepseek_ocr.modes import ResolutionMode
-from ocr_server.errors import ApiError, DecodingError, InputError, InvalidRequest, TooLarge
-from ocr_server.intake.errors import About, SourceError, SourceTooLarge
+from ocr_server.errors import ApiError, DecodingError, InputError, InvalidRequest, NotFound, TooLarge
+from ocr_server.intake.errors import About, SourceError, SourceNotFound, SourceTooLarge
 from ocr_server.intake.source import Source
 from ocr_server.output.artifacts import Artifacts
 from ocr_server.output.formats import Format
@@ -54,9 +54,12 @@ class ReadPlan:
 
     def api_error(self, error: InputError) -> ApiError:
         """Return the error for the client, with the name of the request parameter that caused it."""
+        kind: type[ApiError] = InvalidRequest
         if isinstance(error, SourceTooLarge):
-            return TooLarge(error.message, code=error.code, param=self._parameter(error))
-        return InvalidRequest(error.message, code=error.code, param=self._parameter(error))
+            kind = TooLarge
+        elif isinstance(error, SourceNotFound):
+            kind = NotFound
+        return kind(error.message, code=error.code, param=self._parameter(error))
 
     def _parameter(self, error: InputError) -> str | None:
         if isinstance(error, SourceError):

@@ -12,6 +12,7 @@ from ocr_server.intake.document import Document
 from ocr_server.intake.errors import SourceError
 from ocr_server.intake.intake import Intake
 from ocr_server.intake.source_page import SourcePage
+from ocr_server.intake.stored import StoredFiles
 from ocr_server.memory import ClientMemory, MemoryBudget, Use
 from ocr_server.observability import metrics
 from ocr_server.observability.logs import ANONYMOUS
@@ -37,6 +38,8 @@ class Caller:
     """Filled with the totals of the request, for the access log."""
     in_background: bool = False
     """Whether all other requests go first."""
+    files: StoredFiles | None = None
+    """The stored files that the client may use; None if there are none."""
     quota: Quota | None = None
     """What the client may use in a day. Background requests are counted, but not refused."""
 
@@ -99,7 +102,8 @@ class Session:
         ticket = admission.enter(caller.client, pages=len(plan.sources), in_background=caller.in_background)
         try:
             with stage("open"):
-                documents = await intake.open([planned.source for planned in plan.sources], caller.client)
+                sources = [planned.source for planned in plan.sources]
+                documents = await intake.open(sources, caller.client, caller.files)
         except InputError as error:
             ticket.close()
             raise plan.api_error(error) from error

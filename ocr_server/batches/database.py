@@ -130,6 +130,14 @@ clock = Table(
 )
 """The time at which a server last ran: at most one row."""
 
+secrets = Table(
+    "secrets",
+    _metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+"""Keys that all servers with this database share, such as the one that signs URLs."""
+
 
 class Database:
     """Runs functions in a thread, one after another, each with a connection and in a transaction."""

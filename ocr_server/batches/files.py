@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, func, insert, select, update
 
 from ocr_server.batches.clock import SteadyClock
 from ocr_server.batches.database import Database, batches, files
 from ocr_server.batches.listing import Listing, is_id, list_rows
 from ocr_server.batches.storage import STORED, Storage
 from ocr_server.errors import InvalidRequest, NotFound, TooLarge, Unavailable
+from ocr_server.observability import metrics
 
 DAY = 86_400
 ROW_BYTES = 4096
@@ -85,6 +86,7 @@ class Files:
         chunks: Iterable[bytes],
         *,
         filename: str,
+        purpose: str = "batch",
         kind: str,
         size: int,
         seconds: int | None,
@@ -95,7 +97,8 @@ class Files:
             client: Label of the client.
             chunks: The content.
             filename: Name of the file, for display.
-            kind: jsonl, pdf or zip.
+            purpose: What the client says that the file is for.
+            kind: jsonl, pdf or zip; jsonl for everything else as well.
             size: Size of the content in bytes.
             seconds: Seconds after which the file expires. None for the default.
 
@@ -105,10 +108,11 @@ class Files:
         """
         now = int(time.time())
         file_id = f"file-{uuid.uuid4().hex}"
-        row = self._row(file_id, client, "batch", filename, kind, now, seconds) | {"state": "uploading", "bytes": size}
+        row = self._row(file_id, client, purpose, filename, kind, now, seconds) | {"state": "uploading", "bytes": size}
 
         def reserve(connection: Connection) -> None:
             if self._quota.exceeded(connection, client, size + ROW_BYTES):
+                metrics.FILE_UPLOADS.labels(outcome="refused").inc()
                 raise TooLarge(
                     "The storage quota is exceeded. Delete some files.",
                     param="file",
@@ -131,11 +135,13 @@ class Files:
             return connection.execute(select(files).where(files.c.id == file_id)).mappings().one()
 
         try:
-            return await self._database.run(finish)
+            stored = await self._database.run(finish)
         except Unavailable:
             with suppress(Unavailable):
                 await self._remove([file_id])
             raise
+        metrics.FILE_UPLOADS.labels(outcome="stored").inc()
+        return stored
 
     def insert_output(
         self, connection: Connection, batch: RowMapping, file_id: str, kind: str, size: int, now: int
@@ -158,25 +164,39 @@ class Files:
             "expires_at": now + (self._seconds if seconds is None else seconds),
         }
 
-    async def get(self, client: str, file_id: str) -> RowMapping:
-        """Return the row of a file. Raises NotFound."""
+    async def get(self, client: str | None, file_id: str) -> RowMapping:
+        """Return the row of a client's file, or of any file if `client` is None. Raises NotFound."""
         return await self._database.run(lambda connection: file_of(connection, client, file_id, self._clock.now()))
 
     async def list(
-        self, client: str, *, after: str | None, limit: int, newest_first: bool, purpose: str | None
+        self,
+        client: str,
+        *,
+        after: str | None,
+        limit: int,
+        newest_first: bool,
+        conditions: Sequence[ColumnElement[bool]] = (),
+        offset: int = 0,
+        with_total: bool = False,
     ) -> Listing:
-        """Return the files of a client. Arguments as for `list_rows`.
+        """Return the files of a client. Arguments as for `list_rows`, with further `conditions` on the files.
 
         Raises:
             InvalidRequest: The client has no file `after`.
         """
         known = [files.c.client == client]
-        shown = [files.c.state == "processed", files.c.expires_at > self._clock.now()]
-        if purpose is not None:
-            shown.append(files.c.purpose == purpose)
+        shown = [files.c.state == "processed", files.c.expires_at > self._clock.now(), *conditions]
         return await self._database.run(
             partial(
-                list_rows, table=files, known=known, shown=shown, after=after, limit=limit, newest_first=newest_first
+                list_rows,
+                table=files,
+                known=known,
+                shown=shown,
+                after=after,
+                limit=limit,
+                newest_first=newest_first,
+                offset=offset,
+                with_total=with_total,
             )
         )
 
@@ -223,6 +243,13 @@ class Files:
             )
 
         await self._remove(await self._database.run(mark))
+        await self._database.run(self._measure)
+
+    def _measure(self, connection: Connection) -> None:
+        """Update the metrics of what is stored."""
+        numbers = select(files.c.purpose, func.count()).group_by(files.c.purpose)
+        metrics.stored({row[0]: row[1] for row in connection.execute(numbers).all()}, stored_bytes(connection))
+        metrics.STORED_BYTES_LIMIT.set(self._quota.of_all)
 
     async def sweep_orphans(self) -> None:
         """Delete stored bytes without a row, which are left when a batch was given up or a database was lost.
@@ -253,10 +280,16 @@ def _column(statement: Select[Any], connection: Connection) -> list[str]:
     return [row[0] for row in connection.execute(statement).all()]
 
 
-def file_of(connection: Connection, client: str, file_id: str, now: float) -> RowMapping:
-    """Return the row of a client's file that has not expired at the time `now`. Raises NotFound."""
+def file_of(connection: Connection, client: str | None, file_id: str, now: float) -> RowMapping:
+    """Return the row of a client's file, or of any file if `client` is None, that has not expired at the time `now`.
+
+    Raises:
+        NotFound: There is no such file.
+    """
     visible = (files.c.state == "processed") & (files.c.expires_at > now)
-    own = select(files).where(files.c.id == file_id, files.c.client == client, visible)
+    own = select(files).where(files.c.id == file_id, visible)
+    if client is not None:
+        own = own.where(files.c.client == client)
     row = connection.execute(own).mappings().first() if is_id(file_id) else None
     if row is None:
         raise NotFound(f"The file {file_id[:64]!r} does not exist.", param="file_id", code="file_not_found")

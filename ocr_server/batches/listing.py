@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Table, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Table, func, select
 
 from ocr_server.errors import InvalidRequest
 
@@ -18,6 +18,8 @@ class Listing(NamedTuple):
 
     rows: Sequence[RowMapping]
     has_more: bool
+    total: int | None = None
+    """Number of rows of all pages, if it was asked for."""
 
 
 def list_rows(
@@ -29,6 +31,8 @@ def list_rows(
     after: str | None,
     limit: int,
     newest_first: bool = True,
+    offset: int = 0,
+    with_total: bool = False,
 ) -> Listing:
     """Return rows of `table`, in the order of their creation.
 
@@ -40,19 +44,23 @@ def list_rows(
         after: Id of a row. The rows that follow it are listed.
         limit: Maximum number of rows.
         newest_first: Whether the order is reversed.
+        offset: Number of rows that are skipped.
+        with_total: Whether all rows are counted.
 
     Raises:
         InvalidRequest: There is no row `after`.
     """
     order = table.c.seq.desc() if newest_first else table.c.seq.asc()
-    rows = select(table).where(*known, *shown).order_by(order).limit(limit + 1)
+    rows = select(table).where(*known, *shown).order_by(order).limit(limit + 1).offset(offset)
     if after is not None:
         place = is_id(after) and connection.execute(select(table.c.seq).where(*known, table.c.id == after)).scalar()
         if not place:
             raise InvalidRequest(f"No object with the id {after[:64]!r} exists.", param="after")
         rows = rows.where(table.c.seq < place if newest_first else table.c.seq > place)
     found = connection.execute(rows).mappings().all()
-    return Listing(found[:limit], len(found) > limit)
+    count = select(func.count()).select_from(table).where(*known, *shown)
+    total = int(connection.execute(count).scalar_one()) if with_total else None
+    return Listing(found[:limit], len(found) > limit, total)
 
 
 def is_id(text: str) -> bool:

@@ -20,6 +20,8 @@ MIGRATIONS: Sequence[Sequence[str]] = (
         "UPDATE files SET client = 'label:' || client WHERE client <> 'anonymous'",
         "UPDATE batches SET client = 'label:' || client WHERE client <> 'anonymous'",
     ),
+    # To version 4: the key of signed URLs.
+    ("CREATE TABLE secrets (name VARCHAR(64) NOT NULL, value TEXT NOT NULL, PRIMARY KEY (name))",),
 )
 """The statements that lead from version 1 to 2, from 2 to 3, and so on. They never change once they are released.
 

@@ -21,6 +21,7 @@ from ocr_server.batches.output import write_files
 from ocr_server.batches.recorder import Recorder
 from ocr_server.batches.requests import CheckResult, Item, Requests
 from ocr_server.batches.storage import Storage
+from ocr_server.batches.stored_files import OwnFiles
 from ocr_server.errors import NotFound
 from ocr_server.observability import metrics
 from ocr_server.runtime import Runtime
@@ -60,6 +61,7 @@ class Run:
     budget: RequestBudget
     clock: SteadyClock
     keys: KeyRing
+    files: OwnFiles
     batch: RowMapping
     storage_full: bool = False
     """Whether requests that have not been started fail, since the storage quota is exceeded."""
@@ -165,7 +167,7 @@ class Run:
 
     def _caller(self) -> Caller:
         client = self.batch["client"]
-        return Caller(client=client, in_background=True, quota=self.keys.quota_of(client))
+        return Caller(client=client, in_background=True, files=self.files, quota=self.keys.quota_of(client))
 
     async def _quota_left(self) -> None:
         """Wait until the client has any pages left of its daily quota."""

@@ -15,8 +15,10 @@ from ocr_server.batches.endpoint import Endpoints
 from ocr_server.batches.files import Files
 from ocr_server.batches.leases import Leases, LostLease
 from ocr_server.batches.run import Run
+from ocr_server.batches.signing import Signer
 from ocr_server.batches.sources import requests_of
 from ocr_server.batches.store import Store
+from ocr_server.batches.stored_files import OwnFiles
 from ocr_server.errors import ApiError
 from ocr_server.runtime import Runtime
 from ocr_server.transport.keys import KeyRing
@@ -53,6 +55,7 @@ class Runner:
         leases: Leases,
         store: Store,
         files: Files,
+        signer: Signer,
         clock: SteadyClock,
         keys: KeyRing,
     ) -> None:
@@ -62,6 +65,7 @@ class Runner:
         self._leases = leases
         self._store = store
         self._files = files
+        self._signer = signer
         self._clock = clock
         self._keys = keys
         self._budget = RequestBudget(requests=settings.batch_concurrency, memory=runtime.memory)
@@ -140,6 +144,7 @@ class Runner:
             self._budget,
             self._clock,
             self._keys,
+            OwnFiles(self._files, self._signer, batch["client"]),
             batch,
         )
         self._active[batch["id"]] = ActiveRun(run, asyncio.create_task(self._run(run)))

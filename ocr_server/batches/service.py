@@ -10,8 +10,10 @@ from ocr_server.batches.endpoint import Endpoints
 from ocr_server.batches.files import Files, Quota
 from ocr_server.batches.leases import Leases
 from ocr_server.batches.runner import Runner
+from ocr_server.batches.signing import Signer
 from ocr_server.batches.storage import Storage
 from ocr_server.batches.store import Store
+from ocr_server.batches.stored_files import OwnFiles
 from ocr_server.runtime import MEGA, Runtime
 from ocr_server.transport.keys import KeyRing
 
@@ -25,8 +27,13 @@ class Batches:
     database: Database
     clock: SteadyClock
     files: Files
+    signer: Signer
     store: Store
     runner: Runner
+
+    def files_of(self, client: str) -> OwnFiles:
+        """Return what the intake reads of a client's files."""
+        return OwnFiles(self.files, self.signer, client)
 
     def start(self) -> None:
         """Start processing batches."""
@@ -47,5 +54,6 @@ def batches_for(runtime: Runtime, endpoints: Endpoints, keys: KeyRing) -> Batche
     files = Files(database, Storage(settings.storage_url), quota, days=settings.FILE_DAYS, clock=clock)
     store = Store(database, max_of_client=settings.MAX_BATCHES_OF_CLIENT, days=settings.FILE_DAYS, clock=clock)
     leases = Leases(database, files, quota, seconds=settings.BATCH_LEASE, clock=clock)
-    runner = Runner(runtime, endpoints, leases, store, files, clock, keys)
-    return Batches(endpoints, database, clock, files, store, runner)
+    signer = Signer(database)
+    runner = Runner(runtime, endpoints, leases, store, files, signer, clock, keys)
+    return Batches(endpoints, database, clock, files, signer, store, runner)

@@ -105,6 +105,11 @@ class Storage:
             while chunk := file.read(CHUNK):
                 yield chunk
 
+    def read(self, name: str) -> bytes:
+        """Return the whole content of a file. Raises as `open`."""
+        with self.open(name) as file:
+            return file.read()
+
     async def download(self, name: str) -> AsyncGenerator[bytes]:
         """Yield the content of a file. Raises as `open`."""
         file = await self.run(self.open, name)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from ocr_server.dialects.validation import MAX_NAME_CHARS
 from ocr_server.dialects.wire import Wire, string_or_list, string_or_object
 from ocr_server.errors import InvalidRequest
-from ocr_server.intake.source import Base64, Content, Url
+from ocr_server.intake.source import Base64, Content, StoredFile, Url
 
 Detail = Literal["auto", "low", "high", "original", ""]
 """The setting DETAIL_MODES says which mode each selects; `auto` and an empty text leave it to the server."""
@@ -181,21 +181,21 @@ def _given(part: ImagePart | FilePart, place: str) -> Iterator[tuple[str, Conten
             if (url := getattr(part, name)) is not None:
                 yield name, Url(url), part.detail
         if part.file_id is not None:
-            yield "file_id", stored(part.file_id, f"{place}.file_id"), part.detail
+            yield "file_id", StoredFile(part.file_id), part.detail
     else:
         if isinstance(part.document_url, Address):
             yield "document_url.url", Url(part.document_url.url), part.detail
         elif part.document_url is not None:
             yield "document_url", Url(part.document_url), part.detail
         for prefix, file in (("file.", part.file), ("", part)):
-            for name, content in _of_file(file, f"{place}.{prefix}"):
+            for name, content in _of_file(file):
                 yield f"{prefix}{name}", content, part.detail
     if part.source is not None:
         name, content = _of_source(part.source, f"{place}.source")
         yield f"source.{name}", content, part.detail
 
 
-def _of_file(file: File | None, place: str) -> Iterator[tuple[str, Content]]:
+def _of_file(file: File | None) -> Iterator[tuple[str, Content]]:
     if file is None:
         return
     if file.file_data is not None:
@@ -203,7 +203,7 @@ def _of_file(file: File | None, place: str) -> Iterator[tuple[str, Content]]:
     if file.file_url is not None:
         yield "file_url", Url(file.file_url)
     if file.file_id is not None:
-        yield "file_id", stored(file.file_id, f"{place}file_id")
+        yield "file_id", StoredFile(file.file_id)
 
 
 def _of_source(source: AnthropicSource, place: str) -> tuple[str, Content]:
@@ -212,7 +212,7 @@ def _of_source(source: AnthropicSource, place: str) -> tuple[str, Content]:
     if source.type == "url" and source.url is not None:
         return "url", Url(source.url)
     if source.type == "file" and source.file_id is not None:
-        return "file_id", stored(source.file_id, f"{place}.file_id")
+        return "file_id", StoredFile(source.file_id)
     raise InvalidRequest(
         f"A source of type {source.type[:MAX_NAME_CHARS]!r} cannot be read; use base64 with data, or url with url.",
         param=f"{place}.type",
@@ -223,12 +223,3 @@ def _of_source(source: AnthropicSource, place: str) -> tuple[str, Content]:
 def data(text: str) -> Content:
     """Return the content of a file that is sent as a data URI or as its base64 alone."""
     return Url(text) if text[:5].lower() == "data:" else Base64(text)
-
-
-def stored(file_id: str, parameter: str) -> Content:
-    """Return the content of an uploaded file. Raises InvalidRequest."""
-    raise InvalidRequest(
-        "Uploaded files can only be used in batches; send the file itself.",
-        param=parameter,
-        code="unsupported_content",
-    )

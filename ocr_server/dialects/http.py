@@ -104,9 +104,11 @@ async def form_of(request: Request, *, max_fields: int) -> AsyncGenerator[FormDa
 def caller_of(request: Request) -> Caller:
     """Return who sent the request, with an account whose totals go to the access log."""
     request.state.reading = account = Account()
+    batches: Batches | None = request.app.state.batches
     return Caller(
         client=sharer_of(request.scope),
         account=account,
+        files=None if batches is None else batches.files_of(client_of(request)),
         quota=getattr(request.state, "quota", None),
     )
 

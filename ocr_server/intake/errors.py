@@ -25,6 +25,10 @@ class SourceError(InputError):
         self.source = source
 
 
+class SourceNotFound(SourceError):
+    """The client has no such file."""
+
+
 class SourceTooLarge(SourceError):
     """The file, or a page of it, exceeds a limit of the server."""
 

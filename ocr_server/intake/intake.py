@@ -15,16 +15,16 @@ from dataclasses import replace
 
 from deepseek_ocr.images import PreparedImage, prepare_image
 from deepseek_ocr.modes import ResolutionMode
-from ocr_server.intake.data_uri import decode_base64, decoded
 from ocr_server.intake.document import Document
 from ocr_server.intake.errors import SourceError
 from ocr_server.intake.fetch import Fetcher
 from ocr_server.intake.limits import IntakeLimits
-from ocr_server.intake.load import load
+from ocr_server.intake.load import Loader
 from ocr_server.intake.opener import Opener
 from ocr_server.intake.resolver import Resolver
-from ocr_server.intake.source import Base64, Source, Url
+from ocr_server.intake.source import Source
 from ocr_server.intake.source_page import SourcePage
+from ocr_server.intake.stored import StoredFiles
 from ocr_server.intake.workers import Workers
 from ocr_server.memory import MemoryBudget, Reservation, Use
 
@@ -49,7 +49,9 @@ class Intake:
         self._workers = workers
         self._opener = Opener(limits, self._threads, workers, memory)
 
-    async def open(self, sources: Sequence[Source], client: str = "") -> list[Document]:
+    async def open(
+        self, sources: Sequence[Source], client: str = "", files: StoredFiles | None = None
+    ) -> list[Document]:
         """Fetch and open all sources, in order. Close each document when it has been read.
 
         If a source fails, all documents are closed, also those that were handed over open.
@@ -57,6 +59,7 @@ class Intake:
         Args:
             client: On whose behalf. Clients take turns with memory, and the number of names that are looked up for one
                 at the same time is limited.
+            files: The stored files that the client may use; None if there are none.
 
         Raises:
             SourceError: A source cannot be fetched or opened, or together they have more pages than the limit; its
@@ -66,8 +69,9 @@ class Intake:
                 file descriptors.
         """
         fetcher = self._fetcher.resolving(self._resolver.for_request(client))
+        loader = Loader(fetcher, files, self._limits, self._threads)
         tasks = [
-            asyncio.create_task(self._open(number, source, fetcher, client)) for number, source in enumerate(sources)
+            asyncio.create_task(self._open(number, source, loader, client)) for number, source in enumerate(sources)
         ]
         try:
             documents = list(await asyncio.gather(*tasks))
@@ -98,12 +102,12 @@ class Intake:
         await self._workers.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _open(self, number: int, source: Source, fetcher: Fetcher, client: str) -> Document:
+    async def _open(self, number: int, source: Source, loader: Loader, client: str) -> Document:
         if isinstance(source.content, Document):
             return source.content
         memory = self._memory.reserve(Use.SOURCES, client=client)
         try:
-            document = await self._opened(source, fetcher, memory, client)
+            document = await self._opened(source, loader, memory, client)
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they refer to the file, which would outlive its reservation
             memory.close()
@@ -113,11 +117,8 @@ class Intake:
         document.memory = memory
         return document
 
-    async def _opened(self, source: Source, fetcher: Fetcher, memory: Reservation, client: str) -> Document:
-        if isinstance(source.content, Url):
-            data = await load(source.content.address, fetcher, self._limits, memory, self._threads)
-            source = replace(source, content=data)
-        elif isinstance(source.content, Base64):
-            data = await decoded(decode_base64, source.content.text, self._limits, self._threads)
+    async def _opened(self, source: Source, loader: Loader, memory: Reservation, client: str) -> Document:
+        if not isinstance(source.content, bytes | Document):
+            data = await loader.load(source.content, memory)
             source = replace(source, content=data)
         return await self._opener.open(source, client)

@@ -22,8 +22,15 @@ class Base64:
     text: str
 
 
-Content = Url | Base64 | bytes | Document
-"""Where the pages are: behind a URL, in a file that is in memory, or in a document that is open already."""
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that the client has uploaded to this server before."""
+
+    file_id: str
+
+
+Content = Url | Base64 | StoredFile | bytes | Document
+"""Where the pages are: behind a URL, in a file that is stored or in memory, or in a document that is open already."""
 
 
 @dataclass(frozen=True)

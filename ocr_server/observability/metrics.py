@@ -8,7 +8,7 @@ applications that run at the moment, which register themselves by `watching`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -40,6 +40,15 @@ FETCH_FAILURES_TOTAL = Counter("ocr_fetch_failures", "Number of URLs that could 
 BATCHES = Counter("ocr_batches", "Number of batches that have ended.", ["status"])
 BATCH_REQUESTS = Counter("ocr_batch_requests", "Number of requests of batches that were answered.", ["outcome"])
 BATCH_RETRIES = Counter("ocr_batch_retries", "Number of retries of requests of batches.")
+FILE_UPLOADS = Counter(
+    "ocr_file_uploads", "Number of files that were uploaded, or refused for want of space.", ["outcome"]
+)
+FILE_READS = Counter("ocr_file_reads", "Number of stored files that were read as pictures or documents.", ["by"])
+STORED_FILES = Gauge("ocr_stored_files", "Number of stored files.", ["purpose"], multiprocess_mode="max")
+STORED_BYTES = Gauge(
+    "ocr_stored_bytes", "Bytes of stored files and of the answers of unfinished batches.", multiprocess_mode="max"
+)
+STORED_BYTES_LIMIT = Gauge("ocr_stored_bytes_limit", "Limit of the stored bytes.", multiprocess_mode="max")
 LOOPS = Counter("ocr_loops", "Number of pages on which the model repeated itself.", ["outcome"])
 CONNECTIONS_REFUSED = Counter(
     "ocr_connections_refused", "Number of connections that were refused because there were too many.", ["cause"]
@@ -72,6 +81,10 @@ for _cause in ("total", "address", "descriptors"):
     CONNECTIONS_REFUSED.labels(cause=_cause)
 for _outcome in ("recovered", "kept"):
     LOOPS.labels(outcome=_outcome)
+for _outcome in ("stored", "refused"):
+    FILE_UPLOADS.labels(outcome=_outcome)
+for _by in ("id", "signed_url"):
+    FILE_READS.labels(by=_by)
 for _outcome in ("completed", "failed"):
     BATCH_REQUESTS.labels(outcome=_outcome)
 for _status in ("completed", "failed", "expired", "cancelled"):
@@ -108,6 +121,19 @@ def request_done(route: str, status: int, seconds: float) -> None:
     """
     REQUESTS.labels(route=route, status=str(status)).inc()
     REQUEST_SECONDS.labels(route=route).observe(seconds)
+
+
+def stored(files: Mapping[str, int], size_bytes: int) -> None:
+    """Set what is stored at the moment.
+
+    Args:
+        files: Purpose → number of files.
+        size_bytes: Size of everything that counts towards the quota.
+    """
+    STORED_FILES.clear()
+    for purpose, number in files.items():
+        STORED_FILES.labels(purpose=purpose).set(number)
+    STORED_BYTES.set(size_bytes)
 
 
 def page_done(reading: PageReading) -> None:

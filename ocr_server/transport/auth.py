@@ -22,6 +22,7 @@ READING = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 MISSING = "Missing API key. Send it in the header 'Authorization: Bearer KEY'."
 INVALID = "Invalid API key."
 EXPIRED = "The API key has expired."
+_SIGNED = re.compile(r"/v1/files/[^/]+/signed")
 _BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)
 
 
@@ -32,7 +33,7 @@ class ApiKeys:
     `quota`. If no keys are configured, all requests are accepted. A key that has expired, or whose quota of bytes is
     used up, is refused; requests that only read need no quota.
     CORS preflight requests, which cannot have a key, are answered by another middleware before this one. The files of
-    the web page need no key; the requests that the page sends do.
+    the web page need no key; the requests that the page sends do. Signed URLs of files have a signature instead.
     """
 
     def __init__(self, app: ASGIApp, ring: KeyRing, *, metrics_need_one: bool = True) -> None:
@@ -89,7 +90,12 @@ class ApiKeys:
             return False
         if path == "/":
             return prefers_html(Headers(scope=scope).get("accept", ""))  # browsers are redirected to the web page
-        return path in self._free or path == PAGE.rstrip("/") or path.startswith(PAGE)
+        return path in self._free or is_signed(path) or path == PAGE.rstrip("/") or path.startswith(PAGE)
+
+
+def is_signed(path: str) -> bool:
+    """Return whether a path is that of signed URLs. Its route checks the signature, which takes the place of a key."""
+    return _SIGNED.fullmatch(path) is not None
 
 
 def sharer_of(scope: Scope) -> str:

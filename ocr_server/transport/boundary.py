@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ocr_server.errors import ApiError, Forbidden, InvalidRequest, Misdirected
-from ocr_server.transport.auth import PROBES
+from ocr_server.transport.auth import PROBES, is_signed
 from ocr_server.transport.keys import KeyRing
 from ocr_server.transport.negotiation import PAGE
 from ocr_server.transport.refusal import refuse
@@ -27,7 +27,7 @@ PRIVATE_SUFFIXES = ("localhost", "local", "internal", "lan", "home.arpa", "svc",
 `svc.cluster.local` is one of `local`; `svc` is its short form within a cluster."""
 PUBLIC_FILES = (PAGE, "/static-offline-docs/")
 PUBLIC_PATHS = PROBES | {"/", PAGE.rstrip("/"), "/docs", "/openapi.json"}
-"""What a page of another site may link to. It learns at most that there is a server."""
+"""What a page of another site may link to, and signed URLs. It learns at most that there is a server."""
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.%\w]+\]|[a-z0-9_.-]+)(:[0-9]*)?", re.ASCII)
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
@@ -106,7 +106,9 @@ def is_browser(headers: Headers) -> bool:
 
 def _is_public_read(scope: Scope) -> bool:
     path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return scope["method"] in ("GET", "HEAD") and (path in PUBLIC_PATHS or path.startswith(PUBLIC_FILES))
+    return scope["method"] in ("GET", "HEAD") and (
+        path in PUBLIC_PATHS or path.startswith(PUBLIC_FILES) or is_signed(path)
+    )
 
 
 def _name(host: str) -> str | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocr_server.dialects.content import stored
 from ocr_server.dialects.model_names import model_choice
 from ocr_server.dialects.ocr.wire import ANNOTATIONS, OcrParameters, OcrRequest
 from ocr_server.dialects.options import SharedOptions, check_prompt
 from ocr_server.errors import InvalidRequest
-from ocr_server.intake.source import Content, Url
+from ocr_server.intake.source import Content, StoredFile, Url
 from ocr_server.output.artifacts import Artifacts
 from ocr_server.output.formats import FORMATS
 from ocr_server.plan import ReadPlan
@@ -61,8 +60,8 @@ def plan_ocr(
 
 
 def _document(request: OcrRequest) -> tuple[Content, str]:
-    """Return the document's URL and the name of the parameter that gave it."""
+    """Return the document and the name of the parameter that gave it."""
     if request.document.file_id is not None:
-        return stored(request.document.file_id, "document.file_id"), "document.file_id"
+        return StoredFile(request.document.file_id), "document.file_id"
     url, field = request.document.address
     return Url(url), f"document.{field}"

@@ -30,7 +30,7 @@ MAX_OPTION_CHARS = 40
 
 
 class DocumentRef(Wire):
-    """The document to read: exactly one of `document_url` and `image_url`."""
+    """The document to read: exactly one of `document_url`, `image_url` and `file_id`."""
 
     type: Literal["document_url", "image_url", "file"] | None = None
     document_url: DocumentAddress | None = None
@@ -39,13 +39,13 @@ class DocumentRef(Wire):
     document_name: str | None = None
     """Accepted without effect: the type of the file is determined from its content."""
     file_id: str | None = None
-    """Refused: uploaded files can only be used in batches."""
+    """Id of a file that was uploaded to `/v1/files`."""
 
     @model_validator(mode="after")
     def _one(self) -> DocumentRef:
         given = [name for name in ("document_url", "image_url", "file_id") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise PydanticCustomError("document", "exactly one of document_url and image_url is required")
+            raise PydanticCustomError("document", "exactly one of document_url, image_url and file_id is required")
         return self
 
     @property

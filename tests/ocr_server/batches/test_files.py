@@ -87,9 +87,9 @@ async def test_files_expire(served: Served, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({}, "purpose"),
         ({"purpose": "fine-tune"}, "purpose"),
-        ({"purpose": "batch", "colour": "red"}, "colour"),
+        ({"purpose": "ocr", "expiry": "0"}, "expiry"),
+        ({"purpose": "ocr", "expiry": "721"}, "expiry"),
         ({"purpose": "batch", "expires_after[anchor]": "created_at"}, "expires_after[seconds]"),
         (
             {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "60"},

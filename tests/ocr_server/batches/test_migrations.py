@@ -79,13 +79,15 @@ async def test_a_migrated_database_is_like_a_new_one(tmp_path: Path) -> None:
         await opened(old)
         await opened(new)
         assert schema(old) == schema(new)
-    assert schema(new).keys() == {"files", "batches", "batch_answers", "batch_deliveries", "clock", "schema_version"}
+    expected = {"files", "batches", "batch_answers", "batch_deliveries", "clock", "secrets", "schema_version"}
+    assert schema(new).keys() == expected
 
 
 async def test_a_database_of_version_1_keeps_its_files_and_batches(serve: Serve, tmp_path: Path) -> None:
     async with serve() as served:
         done = await served.ended(await served.batch([request("a")]))
-    execute(tmp_path / "batches.db", "DROP TABLE schema_version; DROP TABLE batch_deliveries; DROP TABLE clock")
+    later = ("schema_version", "batch_deliveries", "clock", "secrets")
+    execute(tmp_path / "batches.db", "; ".join(f"DROP TABLE {name}" for name in later))
     async with serve() as served:
         assert [batch.id async for batch in served.api.batches.list()] == [done.id]
         assert list(await served.lines(done.output_file_id)) == ["a"]

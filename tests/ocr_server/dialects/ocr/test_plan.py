@@ -96,7 +96,6 @@ class TestPlan:
             ({"prompt": "x" * 100_000}, "prompt"),
             ({"document_annotation_prompt": "Sum it up."}, "document_annotation_prompt"),
             ({"stream": True, "output": "raw"}, "output"),
-            ({"document": {"file_id": "file-1"}}, "document.file_id"),
         ],
     )
     def test_an_error_names_the_parameter(self, read: Any, fields: dict[str, Any], param: str) -> None:
