@@ -163,7 +163,7 @@ class TestIds:
 
     async def test_files_are_counted_as_memory(self, serve: Serve) -> None:
         async with serve(MEMORY_BUDGET_MB=100) as served:
-            file_id = await uploaded(served, PNG + b"\0" * 1_000_000)
+            file_id = await uploaded(served, PNG + b"\0" * 8_000_000)  # more than a client is guaranteed
             memory: MemoryBudget = served.app.state.runtime.memory
             with memory.reserve(Use.SOURCES, 69_500_000):
                 assert error_of(await ocr(served, {"file_id": file_id}), 429)["code"] == "too_many_bytes"
