@@ -329,6 +329,7 @@ class TestThreads:
         """The thread of the event loop does the smaller part of the work, measured in CPU time."""
         noise = np.random.default_rng(0).integers(0, 255, (1500, 1500, 3), dtype=np.uint8)
         large = source(data_uri(Image.fromarray(noise), file_type="JPEG"))
+        await pages_of(intake, [large])  # starts the processes
         of_loop, of_all = time.thread_time(), time.process_time()
         assert len(await pages_of(intake, [large] * 8, MODES["gundam"])) == 8
         assert time.thread_time() - of_loop < (time.process_time() - of_all) / 2
