@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deepseek_ocr.guard import Guard
 from deepseek_ocr.modes import ResolutionMode
@@ -18,17 +19,30 @@ if TYPE_CHECKING:
     from config import Settings
 
 
+OtherOptions = tuple[str, Mapping[str, Any]]
+"""The prefix of options in the names of parameters, and their values."""
+
+
 class SharedOptions:
     """The shared options of one request, under the names that its API gives them."""
 
     def __init__(
-        self, options: ReadingOptions, pages: PageNumbers | None, settings: Settings, *, prefix: str, first_page: int
+        self,
+        options: ReadingOptions,
+        pages: PageNumbers | None,
+        settings: Settings,
+        *,
+        prefix: str,
+        first_page: int,
+        others: Sequence[OtherOptions] = (),
     ) -> None:
         """Args:
         pages: The selection of pages as the client wrote it; None for all.
         prefix: Prefix of the options' names in the request.
         first_page: Number of the first page in this API, 0 or 1.
+        others: Some of the same options under other names. `options` take precedence.
         """
+        self._named = [*others, (prefix, dict(options))]
         self._options = options
         self._settings = settings
         self._prefix = prefix
@@ -58,9 +72,10 @@ class SharedOptions:
 
     def guard(self) -> Guard:
         """Return the settings of the n-gram guard. Raises InvalidRequest."""
-        guard = {"ngram_size": self._settings.NGRAM_SIZE, "window_size": self._settings.WINDOW_SIZE}
+        given = self._given(ReadingOptions.GUARD_FIELDS)
+        defaults = {"ngram_size": self._settings.NGRAM_SIZE, "window_size": self._settings.WINDOW_SIZE}
         try:
-            return Guard.from_args(guard | self._options.given(ReadingOptions.GUARD_FIELDS))
+            return Guard.from_args(defaults | given)
         except ValueError as error:
             raise self._error(error) from error
 
@@ -75,9 +90,16 @@ class SharedOptions:
                 )
             mode = named[self._options.mode]
         try:
-            return mode.with_changes(self._options.given(ReadingOptions.MODE_FIELDS))
+            return mode.with_changes(self._given(ReadingOptions.MODE_FIELDS))
         except ValueError as error:
             raise self._error(error) from error
+
+    def _given(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Return the options among `names` that the request has."""
+        merged: dict[str, Any] = {}
+        for _, values in self._named:
+            merged |= {name: values[name] for name in names if values.get(name) is not None}
+        return merged
 
     def _parse(self, pages: PageNumbers | None, first: int) -> Selection | None:
         if pages is None:
@@ -89,7 +111,9 @@ class SharedOptions:
 
     def _error(self, error: ValueError) -> InvalidRequest:
         message = str(error)  # errors of `deepseek_ocr` start with the name of the field
-        return InvalidRequest(message, param=self._prefix + message.split(" ", 1)[0])
+        name = message.split(" ", 1)[0]
+        prefix = next((each for each, values in reversed(self._named) if values.get(name) is not None), self._prefix)
+        return InvalidRequest(message, param=prefix + name)
 
 
 def check_prompt(text: str, settings: Settings, *, param: str) -> str:

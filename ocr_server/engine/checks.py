@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ocr_server.engine.preflight import local_model
 from ocr_server.engine.sampling import sampling_params
-from ocr_server.engine.schemas import Schemas
+from ocr_server.engine.schemas import KINDS, Schemas
 from ocr_server.reading.decoding import Decoding
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class DecodingCheck:
-    """Checks options as vLLM does, and whether a JSON schema compiles within the limits."""
+    """Checks options as vLLM does, and whether a schema or grammar compiles within the limits."""
 
     def __init__(self, settings: Settings) -> None:
         self._model = settings.model_path
@@ -24,8 +24,9 @@ class DecodingCheck:
     async def __call__(self, decoding: Decoding) -> None:
         """Return if the options are valid. Raises as `Engine.check`."""
         sampling_params(decoding)
-        if decoding.json_schema is not None:
-            await self._schemas.check(decoding.json_schema)
+        for kind in KINDS:
+            if (source := getattr(decoding, kind)) is not None:
+                await self._schemas.check(source, kind)
 
     async def close(self) -> None:
         """End the process in which schemas are compiled."""

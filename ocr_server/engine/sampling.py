@@ -11,7 +11,7 @@ from vllm.sampling_params import (
 )
 
 from ocr_server.errors import DecodingError
-from ocr_server.reading.decoding import Decoding
+from ocr_server.reading.decoding import Decoding, LoopDetection
 
 SHORTEST_LOOP, LONGEST_LOOP = 48, 96
 """Lengths of repeated text that are detected, in tokens.
@@ -42,6 +42,9 @@ def sampling_params(decoding: Decoding) -> SamplingParams:
             seed=decoding.seed,
             stop=list(decoding.stop) if isinstance(decoding.stop, tuple) else decoding.stop,
             stop_token_ids=None if decoding.stop_token_ids is None else list(decoding.stop_token_ids),
+            include_stop_str_in_output=decoding.include_stop,
+            bad_words=list(decoding.bad_words),
+            allowed_token_ids=None if decoding.allowed_token_ids is None else list(decoding.allowed_token_ids),
             ignore_eos=decoding.ignore_eos,
             max_tokens=decoding.max_tokens,
             min_tokens=decoding.min_tokens,
@@ -57,9 +60,10 @@ def sampling_params(decoding: Decoding) -> SamplingParams:
         raise refusal(error, decoding) from error
     except ValueError as error:
         raise DecodingError(str(error), field="") from error
-    if decoding.detect_loops:
+    if decoding.detect_loops or decoding.loops is not None:
+        loops = decoding.loops or LoopDetection(SHORTEST_LOOP, LONGEST_LOOP, LOOP_REPEATS)
         params.repetition_detection = RepetitionDetectionParams(
-            min_pattern_size=SHORTEST_LOOP, max_pattern_size=LONGEST_LOOP, min_count=LOOP_REPEATS
+            min_pattern_size=loops.shortest, max_pattern_size=loops.longest, min_count=loops.repeats
         )
     return params
 
@@ -68,7 +72,8 @@ def refusal(error: VLLMClientError, decoding: Decoding) -> DecodingError:
     """Return vLLM's validation error as ours: its message without additions, and the name of the option if known."""
     field = getattr(error, "parameter", None)
     if field is None and decoding.is_structured:
-        field = "json_schema"  # vLLM names no parameter if it cannot compile a grammar
+        names = ("json_object", "choice", "regex", "grammar", "json_schema")
+        field = next(name for name in names if getattr(decoding, name))  # vLLM names no parameter for a grammar
     return DecodingError(str(error.args[0]) if error.args else str(error), field=field or "")
 
 
@@ -77,4 +82,8 @@ def _structured_outputs(decoding: Decoding) -> StructuredOutputsParams | None:
         return StructuredOutputsParams(json=dict(decoding.json_schema))
     if decoding.choice is not None:
         return StructuredOutputsParams(choice=list(decoding.choice))
+    if decoding.regex is not None:
+        return StructuredOutputsParams(regex=decoding.regex)
+    if decoding.grammar is not None:
+        return StructuredOutputsParams(grammar=decoding.grammar)
     return StructuredOutputsParams(json_object=True) if decoding.json_object else None

@@ -1,6 +1,6 @@
-"""Compiles JSON schemas in a process that can be killed, before the engine gets them.
+"""Compiles JSON schemas and grammars in a process that can be killed, before the engine gets them.
 
-Some small schemas take minutes to compile, or gigabytes. The engine could not be interrupted in this, and would be
+Some small ones take minutes to compile, or gigabytes. The engine could not be interrupted in this, and would be
 killed with all pages that it reads.
 """
 
@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,13 @@ from ocr_server.errors import DecodingError, Unavailable
 
 logger = logging.getLogger(__name__)
 
+KINDS = {
+    "json_schema": "JSON schema",
+    "regex": "regular expression",
+    "choice": "list of choices",
+    "grammar": "grammar",
+}
+"""Field of `Decoding` with what the answer follows → its name in messages."""
 MEMORY_BYTES = 1_000_000_000
 """Memory that a schema may take to compile."""
 START_SECONDS = 120.0
@@ -47,7 +54,7 @@ _ENVIRONMENT = {
 
 
 class Schemas:
-    """Tells which JSON schemas the engine can compile within the limits. One for each engine."""
+    """Tells which JSON schemas and grammars the engine can compile within the limits. One for each engine."""
 
     def __init__(self, tokenizer: Callable[[], Path], seconds: float, memory_bytes: int = MEMORY_BYTES) -> None:
         """Args:
@@ -65,14 +72,18 @@ class Schemas:
         """Hash of each schema → why it cannot be used."""
         self._closed = False
 
-    async def check(self, schema: Mapping[str, Any]) -> None:
-        """Return if the engine can use the schema.
+    async def check(self, source: Mapping[str, Any] | Sequence[str] | str, kind: str = "json_schema") -> None:
+        """Return if the engine can use what the answer is to follow.
+
+        Args:
+            source: A JSON schema, a regular expression, choices, or a grammar.
+            kind: Which of these it is, one of `KINDS`.
 
         Raises:
             DecodingError: It cannot be compiled, or takes too much time or memory.
             Unavailable: The process cannot be started, or too many schemas are waiting.
         """
-        text = json.dumps(schema)
+        text = json.dumps([kind, source if isinstance(source, str) else json.dumps(source)])
         key = hashlib.blake2b(text.encode()).digest()
         if key not in self._known:
             if self._waiting >= MAX_WAITING:
@@ -81,26 +92,27 @@ class Schemas:
             try:
                 async with self._turn:
                     if key not in self._known:
-                        self._known[key] = await self._reason(text)
+                        self._known[key] = await self._reason(text, KINDS[kind])
                         if len(self._known) > REMEMBERED:
                             self._known.popitem(last=False)
             finally:
                 self._waiting -= 1
         self._known.move_to_end(key)
         if (reason := self._known[key]) is not None:
-            raise DecodingError(f"{reason}.", field="json_schema", code="invalid_schema")
+            code = "invalid_schema" if kind == "json_schema" else "invalid_grammar"
+            raise DecodingError(f"{reason}.", field=kind, code=code)
 
     async def close(self) -> None:
         """Kill the process, also while it compiles, and wait until it has ended. Idempotent."""
         self._closed = True
         await self._stop()
 
-    async def _reason(self, schema: str) -> str | None:
-        """Return why a schema cannot be used, None if it can. Raises Unavailable."""
+    async def _reason(self, source: str, name: str) -> str | None:
+        """Return why something cannot be used, None if it can. Raises Unavailable."""
         try:
             process = self._process or await self._start()
             assert process.stdin is not None
-            process.stdin.write(json.dumps(schema).encode() + b"\n")
+            process.stdin.write(source.encode() + b"\n")
             async with asyncio.timeout(WALL * self._seconds):
                 answer = await _line(process)
                 if not answer:
@@ -114,13 +126,13 @@ class Schemas:
             await self._stop()
             raise
         if status == 0:
-            return None if reason is None else str(reason)
+            return None if reason is None else f"The {name} {reason}"
         if status in (-signal.SIGKILL, -signal.SIGTERM):  # from outside, possibly because the machine has no memory
             raise self._busy()
-        logger.warning("A JSON schema exceeded the limits when it was compiled (exit status %s)", status)
+        logger.warning("A %s exceeded the limits when it was compiled (exit status %s)", name, status)
         if status == -signal.SIGXCPU:
-            return f"The JSON schema takes more than {self._seconds:g} seconds to compile; simplify it"
-        return "The JSON schema takes too much memory to compile; simplify it"
+            return f"The {name} takes more than {self._seconds:g} seconds to compile; simplify it"
+        return f"The {name} takes too much memory to compile; simplify it"
 
     async def _start(self) -> asyncio.subprocess.Process:
         if self._closed:

@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -33,6 +34,7 @@ from ocr_server.engine.pace import Pace
 from ocr_server.engine.prompt import PromptEncoder
 from ocr_server.engine.sampling import refusal, sampling_params
 from ocr_server.engine.steps import Steps
+from ocr_server.engine.token_texts import TokenTexts
 from ocr_server.errors import DecodingError, EngineFailure, Unavailable
 from ocr_server.observability import tracing
 from ocr_server.reading.decoding import Decoding
@@ -152,11 +154,20 @@ class VllmEngine:
             self._steps.count += 1  # the page has been prepared for the engine, in a thread that all pages share
             outputs = llm.generate(rendered, params, request_id=uuid.uuid4().hex, trace_headers=trace_headers)
             async with aclosing(outputs):
+                texts = defaultdict[int, TokenTexts](TokenTexts)
+                is_first = True
                 with self._pace.page() as pace:
                     async for output in outputs:
                         prompt_tokens = len(output.prompt_token_ids or ())
                         for completion in output.outputs:
-                            if delta := _delta(completion, prompt_tokens, encoder):
+                            if delta := _delta(completion, prompt_tokens, encoder, texts[completion.index]):
+                                if decoding.token_ids:
+                                    delta = replace(
+                                        delta,
+                                        token_ids=tuple(completion.token_ids),
+                                        prompt_token_ids=tuple(output.prompt_token_ids or ()) if is_first else (),
+                                    )
+                                is_first = False
                                 yield delta
                         if not output.finished:
                             await pace.wait()
@@ -278,18 +289,21 @@ async def _end_while_loading() -> None:
         await asyncio.sleep(0.05)
 
 
-def _delta(completion: CompletionOutput, prompt_tokens: int, encoder: PromptEncoder) -> PageDelta | None:
+def _delta(
+    completion: CompletionOutput, prompt_tokens: int, encoder: PromptEncoder, texts: TokenTexts
+) -> PageDelta | None:
     if completion.finish_reason in ("abort", "error"):
         raise EngineFailure("The engine stopped reading this page.")
     text = encoder.clean(completion.text)
     if not text and not completion.token_ids and completion.finish_reason is None:
         return None
+    steps = _logprobs(completion)
     return PageDelta(
         choice=completion.index,
         text=text,
         num_tokens=len(completion.token_ids),
         prompt_tokens=prompt_tokens,
-        logprobs=_logprobs(completion),
+        logprobs=None if steps is None else texts.add(text, steps, is_last=completion.finish_reason is not None),
         finish_reason=completion.finish_reason,
         stop_reason=completion.stop_reason,
     )
@@ -301,12 +315,12 @@ def _logprobs(completion: CompletionOutput) -> list[LogprobStep] | None:
     steps: list[LogprobStep] = []
     alternatives: Sequence[Any] = completion.logprobs
     for token_id, candidates in zip(completion.token_ids, alternatives, strict=False):
-        ranked = sorted(candidates.values(), key=lambda candidate: candidate.rank)
+        ranked = sorted(candidates.items(), key=lambda candidate: candidate[1].rank)
         chosen = candidates[token_id]
         steps.append(
             LogprobStep(
-                chosen=ScoredToken(chosen.decoded_token or "", chosen.logprob),
-                top=[ScoredToken(each.decoded_token or "", each.logprob) for each in ranked],
+                chosen=ScoredToken(chosen.decoded_token or "", chosen.logprob, token_id),
+                top=[ScoredToken(each.decoded_token or "", each.logprob, other) for other, each in ranked],
             )
         )
     return steps

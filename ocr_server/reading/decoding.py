@@ -10,6 +10,17 @@ from deepseek_ocr.guard import Guard
 
 
 @dataclass(frozen=True)
+class LoopDetection:
+    """When the engine ends an answer that repeats itself."""
+
+    shortest: int
+    longest: int
+    """Lengths of the repeated text, in tokens."""
+    repeats: int
+    """How often the text must occur in a row."""
+
+
+@dataclass(frozen=True)
 class Decoding:
     """Decoding options of a page, with vLLM's names. The engine checks the values (`Engine.check`)."""
 
@@ -28,6 +39,12 @@ class Decoding:
     seed: int | None = None
     stop: str | tuple[str, ...] | None = None
     stop_token_ids: tuple[int, ...] | None = None
+    include_stop: bool = False
+    """Whether the text of `stop` that was found is part of the answer."""
+    bad_words: tuple[str, ...] = ()
+    """Texts that are never generated."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """Tokens that may be generated; None for all."""
     ignore_eos: bool = False
     min_tokens: int = 0
     logprobs: int | None = None
@@ -40,14 +57,23 @@ class Decoding:
     """Whether the answer is any JSON object."""
     choice: tuple[str, ...] | None = None
     """Texts of which the answer is one."""
+    regex: str | None = None
+    """Regular expression that the answer matches."""
+    grammar: str | None = None
+    """Grammar that the answer follows, in EBNF as xgrammar reads it."""
     guard: Guard = field(default_factory=Guard)
     """Settings of the no-repeat n-gram guard."""
     stream: bool = False
     """Whether tokens are delivered as they are generated; otherwise the answer comes in one piece."""
     detect_loops: bool = False
     """Whether the engine ends an answer that repeats itself."""
+    loops: LoopDetection | None = None
+    """When to end it; None for the engine's own choice."""
+    token_ids: bool = False
+    """Whether the ids of all tokens are returned."""
 
     @property
     def is_structured(self) -> bool:
         """Whether a grammar constrains the answer."""
-        return self.json_object or self.json_schema is not None or self.choice is not None
+        given = (self.json_schema, self.choice, self.regex, self.grammar)
+        return self.json_object or any(each is not None for each in given)

@@ -42,10 +42,11 @@ class ScoredToken(NamedTuple):
 
     token: str
     logprob: float
+    token_id: int = -1
 
 
 class LogprobStep(NamedTuple):
-    """A generated token and the most likely tokens at its place."""
+    """A generated token and the most likely tokens at its place. The texts of all tokens are the text of the answer."""
 
     chosen: ScoredToken
     top: list[ScoredToken]
@@ -67,6 +68,10 @@ class PageDelta:
     """Set on the last piece of a choice: stop, length or repetition. An aborted or failed page raises instead."""
     stop_reason: int | str | None = None
     """The stop token id or stop string that ended the choice, if one did."""
+    token_ids: tuple[int, ...] = ()
+    """The generated tokens, if their ids were requested."""
+    prompt_token_ids: tuple[int, ...] = ()
+    """The tokens of the prompt, in the first piece, if ids were requested."""
 
 
 @dataclass(frozen=True)

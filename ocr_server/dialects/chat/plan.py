@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ocr_server.dialects.blocks_json import BlocksJson
 from ocr_server.dialects.chat.wire import ChatCompletionRequest
 from ocr_server.dialects.messages import conversation, nothing_to_read
 from ocr_server.dialects.model_names import model_choice
-from ocr_server.dialects.options import SharedOptions, check_prompt
+from ocr_server.dialects.options import OtherOptions, SharedOptions, check_prompt
 from ocr_server.dialects.text_options import PREFIX, OcrOptions, check_output, text_format
+from ocr_server.dialects.wire import Wire
 from ocr_server.errors import InvalidRequest
 from ocr_server.intake.source import Content
 from ocr_server.output.artifacts import Artifacts
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 
 MAX_SCORES_OF_PAGES = 128
 """Maximum number of pages times log probabilities for each token. They are kept until the answer ends."""
-DECODING_PARAMETERS = {"json_schema": "response_format", "json_object": "response_format", "prompt": "messages"}
+DECODING_PARAMETERS = {
+    "json_schema": "response_format",
+    "json_object": "response_format",
+    "prompt": "messages",
+    "loops": "repetition_detection",
+}
 """Field of `Decoding` → parameter of a chat request, where the names differ."""
 
 
@@ -40,16 +46,20 @@ def plan_chat(request: ChatCompletionRequest, settings: Settings, content: Conte
     options = request.ocr or OcrOptions()
     choice = model_choice(request.model, settings)
     asked = conversation(request.messages, settings.family)
+    processor = request.mm_processor_kwargs
+    mode = settings.family.modes.get(processor.mode or "", choice.mode) if processor is not None else choice.mode
     written = text_format(
         options, choice.output, settings, has_prompt=asked.prompt is not None, verbatim=_needs_verbatim(request)
     )
-    shared = SharedOptions(options, options.pages, settings, prefix=PREFIX, first_page=1)
+    shared = SharedOptions(
+        options, options.pages, settings, prefix=PREFIX, first_page=1, others=_others(request, options)
+    )
     if content is None:
         sources = [
             shared.source(
                 each.content,
                 each.parameter,
-                mode=choice.mode or settings.family.modes.get(settings.detail_modes.get(each.detail, "")),
+                mode=mode or settings.family.modes.get(settings.detail_modes.get(each.detail, "")),
                 alone=len(asked.to_read) == 1,
             )
             for each in asked.to_read
@@ -59,8 +69,8 @@ def plan_chat(request: ChatCompletionRequest, settings: Settings, content: Conte
             "The requests of a batch of a PDF or zip can have no pictures of their own.", param="messages"
         )
     else:
-        sources = [shared.source(content, "input_file_id", mode=choice.mode)]
-    if not sources and (settings.PICTURE_REQUIRED or _wants_json(request)):
+        sources = [shared.source(content, "input_file_id", mode=mode)]
+    if not sources and (settings.PICTURE_REQUIRED or request.wants_json or request.constraints):
         raise nothing_to_read()
     if len(sources) > settings.MAX_IMAGES:
         raise InvalidRequest(
@@ -78,7 +88,7 @@ def plan_chat(request: ChatCompletionRequest, settings: Settings, content: Conte
         text=written,
         show_pages=options.include_page_images,
         page_limit=_page_limit(request, written, settings),
-        decoding_parameters=DECODING_PARAMETERS,
+        decoding_parameters=DECODING_PARAMETERS | {field: name for name, field, _ in request.constraints},
     )
 
 
@@ -96,18 +106,22 @@ def copies(request: ChatCompletionRequest) -> int:
     return (request.n or 1) if request.is_greedy else 1
 
 
-def _wants_json(request: ChatCompletionRequest) -> bool:
-    return request.response_format is not None and request.response_format.type != "text"
+def _others(request: ChatCompletionRequest, options: OcrOptions) -> list[OtherOptions]:
+    """Return the options that have vLLM's names. A mode by name replaces one in parts."""
+    given: list[tuple[str, Wire | None]] = [("vllm_xargs.", request.vllm_xargs)]
+    if options.mode is None:
+        given.append(("mm_processor_kwargs.", request.mm_processor_kwargs))
+    return [(prefix, dict(values)) for prefix, values in given if values is not None]
 
 
 def _needs_verbatim(request: ChatCompletionRequest) -> bool:
     """Return whether an option applies to the text as the model writes it."""
-    return bool(request.logprobs) or _wants_json(request)
+    return bool(request.logprobs or request.wants_json or request.constraints or request.return_token_ids)
 
 
 def _has_grammar(request: ChatCompletionRequest, written: Format) -> bool:
     """Whether the model itself has to follow `response_format`."""
-    return _wants_json(request) and written is not BLOCKS
+    return request.wants_json and written is not BLOCKS
 
 
 def _page_limit(request: ChatCompletionRequest, written: Format, settings: Settings) -> PageLimit | None:
@@ -115,6 +129,9 @@ def _page_limit(request: ChatCompletionRequest, written: Format, settings: Setti
     limits = []
     if _has_grammar(request, written):
         limits.append(PageLimit("response_format", 1))
+    limits += [PageLimit(parameter, 1) for parameter, _, _ in request.constraints]
+    if request.return_token_ids:
+        limits.append(PageLimit("return_token_ids", 1))
     if request.logprobs:
         limits.append(PageLimit("logprobs", MAX_SCORES_OF_PAGES // request.scores))
     if (request.n or 1) > 1:
@@ -134,6 +151,14 @@ def _check_output(request: ChatCompletionRequest, options: OcrOptions, written: 
 def _decoding(request: ChatCompletionRequest, options: OcrOptions, shared: SharedOptions, written: Format) -> Decoding:
     wanted = request.response_format if _has_grammar(request, written) else None
     schema = wanted.json_schema if wanted is not None else None
+    constraints: dict[str, Any] = {
+        field: tuple(value) if field == "choice" else value for _, field, value in request.constraints
+    }
+    if schema is not None:
+        constraints["json_schema"] = schema.schema_
+    elif wanted is not None:
+        constraints["json_object"] = True
+    loops = request.repetition_detection
     return Decoding(
         n=1 if request.is_greedy else request.n or 1,
         temperature=0.0 if request.is_greedy else request.temperature or 0.0,
@@ -146,13 +171,17 @@ def _decoding(request: ChatCompletionRequest, options: OcrOptions, shared: Share
         seed=request.seed,
         stop=tuple(request.stop) if isinstance(request.stop, list) else request.stop,
         stop_token_ids=None if request.stop_token_ids is None else tuple(request.stop_token_ids),
+        include_stop=request.include_stop_str_in_output,
+        bad_words=tuple(request.bad_words or ()),
+        allowed_token_ids=None if request.allowed_token_ids is None else tuple(request.allowed_token_ids),
         ignore_eos=bool(request.ignore_eos),
+        loops=loops.wanted if loops is not None else None,
+        token_ids=request.return_token_ids,
         max_tokens=request.most_tokens,
         min_tokens=request.min_tokens or 0,
         logprobs=(request.top_logprobs or 0) if request.logprobs or options.confidence else None,
         logit_bias=request.logit_bias,
-        json_schema=schema.schema_ if schema is not None else None,
-        json_object=wanted is not None and schema is None,
+        **constraints,
         guard=shared.guard(),
         stream=request.stream,
     )

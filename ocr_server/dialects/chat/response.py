@@ -60,6 +60,11 @@ class ChatAnswer:
         )
         self._pages = len(session.jobs)
         self._top_logprobs = request.top_logprobs or 0
+        self._as_ids = request.return_tokens_as_token_ids
+        self._continuous = request.stream_options is not None and request.stream_options.continuous_usage_stats
+        """Whether each chunk has the usage so far."""
+        self._unfinished = 0, 0
+        """Tokens of the prompt and the answer of the page that is being read."""
         self._include_usage = request.stream_options is not None and request.stream_options.include_usage
         self._image_tokens = self._prompt_tokens = self._completion_tokens = 0
         self._cut: set[int] = set()
@@ -72,6 +77,8 @@ class ChatAnswer:
         text: defaultdict[int, list[str]] = defaultdict(list)
         steps: defaultdict[int, list[LogprobStep]] = defaultdict(list)
         reports: list[PageReport] = []
+        ids: defaultdict[int, list[int]] = defaultdict(list)
+        prompt_ids: list[int] = []
         has_logprobs = False
         async with aclosing(self._events()) as events:
             async for event in events:
@@ -81,10 +88,12 @@ class ChatAnswer:
                 if isinstance(event, PageReading):
                     self._count(event)
                     reports += [report] if report else []
-                elif isinstance(event, Piece) and event.delta.logprobs is not None:
-                    has_logprobs = True
+                elif isinstance(event, Piece):
+                    prompt_ids += event.delta.prompt_token_ids
+                    has_logprobs = has_logprobs or event.delta.logprobs is not None
                     for choice in self._texts.choices_of(event.delta.choice):
-                        steps[choice] += event.delta.logprobs
+                        steps[choice] += event.delta.logprobs or ()
+                        ids[choice] += event.delta.token_ids
         if not self._pages:
             text = defaultdict(lambda: [NOTHING_TO_READ])
         return ChatCompletion(
@@ -100,11 +109,13 @@ class ChatAnswer:
                     ),
                     logprobs=self._logprobs(steps[index]) if has_logprobs else None,
                     finish_reason=self._finish_reason(index),
+                    token_ids=ids.get(index) or None,
                 )
                 for index in range(self._choices)
             ],
             usage=self._usage(),
             system_fingerprint=self._fingerprint,
+            prompt_token_ids=prompt_ids or None,
         )
 
     async def chunks(self) -> AsyncGenerator[str]:
@@ -117,20 +128,28 @@ class ChatAnswer:
             async for event in events:
                 if not started:  # only now is it certain that there will be an answer
                     started = True
+                    prompt_ids = list(event.delta.prompt_token_ids) if isinstance(event, Piece) else []
                     for index in range(self._choices):
-                        yield self._chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
+                        first = ChunkChoice(index=index, delta=Delta(role="assistant", content=""))
+                        yield self._chunk(first, prompt_token_ids=prompt_ids or None)
                 if isinstance(event, Opened):
                     opened = page_opened(event, pages=self._pages)
                     for index in range(self._choices):
                         yield self._chunk(ChunkChoice(index=index, delta=Delta(ocr_page=opened)))
                     continue
-                logprobs = None
-                if isinstance(event, Piece) and event.delta.logprobs:
-                    logprobs = self._logprobs(event.delta.logprobs)
+                logprobs = token_ids = None
+                if isinstance(event, Piece):
+                    generated = self._unfinished[1] + event.delta.num_tokens * self._copies
+                    self._unfinished = event.delta.prompt_tokens, generated
+                    token_ids = list(event.delta.token_ids) or None
+                    logprobs = self._logprobs(event.delta.logprobs) if event.delta.logprobs else None
                 report = self._report(event)
                 for choice, text in self._texts.of(event, report):
-                    if logprobs is not None:
-                        yield self._chunk(ChunkChoice(index=choice, delta=Delta(content=text), logprobs=logprobs))
+                    if logprobs is not None or token_ids is not None or (text and self._continuous):
+                        delta = Delta(content=text)
+                        yield self._chunk(
+                            ChunkChoice(index=choice, delta=delta, logprobs=logprobs, token_ids=token_ids)
+                        )
                     elif text:
                         yield self._text_chunk(choice, text)
                 if isinstance(event, PageReading):
@@ -154,7 +173,8 @@ class ChatAnswer:
         if reading.error is None and not reading.deltas:
             raise EngineFailure("The engine returned no answer.")
         self._prompt_tokens += reading.prompt_tokens
-        self._completion_tokens += reading.completion_tokens
+        self._completion_tokens += reading.completion_tokens * self._copies
+        self._unfinished = 0, 0
         self._image_tokens += reading.image_tokens
         for choice in range(self._choices):
             of_engine = choice if self._copies == 1 else 0
@@ -164,7 +184,11 @@ class ChatAnswer:
     def _finish_reason(self, choice: int) -> FinishReason:
         return "length" if choice in self._cut else "stop"
 
-    def _chunk(self, choice: ChunkChoice | None, usage: Usage | None = None) -> str:
+    def _chunk(
+        self, choice: ChunkChoice | None, usage: Usage | None = None, prompt_token_ids: list[int] | None = None
+    ) -> str:
+        if self._include_usage and self._continuous:
+            usage = self._usage()
         chunk = ChatCompletionChunk(
             id=self._id,
             created=self._created,
@@ -172,6 +196,7 @@ class ChatAnswer:
             choices=[] if choice is None else [choice],
             usage=usage,
             system_fingerprint=self._fingerprint,
+            prompt_token_ids=prompt_token_ids,
         )
         # As in OpenAI's API: a delta contains only what is new, and `usage` is present only if it was requested.
         exclude: dict[str, Any] = {}
@@ -191,10 +216,12 @@ class ChatAnswer:
         return before + json.dumps(text, ensure_ascii=False) + after
 
     def _usage(self) -> Usage:
+        prompt_tokens = self._prompt_tokens + self._unfinished[0]
+        completion_tokens = self._completion_tokens + self._unfinished[1]
         return Usage(
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._completion_tokens,
-            total_tokens=self._prompt_tokens + self._completion_tokens,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
             prompt_tokens_details=PromptTokensDetails(image_tokens=self._image_tokens),
         )
 
@@ -202,17 +229,20 @@ class ChatAnswer:
         return ChoiceLogprobs(
             content=[
                 TokenLogprob(
-                    **_token(step.chosen),
-                    top_logprobs=[TopLogprob(**_token(token)) for token in step.top[: self._top_logprobs]],
+                    **_token(step.chosen, as_id=self._as_ids),
+                    top_logprobs=[
+                        TopLogprob(**_token(token, as_id=self._as_ids)) for token in step.top[: self._top_logprobs]
+                    ],
                 )
                 for step in steps
             ]
         )
 
 
-def _token(token: ScoredToken) -> dict[str, object]:
+def _token(token: ScoredToken, *, as_id: bool) -> dict[str, object]:
+    text = f"token_id:{token.token_id}" if as_id else token.token
     # JSON has no −inf; OpenAI uses −9999 for tokens that cannot occur.
-    return {"token": token.token, "logprob": max(token.logprob, -9999.0), "bytes": list(token.token.encode())}
+    return {"token": text, "logprob": max(token.logprob, -9999.0), "bytes": list(token.token.encode())}
 
 
 def _unset(choice: ChunkChoice) -> set[str]:

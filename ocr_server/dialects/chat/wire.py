@@ -7,7 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from ocr_server.dialects.chat import vllm_extras
 from ocr_server.dialects.chat.response_format import ResponseFormat
+from ocr_server.dialects.chat.vllm_extras import VllmExtras
 from ocr_server.dialects.messages import Message
 from ocr_server.dialects.page_report import OcrExtension, PageOpened
 from ocr_server.dialects.text_options import OcrOptions
@@ -30,9 +32,12 @@ class StreamOptions(Wire):
     """Send the usage in a final chunk with `choices: []`."""
     include_obfuscation: bool | None = None
     """Accepted without effect."""
+    continuous_usage_stats: bool = False
+    """vLLM: with `include_usage`, send the usage so far in each chunk."""
 
 
 _REFUSED: dict[str, str] = {
+    **vllm_extras.REFUSED,
     "tool_choice": "DeepSeek-OCR cannot call tools; for structured fields, use response_format",
     "function_call": "DeepSeek-OCR cannot call functions; for structured fields, use response_format",
     "audio": "DeepSeek-OCR has no audio output",
@@ -41,9 +46,10 @@ _REFUSED: dict[str, str] = {
     "reasoning_effort": "DeepSeek-OCR does not reason",
     "verbosity": "DeepSeek-OCR has no verbosity setting",
 }
-"""Parameter of OpenAI's API that would change the answer but is not supported → the reason."""
+"""Parameter of OpenAI's or vLLM's API that would change the answer but is not supported → the reason."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **vllm_extras.NEUTRAL,
     "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -53,7 +59,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Values of these parameters that ask for nothing. They are accepted."""
 
 
-class ChatCompletionRequest(Wire):
+class ChatCompletionRequest(VllmExtras):
     """OpenAI's chat completion request, with further options of vLLM and of this server.
 
     Other fields, such as `user`, `metadata` or `store`, have no effect. The response header `x-ignored-parameters`
@@ -116,21 +122,6 @@ class ChatCompletionRequest(Wire):
     """`json_object` and `json_schema` constrain what the model generates and apply to a single page. With `ocr.output:
     blocks` they return the blocks of all pages as JSON instead."""
 
-    top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
-    """vLLM: sample from the k most likely tokens; 0 or −1 for all tokens."""
-    min_p: Annotated[float | None, Field(ge=0, le=1)] = None
-    """vLLM: minimum probability of a token, relative to that of the most likely token."""
-    repetition_penalty: Annotated[float | None, Field(gt=0, le=10)] = None
-    """vLLM: values above 1 discourage tokens that have already occurred."""
-    min_tokens: Annotated[int | None, Field(ge=0)] = None
-    """vLLM: minimum number of tokens before the answer can end."""
-    ignore_eos: bool | None = None
-    """vLLM: continue after the end-of-sequence token."""
-    stop_token_ids: (
-        Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=16, fail_fast=True)] | None
-    ) = None
-    """vLLM: ids of further tokens that end the answer."""
-
     ocr: OcrOptions | None = None
 
     @model_validator(mode="after")
@@ -143,7 +134,7 @@ class ChatCompletionRequest(Wire):
                 "stop must be one or up to 16 texts of at most {most} characters, none of them empty",
                 {"most": MAX_STOP_CHARS},
             )
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs: true")
         if self.logprobs and self.scores > MAX_SCORES:
             raise PydanticCustomError(
@@ -151,8 +142,23 @@ class ChatCompletionRequest(Wire):
                 "n times top_logprobs + 1 must not exceed {limit}, but is {scores}",
                 {"limit": MAX_SCORES, "scores": self.scores},
             )
-        if self.stream_options is not None and not self.stream:
+        if self.stream_options is not None and self.stream_options.include_usage and not self.stream:
             raise PydanticCustomError("stream_options", "stream_options needs stream: true")
+        names = [parameter for parameter, _, _ in self.constraints]
+        if self.wants_json:
+            names.insert(0, "response_format")
+        if len(names) > 1:
+            raise PydanticCustomError(
+                names[-1].partition(".")[0],
+                "the answer can follow only one of {names}",
+                {"names": ", ".join(names)},
+            )
+        loops = self.repetition_detection and self.repetition_detection.wanted
+        if loops and (loops.shortest > loops.longest or loops.repeats < 2):
+            raise PydanticCustomError(
+                "repetition_detection",
+                "repetition_detection needs min_pattern_size up to max_pattern_size, and a min_count of at least 2",
+            )
         if self.most_tokens is not None and (self.min_tokens or 0) > self.most_tokens:
             raise PydanticCustomError("min_tokens", "min_tokens must not exceed max_tokens")
         return self
@@ -161,6 +167,11 @@ class ChatCompletionRequest(Wire):
     def most_tokens(self) -> int | None:
         """The token limit, under whichever name it was given."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def wants_json(self) -> bool:
+        """Whether `response_format` asks for JSON."""
+        return self.response_format is not None and self.response_format.type != "text"
 
     @property
     def is_greedy(self) -> bool:
@@ -213,6 +224,7 @@ class Choice(Answer):
     message: AssistantMessage
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason
+    token_ids: Maybe[list[int]] = None
 
 
 class PromptTokensDetails(Answer):
@@ -236,6 +248,7 @@ class ChatCompletion(Answer):
     choices: list[Choice]
     usage: Usage
     system_fingerprint: str
+    prompt_token_ids: Maybe[list[int]] = None
 
 
 class Delta(Answer):
@@ -252,6 +265,7 @@ class ChunkChoice(Answer):
     delta: Delta
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
+    token_ids: Maybe[list[int]] = None
 
 
 class ChatCompletionChunk(Answer):
@@ -262,3 +276,4 @@ class ChatCompletionChunk(Answer):
     choices: list[ChunkChoice]
     usage: Usage | None = None
     system_fingerprint: str
+    prompt_token_ids: Maybe[list[int]] = None

@@ -12,7 +12,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from deepseek_ocr.guard import Guard
 from ocr_server.engine.sampling import LONGEST_LOOP, LOOP_REPEATS, SHORTEST_LOOP, refusal, sampling_params
 from ocr_server.errors import DecodingError
-from ocr_server.reading.decoding import Decoding
+from ocr_server.reading.decoding import Decoding, LoopDetection
 
 pytestmark = pytest.mark.engine
 
@@ -31,6 +31,9 @@ FIELDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "seed": (7, {"seed": 7}),
     "stop": (("a", "b"), {"stop": ["a", "b"]}),
     "stop_token_ids": ((3, 4), {"stop_token_ids": [3, 4]}),
+    "include_stop": (True, {"include_stop_str_in_output": True}),
+    "bad_words": (("a", "b"), {"bad_words": ["a", "b"]}),
+    "allowed_token_ids": ((3, 4), {"allowed_token_ids": [3, 4]}),
     "ignore_eos": (True, {"ignore_eos": True}),
     "min_tokens": (3, {"min_tokens": 3}),
     "logprobs": (2, {"logprobs": 2}),
@@ -38,6 +41,8 @@ FIELDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "json_schema": (SCHEMA, {"structured_outputs.json": SCHEMA}),
     "json_object": (True, {"structured_outputs.json_object": True}),
     "choice": (("yes", "no"), {"structured_outputs.choice": ["yes", "no"]}),
+    "regex": ("[0-9]+", {"structured_outputs.regex": "[0-9]+"}),
+    "grammar": ('root ::= "a"', {"structured_outputs.grammar": 'root ::= "a"'}),
     "guard": (
         Guard(20, 50, (3,)),
         {"extra_args": {"ngram_size": 20, "window_size": 50, "whitelist_token_ids": [3]}},
@@ -51,6 +56,15 @@ FIELDS: dict[str, tuple[Any, dict[str, Any]]] = {
             "repetition_detection.min_count": LOOP_REPEATS,
         },
     ),
+    "loops": (
+        LoopDetection(2, 9, 5),
+        {
+            "repetition_detection.min_pattern_size": 2,
+            "repetition_detection.max_pattern_size": 9,
+            "repetition_detection.min_count": 5,
+        },
+    ),
+    "token_ids": (True, {}),  # the engine reports them in any case
 }
 """Field of `Decoding` → a value other than the default, and the attributes of SamplingParams that follow from it."""
 
@@ -128,8 +142,10 @@ def test_a_message_is_vllms_without_its_additions() -> None:
     assert (error.message, error.field) == ("The bare message.", "top_p")
 
 
-@pytest.mark.parametrize("constraint", [{"json_schema": SCHEMA}, {"json_object": True}])
-def test_an_error_of_a_grammar_names_the_schema(constraint: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "constraint", [{"json_schema": SCHEMA}, {"json_object": True}, {"regex": "("}, {"choice": ("a",)}]
+)
+def test_an_error_of_a_grammar_names_the_constraint(constraint: dict[str, Any]) -> None:
     error = VLLMValidationError("The grammar cannot be compiled.")
-    assert refusal(error, Decoding(**constraint)).field == "json_schema"
+    assert [refusal(error, Decoding(**constraint)).field] == list(constraint)
     assert refusal(error, Decoding()).field == ""

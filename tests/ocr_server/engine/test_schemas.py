@@ -110,6 +110,24 @@ def test_a_schema_that_cannot_be_compiled_is_refused_in_one_sentence(
     assert ".cc" not in message
 
 
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "name"),
+    [
+        ("regex", "[0-9]{4}", "(", "regular expression"),
+        ("regex", "a|b", "a\\0b".replace("\\0", chr(0)), "regular expression"),
+        ("grammar", 'root ::= "a" | "b"', "nonsense", "grammar"),
+        ("choice", ["yes", 'a "quoted" \\ one\n'], None, "list of choices"),
+    ],
+)
+def test_grammars(loop: EventLoopThread, schemas: Schemas, kind: str, good: Any, bad: Any, name: str) -> None:
+    loop.run(schemas.check(good, kind))
+    if bad is not None:
+        with pytest.raises(DecodingError) as caught:
+            loop.run(schemas.check(bad, kind))
+        assert (caught.value.field, caught.value.code) == (kind, "invalid_grammar")
+        assert caught.value.message.startswith(f"The {name} ")
+
+
 def test_only_so_many_schemas_wait(loop: EventLoopThread, schemas: Schemas) -> None:
     async def flood() -> list[BaseException | None]:
         return await asyncio.gather(

@@ -5,6 +5,7 @@ What vLLM makes of the decoding options, and which of them it refuses, is tested
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from deepseek_ocr.guard import Guard
 from deepseek_ocr.modes import MODES, ResolutionMode
 from ocr_server.dialects.chat.plan import copies, plan_chat
 from ocr_server.dialects.chat.wire import ChatCompletionRequest, ChatTemplate
-from ocr_server.dialects.wire import MODE_NAMES
+from ocr_server.dialects.wire import MODE_NAMES, Ignored
 from ocr_server.errors import DecodingError, InvalidRequest, NotFound, TooLarge
 from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.source import Base64, Url
@@ -22,7 +23,7 @@ from ocr_server.output.artifacts import Artifacts
 from ocr_server.output.formats.markdown import MARKDOWN
 from ocr_server.output.formats.raw import RAW
 from ocr_server.plan import PageLimit, ReadPlan
-from ocr_server.reading.decoding import Decoding
+from ocr_server.reading.decoding import Decoding, LoopDetection
 from tests.ocr_server.conftest import chat, message, picture, text
 
 A, B, C = "data:a", "data:b", "data:c"
@@ -32,7 +33,7 @@ ONE = message(picture(A), "Free OCR.")
 
 
 def request(*messages: dict[str, Any], **more: Any) -> ChatCompletionRequest:
-    return ChatCompletionRequest.model_validate(chat(*(messages or (ONE,)), **more))
+    return ChatCompletionRequest.model_validate(chat(*(messages or (ONE,)), **more), context=Ignored())
 
 
 @pytest.fixture
@@ -493,6 +494,96 @@ def test_a_files_data_is_a_data_uri_or_its_base64_alone(read: Any) -> None:
     bare = {"type": "file", "file": {"file_data": "AAAA"}}
     sources = read(message(FILE, bare)).sources
     assert [each.source.content for each in sources] == [Url("data:application/pdf;base64,AAAA"), Base64("AAAA")]
+
+
+class TestVllmsNames:
+    """Parameters of vLLM's own server."""
+
+    def test_a_published_example(self, read: Any) -> None:
+        """From vLLM's recipe for DeepSeek-OCR."""
+        plan = read(
+            model="deepseek-ai/DeepSeek-OCR",
+            skip_special_tokens=False,
+            vllm_xargs={"ngram_size": 30, "window_size": 90, "whitelist_token_ids": [128821, 128822]},
+        )
+        assert plan.decoding.guard == Guard(30, 90, (128821, 128822))
+
+    @pytest.mark.parametrize("written", [[5, 6], "[5, 6]", "5,6", ["5", 6.0]])
+    def test_a_list_of_tokens_as_text(self, read: Any, written: Any) -> None:
+        xargs = {"ngram_size": "3", "window_size": 9.0, "whitelist_token_ids": written}
+        assert read(vllm_xargs=xargs).decoding.guard == Guard(3, 9, (5, 6))
+
+    def test_our_own_options_take_precedence(self, read: Any) -> None:
+        given = {"vllm_xargs": {"ngram_size": 200, "window_size": 300}, "mm_processor_kwargs": {"base_size": 640}}
+        plan = read(**given, ocr={"ngram_size": 20, "base_size": 1280})
+        assert plan.decoding.guard == Guard(20, 300)
+        assert plan.sources[0].mode.base_size == 1280
+
+    def test_modes(self, read: Any) -> None:
+        def mode(**fields: Any) -> ResolutionMode:
+            (planned,) = read(**fields).sources
+            found: ResolutionMode = planned.mode
+            return found
+
+        assert mode(mm_processor_kwargs={"crop_mode": False, "base_size": 640}).base_size == 640
+        assert mode(model="deepseek-ocr:base", mm_processor_kwargs={"mode": "tiny"}) == MODES["tiny"]
+        assert mode(mm_processor_kwargs={"base_size": 640}, ocr={"mode": "base"}) == MODES["base"]
+
+    @pytest.mark.parametrize(
+        ("fields", "param"),
+        [
+            ({"vllm_xargs": {"ngram_size": 200}}, "vllm_xargs.ngram_size"),
+            ({"vllm_xargs": {"window_size": 5}}, "ocr.ngram_size"),
+            ({"vllm_xargs": {"whitelist_token_ids": "[-1]"}}, "vllm_xargs.whitelist_token_ids"),
+            ({"mm_processor_kwargs": {"base_size": 100}}, "mm_processor_kwargs.base_size"),
+        ],
+    )
+    def test_an_invalid_value_is_named(self, read: Any, fields: dict[str, Any], param: str) -> None:
+        with pytest.raises(InvalidRequest) as caught:
+            read(**fields)
+        assert caught.value.param == param
+
+    SCHEMA: dict[str, Any] = {"type": "object", "properties": {"total": {"type": "number"}}}  # noqa: RUF012
+
+    @pytest.mark.parametrize(
+        ("fields", "field", "value", "param"),
+        [
+            ({"structured_outputs": {"json": SCHEMA}}, "json_schema", SCHEMA, "structured_outputs.json"),
+            ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, "json_schema", SCHEMA, "structured_outputs.json"),
+            ({"structured_outputs": {"regex": "a+"}}, "regex", "a+", "structured_outputs.regex"),
+            ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", ("a", "b"), "structured_outputs.choice"),
+            ({"structured_outputs": {"json_object": True}}, "json_object", True, "structured_outputs.json_object"),
+            ({"guided_json": SCHEMA}, "json_schema", SCHEMA, "guided_json"),
+            ({"guided_regex": "a+"}, "regex", "a+", "guided_regex"),
+            ({"guided_choice": ["a"]}, "choice", ("a",), "guided_choice"),
+            ({"guided_grammar": "root ::= ."}, "grammar", "root ::= .", "guided_grammar"),
+        ],
+    )
+    def test_constraints(self, read: Any, fields: dict[str, Any], field: str, value: Any, param: str) -> None:
+        for asked in (ONE, message(picture(A))):
+            plan = read(asked, **fields)
+            assert getattr(plan.decoding, field) == value
+            assert plan.decoding.is_structured
+            assert plan.page_limit == PageLimit(param, 1)
+            assert plan.text is RAW
+            assert plan.api_error(DecodingError("no", field=field)).param == param
+        with pytest.raises(InvalidRequest, match="no picture"):
+            read(message("ping"), **fields)
+
+    def test_decoding(self, read: Any) -> None:
+        decoding = read(
+            include_stop_str_in_output=True,
+            bad_words=["x"],
+            allowed_token_ids=[1, 2],
+            return_token_ids=True,
+            repetition_detection={"max_pattern_size": 9, "min_count": 3},
+        ).decoding
+        assert (decoding.include_stop, decoding.bad_words, decoding.allowed_token_ids) == (True, ("x",), (1, 2))
+        assert (decoding.token_ids, decoding.loops) == (True, LoopDetection(1, 9, 3))
+        assert read(repetition_detection={"max_pattern_size": 0}).decoding.loops is None
+
+    def test_token_ids_are_those_of_one_page(self, read: Any) -> None:
+        assert read(return_token_ids=True).page_limit == PageLimit("return_token_ids", 1)
 
 
 class TestDefaultOutput:

@@ -189,11 +189,11 @@ class TestCompletion:
             "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 201},
         }
 
-    async def test_usage_counts_copies_once(self) -> None:
+    async def test_usage_counts_every_choice(self) -> None:
         got = await completed(*HELLO, n=3)
         assert [choice["message"]["content"] for choice in got["choices"]] == ["Hello"] * 3
         assert [choice["index"] for choice in got["choices"]] == [0, 1, 2]
-        assert (got["usage"]["prompt_tokens"], got["usage"]["completion_tokens"]) == (10, 3)
+        assert (got["usage"]["prompt_tokens"], got["usage"]["completion_tokens"]) == (10, 9)
 
     async def test_an_empty_answer(self) -> None:
         got = await completed(delta("", finish="stop"))
@@ -268,10 +268,17 @@ class TestChunks:
         got = await chunks(delta(""), delta("a"), delta(""), delta("", finish="length"))
         assert [chunk["choices"][0]["delta"] for chunk in got] == [FIRST, {"content": "a"}, {}]
 
-    async def test_usage_counts_copies_once_in_a_stream(self) -> None:
+    async def test_usage_counts_every_choice_in_a_stream(self) -> None:
         got = await chunks(*HELLO, n=2, stream_options={"include_usage": True})
         assert [chunk["choices"][0]["finish_reason"] for chunk in got[-3:-1]] == ["stop", "stop"]
-        assert got[-1]["usage"]["completion_tokens"] == 3
+        assert got[-1]["usage"]["completion_tokens"] == 6
+
+    async def test_the_usage_so_far(self) -> None:
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        got = await chunks(*HELLO, stream_options=options)
+        assert [chunk["usage"]["completion_tokens"] for chunk in got] == [0, 1, 2, 3, 3]
+        assert [chunk["usage"]["prompt_tokens"] for chunk in got] == [0, 10, 10, 10, 10]
+        assert all(chunk["usage"]["prompt_tokens_details"]["image_tokens"] == 100 for chunk in got[-2:])
 
     async def test_closing_the_stream_closes_the_session(self) -> None:
         closed = []
@@ -287,6 +294,28 @@ class TestChunks:
         await anext(stream)
         await stream.aclose()
         assert closed
+
+
+class TestTokenIds:
+    PIECES = (
+        delta("Hel", token_ids=(1,), prompt_token_ids=(5, 6)),
+        delta("lo", token_ids=(2, 3), finish="stop"),
+    )
+
+    async def test_as_a_whole(self) -> None:
+        got = await completed(*self.PIECES, n=2, return_token_ids=True)
+        assert got["prompt_token_ids"] == [5, 6]
+        assert [choice["token_ids"] for choice in got["choices"]] == [[1, 2, 3]] * 2
+
+    async def test_in_a_stream(self) -> None:
+        got = await chunks(*self.PIECES, return_token_ids=True)
+        assert [chunk.get("prompt_token_ids") for chunk in got] == [[5, 6], None, None, None]
+        assert [chunk["choices"][0].get("token_ids") for chunk in got] == [None, [1], [2, 3], None]
+
+    async def test_only_if_asked_for(self) -> None:
+        got = await completed(*HELLO)
+        assert "prompt_token_ids" not in got
+        assert "token_ids" not in got["choices"][0]
 
 
 class TestLogprobs:
@@ -311,6 +340,18 @@ class TestLogprobs:
             ],
             "refusal": None,
         }
+
+    async def test_tokens_as_ids(self) -> None:
+        step = LogprobStep(ScoredToken("é", -0.5, 7), [ScoredToken("é", -0.5, 7)])
+        got = await completed(
+            delta("é", logprobs=[step], finish="stop"),
+            logprobs=True,
+            top_logprobs=1,
+            return_tokens_as_token_ids=True,
+        )
+        (token,) = got["choices"][0]["logprobs"]["content"]
+        assert (token["token"], token["bytes"]) == ("token_id:7", list("é".encode()))
+        assert token["top_logprobs"][0]["token"] == "token_id:7"
 
     async def test_an_impossible_token_that_was_chosen(self) -> None:
         step = LogprobStep(ScoredToken("a", -math.inf), [])

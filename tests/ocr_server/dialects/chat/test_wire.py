@@ -112,6 +112,7 @@ class TestStrictness:
 
     async def test_parameters_that_require_others(self, client: httpx.AsyncClient) -> None:
         await refused(client, "top_logprobs", top_logprobs=1)
+        assert (await client.post(CHAT, json=chat(top_logprobs=0, stream_options={}))).status_code == 200
         await refused(client, "stream_options", stream_options={"include_usage": True})
 
     @pytest.mark.parametrize(
@@ -204,6 +205,39 @@ class TestUnknownAndRefused:
     async def test_errors_name_them_as_well(self, client: httpx.AsyncClient) -> None:
         response = await client.post(CHAT, json=chat(model="gpt", moderation=True))
         assert (response.status_code, response.headers["x-ignored-parameters"]) == (404, "moderation")
+
+    @pytest.mark.parametrize(
+        ("param", "fields"),
+        [
+            ("structured_outputs", {"structured_outputs": {"regex": "a", "choice": ["b"]}}),
+            ("guided_regex", {"guided_regex": "a", "response_format": {"type": "json_object"}}),
+            ("structured_outputs.structural_tag", {"structured_outputs": {"structural_tag": "{}"}}),
+            ("structured_outputs.json", {"structured_outputs": {"json": "{"}}),
+            ("guided_json", {"guided_json": "[" * 5000}),
+            ("guided_regex", {"guided_regex": "a" * 20_001}),
+            ("guided_choice", {"guided_choice": ["a"] * 101}),
+            ("bad_words", {"bad_words": ["a"] * 101}),
+            ("allowed_token_ids[0]", {"allowed_token_ids": [-1]}),
+            ("repetition_detection", {"repetition_detection": {"max_pattern_size": 9}}),
+            ("repetition_detection.max_pattern_size", {"repetition_detection": {"max_pattern_size": 129}}),
+            ("vllm_xargs.whitelist_token_ids[0]", {"vllm_xargs": {"whitelist_token_ids": "a,b"}}),
+            ("prompt_logprobs", {"prompt_logprobs": 1}),
+            ("continue_final_message", {"continue_final_message": True}),
+            ("use_beam_search", {"use_beam_search": True}),
+        ],
+    )
+    async def test_what_vllm_has_and_cannot_be_honoured_here(
+        self, client: httpx.AsyncClient, param: str, fields: dict[str, Any]
+    ) -> None:
+        await refused(client, param, **fields)
+
+    async def test_parameters_of_vllm_without_effect(self, client: httpx.AsyncClient) -> None:
+        """Special tokens are written in any case: tables and coordinates consist of them."""
+        given = {"skip_special_tokens": True, "spaces_between_special_tokens": True, "priority": 1, "cache_salt": "x"}
+        response = await client.post(CHAT, json=chat(**given, request_id="a", chat_template_kwargs={"a": 1}))
+        assert response.status_code == 200
+        named = "skip_special_tokens, spaces_between_special_tokens, priority, cache_salt, request_id"
+        assert response.headers["x-ignored-parameters"] == f"{named}, chat_template_kwargs"
 
     @pytest.mark.parametrize("choice", [None, "none", "auto"])
     async def test_tools_are_accepted_as_agents_send_them(self, client: httpx.AsyncClient, choice: str | None) -> None:
