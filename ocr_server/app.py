@@ -24,7 +24,7 @@ from ocr_server.batches.service import batches_for
 from ocr_server.dialects.registry import DIALECTS, apis
 from ocr_server.dialects.service.web_page import WebPage
 from ocr_server.dialects.validation import invalid_request
-from ocr_server.errors import ApiError, error_body, internal_error, out_of_resources
+from ocr_server.errors import ApiError, UnexpectedFailure, error_body, out_of_resources
 from ocr_server.memory import MemoryBudget
 from ocr_server.observability import metrics, tracing
 from ocr_server.observability.event_loop import LoopWatchdog
@@ -86,7 +86,7 @@ def create_app(runtime: Runtime, traces: TracerProvider | None = None) -> FastAP
     app = FastAPIOffline(  # its /docs loads nothing from other hosts
         title="DeepSeek-OCR API server",
         version=__version__,
-        description="DeepSeek-OCR behind OpenAI's Chat Completions API and Mistral's OCR API.",
+        description="DeepSeek-OCR behind OpenAI's Chat Completions and Responses APIs and Mistral's OCR API.",
         lifespan=lifespan,
         redoc_url=None,
     )
@@ -187,7 +187,7 @@ def _handle_errors(app: FastAPI) -> None:
         request_id = getattr(request.state, "request_id", "")
         logger.error("request %s failed unexpectedly", request_id)
         headers = {"x-request-id": request_id, "x-content-type-options": "nosniff"}
-        return JSONResponse(internal_error(), status_code=500, headers=headers)
+        return JSONResponse(UnexpectedFailure().body(), status_code=500, headers=headers)
 
 
 def _methods_of(request: Request) -> list[str]:

@@ -200,6 +200,17 @@ class EngineFailure(ApiError):
     code = "engine_error"
 
 
+class UnexpectedFailure(ApiError):
+    """500: the server failed in a way that it has no other answer for. The details are in the log."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+    def __init__(self) -> None:
+        super().__init__("The server failed on this request.")
+
+
 def out_of_resources(error: BaseException | None) -> OutOfResources | None:
     """Return the error for the client if `error`, or what caused it, is trouble of the machine and not of the request.
 
@@ -228,8 +239,3 @@ def out_of_resources(error: BaseException | None) -> OutOfResources | None:
 def error_body(message: str, *, type_: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """Return OpenAI's error body, whose four keys are always present, with the message at the top level as well."""
     return {"error": {"message": message, "type": type_, "param": param, "code": code}, "message": message}
-
-
-def internal_error() -> dict[str, Any]:
-    """Return the error body for an unexpected exception, without any details. They are in the log."""
-    return error_body("The server failed on this request.", type_="server_error", code="internal_error")

@@ -11,7 +11,7 @@ from typing import Any
 from ocr_server.batches.endpoint import Endpoint
 from ocr_server.batches.leases import BatchAnswer
 from ocr_server.batches.requests import Item
-from ocr_server.errors import ApiError, TooMany, Unavailable, internal_error, out_of_resources
+from ocr_server.errors import ApiError, TooMany, Unavailable, UnexpectedFailure, out_of_resources
 from ocr_server.observability import logs, metrics
 from ocr_server.runtime import Runtime
 from ocr_server.session import Caller
@@ -57,7 +57,7 @@ async def _tried(runtime: Runtime, endpoint: Endpoint, item: Item, caller: Calle
             error = caught if isinstance(caught, ApiError) else out_of_resources(caught)
             if error is None:
                 logger.exception("a request of a batch failed unexpectedly")
-                return _refused(500, internal_error())
+                return _refused(500, UnexpectedFailure().body())
             tries += error.code == Unavailable.code  # trouble of the machine or of the storage does not count
             if not isinstance(error, Unavailable | TooMany) or tries >= MAX_TRIES:
                 return _refused(error.status, error.body())

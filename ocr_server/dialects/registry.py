@@ -13,13 +13,14 @@ from ocr_server.dialects.chat.route import CHAT
 from ocr_server.dialects.dialect import Api, Dialect
 from ocr_server.dialects.files.route import FILES
 from ocr_server.dialects.ocr.route import OCR
+from ocr_server.dialects.responses.route import RESPONSES
 from ocr_server.dialects.service.models import MODELS
 from ocr_server.dialects.service.route import SERVICE
 
 if TYPE_CHECKING:
     from config import Settings
 
-DIALECTS: Mapping[str, Dialect[Any]] = {each.path: each for each in (CHAT, OCR)}
+DIALECTS: Mapping[str, Dialect[Any]] = {each.path: each for each in (CHAT, RESPONSES, OCR)}
 """Path → API through which pages are read."""
 
 

@@ -162,7 +162,7 @@ ModeName = Annotated[
 LEAST_SECONDS, MOST_SECONDS = 3600, 30 * 86_400
 """Shortest and longest lifetime of a file."""
 
-UNION_TAGS = frozenset({"<string>", "<list>", "<object>", "<text>", "<image>", "<file>", "<other>"})
+UNION_TAGS = frozenset({"<string>", "<list>", "<object>", "<text>", "<image>", "<file>", "<other>", "<message>"})
 """Names that pydantic reports for the members of unions in wire types. They are not part of a parameter's name."""
 
 

@@ -1,17 +1,18 @@
-"""Server-sent events in OpenAI's format: framing, keep-alive comments, the error frame and `[DONE]`."""
+"""Server-sent events in OpenAI's formats: framing, keep-alive comments, the error frame and `[DONE]`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from typing import NamedTuple
 
 import anyio
 from sse_starlette import EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from ocr_server.errors import ApiError, internal_error, out_of_resources
+from ocr_server.errors import ApiError, UnexpectedFailure, out_of_resources
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +23,39 @@ FIRST_EVENT_SECONDS = 5.0
 the answer begins with 200, and an error is sent as a frame."""
 
 
+class ServerEvent(NamedTuple):
+    """An event with a name, as in OpenAI's Responses API."""
+
+    data: str
+    """A single line, such as JSON."""
+    name: str
+
+
+Event = str | ServerEvent
+"""The data of an event, a single line, or an event with a name."""
+
+
+def error_frame(error: ApiError) -> Iterable[Event]:
+    """Return how a stream of OpenAI's older APIs ends when it fails: an event with the error body."""
+    return [json.dumps(error.body())]
+
+
 async def event_stream(
-    events: AsyncGenerator[str], *, shutdown_timeout: float, patience: float = FIRST_EVENT_SECONDS
+    events: AsyncGenerator[Event],
+    *,
+    shutdown_timeout: float,
+    patience: float = FIRST_EVENT_SECONDS,
+    failed: Callable[[ApiError], Iterable[Event]] = error_frame,
+    last: Iterable[Event] = ("[DONE]",),
 ) -> EventSourceResponse:
     """Return a response that streams `events`.
 
     Args:
-        events: The data of the events, each a JSON text. The generator is closed when the client disconnects.
+        events: The events. The generator is closed when the client disconnects.
         shutdown_timeout: Seconds for which the stream may continue after the server was told to stop.
         patience: Seconds that the status line waits for the first event.
+        failed: Returns the events that tell the client of an error, once the response has begun.
+        last: Events after the end, also after that of an error.
 
     Raises:
         ApiError: An error before the first event, within `patience` seconds.
@@ -43,17 +68,23 @@ async def event_stream(
         raise
     if first.done() and (error := first.exception()) is not None:
         raise error
-    return _EventStream(first, events, shutdown_timeout)
+    return _EventStream(first, events, _frames(first, events, failed, last), shutdown_timeout)
 
 
 class _EventStream(EventSourceResponse):
     """A response that closes its events, whichever way it ends."""
 
-    def __init__(self, first: asyncio.Future[str], events: AsyncGenerator[str], shutdown_timeout: float) -> None:
+    def __init__(
+        self,
+        first: asyncio.Future[Event],
+        events: AsyncGenerator[Event],
+        frames: AsyncIterator[bytes],
+        shutdown_timeout: float,
+    ) -> None:
         self._first = first
         self._events = events
         super().__init__(
-            _frames(first, events),
+            frames,
             ping=KEEP_ALIVE_SECONDS,
             sep="\n",  # of keep-alive comments
             # Without an event of its own, the stream would be cut off as soon as the server is told to stop.
@@ -73,26 +104,35 @@ class _EventStream(EventSourceResponse):
         await send(message)
 
 
-async def _frames(first: asyncio.Future[str], events: AsyncGenerator[str]) -> AsyncIterator[bytes]:
+async def _frames(
+    first: asyncio.Future[Event],
+    events: AsyncGenerator[Event],
+    failed: Callable[[ApiError], Iterable[Event]],
+    last: Iterable[Event],
+) -> AsyncIterator[bytes]:
     try:
         yield _frame(await first)
         async for event in events:
             yield _frame(event)
-    except ApiError as error:
-        yield _frame(json.dumps(error.body()))
     except Exception as error:
-        logger.exception("a stream failed unexpectedly")
-        exhausted = out_of_resources(error)
-        yield _frame(json.dumps(internal_error() if exhausted is None else exhausted.body()))
-    yield _frame("[DONE]")
+        if isinstance(error, ApiError):
+            shown: ApiError = error
+        else:
+            logger.exception("a stream failed unexpectedly")
+            shown = out_of_resources(error) or UnexpectedFailure()
+        for event in failed(shown):
+            yield _frame(event)
+    for event in last:
+        yield _frame(event)
 
 
-def _frame(data: str) -> bytes:
-    """Frame `data`, which must be a single line, such as JSON."""
-    return f"data: {data}\n\n".encode()
+def _frame(event: Event) -> bytes:
+    if isinstance(event, ServerEvent):
+        return f"event: {event.name}\ndata: {event.data}\n\n".encode()
+    return f"data: {event}\n\n".encode()
 
 
-async def _end(first: asyncio.Future[str], events: AsyncGenerator[str]) -> None:
+async def _end(first: asyncio.Future[Event], events: AsyncGenerator[Event]) -> None:
     """Cancel the wait for the first event, and close the events."""
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)

@@ -18,7 +18,7 @@ class BatchRequest(Wire):
     input_file_id: str
     """Id of a file that was uploaded with the purpose `batch`: JSONL, a PDF, or a zip of pictures."""
     endpoint: str
-    """`/v1/chat/completions` or `/v1/ocr`."""
+    """`/v1/chat/completions`, `/v1/responses` or `/v1/ocr`."""
     completion_window: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,2}h|[1-9][0-9]?d)$")]
     """Time in which the batch is answered: `24h`, or another number of hours or days (`72h`, `7d`)."""
     metadata: Metadata | None = None

@@ -14,7 +14,7 @@ from ocr_server.intake.source import Url
 from ocr_server.plan import ReadPlan
 from tests.ocr_server.conftest import WHITE, chat, message, picture, text
 
-CHAT, OCR = "/v1/chat/completions", "/v1/ocr"
+CHAT, OCR, RESPONSES = "/v1/chat/completions", "/v1/ocr", "/v1/responses"
 MODEL = {"model": "deepseek-ocr"}
 
 
@@ -25,21 +25,34 @@ def understood(settings: Settings, path: str, body: dict[str, Any], content: byt
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [(CHAT, chat()), (OCR, {"document": {"image_url": WHITE}})],
+    [
+        (CHAT, chat()),
+        (OCR, {"document": {"image_url": WHITE}}),
+        (RESPONSES, MODEL | {"input": [message({"type": "input_image", "image_url": WHITE})]}),
+    ],
 )
 def test_a_request_names_its_own_source(settings: Settings, path: str, body: dict[str, Any]) -> None:
     plan = understood(settings, path, body, None)
     assert [planned.source.content for planned in plan.sources] == [Url(WHITE)]
 
 
-@pytest.mark.parametrize("path", [CHAT, OCR])
-@pytest.mark.parametrize("options", [{}, {"max_tokens": 7}])
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [
+        (CHAT, {}),
+        (CHAT, {"max_tokens": 7}),
+        (OCR, {}),
+        (OCR, {"max_tokens": 7}),
+        (RESPONSES, {}),
+        (RESPONSES, {"max_output_tokens": 7}),
+    ],
+)
 def test_a_template_is_given_its_source(settings: Settings, path: str, options: dict[str, Any]) -> None:
     plan = understood(settings, path, MODEL | options, b"content")
     (planned,) = plan.sources
     assert (planned.source.content, planned.parameters["file"]) == (b"content", "input_file_id")
     assert plan.prompt == settings.DEFAULT_PROMPT
-    assert plan.decoding.max_tokens == options.get("max_tokens")
+    assert plan.decoding.max_tokens == next(iter(options.values()), None)
 
 
 def test_a_template_of_a_chat_has_text(settings: Settings) -> None:
@@ -57,6 +70,8 @@ def test_a_template_of_a_chat_has_text(settings: Settings) -> None:
         (CHAT, MODEL | {"ocr": {"colour": "red"}}, 400, "ocr.colour"),
         (CHAT, MODEL | {"ocr": {"pages": "x"}}, 400, "ocr.pages"),
         (CHAT, MODEL | {"tool_choice": "required"}, 400, "tool_choice"),
+        (RESPONSES, MODEL | {"stream": True}, 400, "stream"),
+        (RESPONSES, MODEL | {"input": [message({"type": "input_image", "image_url": WHITE})]}, 400, "input"),
         (OCR, {"model": "gpt-4o"}, 404, "model"),
         (OCR, MODEL | {"stream": True}, 400, "stream"),
         (OCR, MODEL | {"output": "markdown"}, 400, "output"),

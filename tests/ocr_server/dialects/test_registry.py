@@ -33,7 +33,7 @@ def app(some_settings: Settings) -> FastAPI:
 
 
 def test_dialects_are_found_by_their_path() -> None:
-    assert list(DIALECTS) == ["/v1/chat/completions", "/v1/ocr"]
+    assert list(DIALECTS) == ["/v1/chat/completions", "/v1/responses", "/v1/ocr"]
     assert all(dialect.path == path for path, dialect in DIALECTS.items())
 
 
