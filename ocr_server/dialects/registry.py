@@ -13,6 +13,7 @@ from ocr_server.dialects.chat.route import CHAT
 from ocr_server.dialects.dialect import Api, Dialect
 from ocr_server.dialects.files.route import FILES
 from ocr_server.dialects.ocr.route import OCR
+from ocr_server.dialects.process.route import PROCESS
 from ocr_server.dialects.responses.route import RESPONSES
 from ocr_server.dialects.service.models import MODELS
 from ocr_server.dialects.service.route import SERVICE
@@ -27,4 +28,4 @@ DIALECTS: Mapping[str, Dialect[Any]] = {each.path: each for each in (CHAT, RESPO
 def apis(settings: Settings) -> Sequence[Api]:
     """Return all APIs that the server has with these settings."""
     of_batches = (FILES, BATCHES) if settings.serves_batches else ()
-    return (*(dialect.api for dialect in DIALECTS.values()), *of_batches, MODELS, SERVICE)
+    return (*(dialect.api for dialect in DIALECTS.values()), PROCESS, *of_batches, MODELS, SERVICE)

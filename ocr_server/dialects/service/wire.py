@@ -7,6 +7,18 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 
+class ModelCapabilities(BaseModel):
+    """What the model can do, under the names of Mistral's API."""
+
+    completion_chat: bool = True
+    vision: bool = True
+    ocr: bool = True
+    function_calling: bool = False
+    completion_fim: bool = False
+    fine_tuning: bool = False
+    classification: bool = False
+
+
 class Model(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -23,6 +35,13 @@ class Model(BaseModel):
     """The output format that this name selects; null for the server's default."""
     max_vision_tokens: int
     """Maximum number of tokens that a picture takes in this mode."""
+    type: Literal["base"] = "base"
+    """Mistral: not a model that was fine-tuned there. The following fields are Mistral's as well."""
+    name: str
+    """The same as `id`."""
+    max_context_length: int
+    """The same as `max_model_len`."""
+    capabilities: ModelCapabilities = ModelCapabilities()
 
 
 class ModelList(BaseModel):

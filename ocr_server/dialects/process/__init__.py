@@ -1,0 +1,1 @@
+"""The API of Open WebUI's external document loader."""
