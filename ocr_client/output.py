@@ -62,7 +62,10 @@ class MarkdownOutput:
 
 
 def _print(value: dict[str, Any]) -> None:
-    _write(json.dumps(value, ensure_ascii=False) + "\n")
+    text = json.dumps(value, ensure_ascii=False)
+    for end in ("\u2028", "\u2029", "\x85"):  # JSON allows them in strings, but many readers end a line there
+        text = text.replace(end, f"\\u{ord(end):04x}")
+    _write(text + "\n")
 
 
 def _write(text: str) -> None:

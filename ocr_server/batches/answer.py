@@ -15,6 +15,7 @@ from ocr_server.errors import ApiError, TooMany, Unavailable, UnexpectedFailure,
 from ocr_server.observability import logs, metrics
 from ocr_server.runtime import Runtime
 from ocr_server.session import Caller
+from ocr_server.transport.json_lines import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -73,4 +74,4 @@ def _refused(status: int, body: dict[str, Any]) -> tuple[int, str]:
 
 def _line(custom_id: str, response: str, error: str) -> str:
     line_id, name = f"batch_req_{uuid.uuid4().hex}", json.dumps(custom_id, ensure_ascii=False)
-    return f'{{"id": "{line_id}", "custom_id": {name}, "response": {response}, "error": {error}}}'
+    return one_line(f'{{"id": "{line_id}", "custom_id": {name}, "response": {response}, "error": {error}}}')

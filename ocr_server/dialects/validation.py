@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ocr_server.dialects.wire import UNION_TAGS, Ignored, Wire
-from ocr_server.errors import InvalidRequest
+from ocr_server.errors import InvalidRequest, UnsupportedMediaType
 from ocr_server.transport.json_limits import check_json
 
 W = TypeVar("W", bound=Wire)
@@ -26,7 +27,9 @@ def parse_body(body: bytes, model: type[W]) -> W:
     Raises:
         InvalidRequest: The body is not JSON, does not match `model`, is nested deeper than `MAX_LEVELS`, or has more
             values than `check_json` allows.
+        UnsupportedMediaType: The body is not in UTF-8.
     """
+    body = _utf8(body)
     check_json(body)
     ignored = Ignored()
     try:
@@ -42,6 +45,16 @@ def parse_body(body: bytes, model: type[W]) -> W:
                 raise _too_deep(name)
     value.set_ignored(ignored.names)
     return value
+
+
+def _utf8(body: bytes) -> bytes:
+    """Return a JSON text without a byte order mark. Raises UnsupportedMediaType for UTF-16 and UTF-32."""
+    # JSON begins with two ASCII characters, in UTF-8 without null bytes.
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in body[:2]:
+        raise UnsupportedMediaType(
+            "The body is in UTF-16 or UTF-32; send JSON in UTF-8.", param="content-type", code="unsupported_charset"
+        )
+    return body.removeprefix(codecs.BOM_UTF8)
 
 
 def _levels_exceed(value: Any, most: int) -> bool:
@@ -87,19 +100,19 @@ def invalid_request(problems: Sequence[ErrorDetails], model: type[Wire] = Wire) 
         model: What was to be parsed. An error of a validator of the whole model has the parameter's name as its type.
     """
     problem = problems[0]
-    location = [part for part in problem["loc"] if part != "body"]
+    location = problem["loc"]
     param = parameter_name(location)
-    kind = problem["type"]
+    kind, code = problem["type"], None
     if kind == "json_invalid":
         message = f"The body is not valid JSON: {problem['ctx']['error']}."
     elif kind == "extra_forbidden" and len(location) == 1 and location[0] in model.REFUSED:
-        message = f"{param} is not supported: {model.REFUSED[str(location[0])]}."
+        message, code = f"{param} is not supported: {model.REFUSED[str(location[0])]}.", "unsupported_parameter"
     elif kind == "extra_forbidden":
-        message = f"Unknown parameter: {param}."
+        message, code = f"Unknown parameter: {param}.", "unknown_parameter"
     else:
         message = f"{param}: {problem['msg']}." if param else f"{problem['msg']}."
         param = param or (kind if kind in model.model_fields else None)
-    return InvalidRequest(message, param=param, code="unsupported_parameter" if kind == "extra_forbidden" else None)
+    return InvalidRequest(message, param=param, code=code)
 
 
 def parameter_name(location: Sequence[str | int]) -> str | None:

@@ -13,6 +13,7 @@ from sse_starlette import EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from ocr_server.errors import ApiError, UnexpectedFailure, out_of_resources
+from ocr_server.transport.json_lines import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +129,8 @@ async def _frames(
 
 def _frame(event: Event) -> bytes:
     if isinstance(event, ServerEvent):
-        return f"event: {event.name}\ndata: {event.data}\n\n".encode()
-    return f"data: {event}\n\n".encode()
+        return f"event: {event.name}\ndata: {one_line(event.data)}\n\n".encode()
+    return f"data: {one_line(event)}\n\n".encode()
 
 
 async def _end(first: asyncio.Future[Event], events: AsyncGenerator[Event]) -> None:

@@ -41,6 +41,9 @@ from tests.ocr_server.conftest import (
 MEGABYTE = 1_000_000
 
 
+LONG = "x" * 300_000
+
+
 async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
     """Yield a body whose length is not declared."""
     for part in parts:
@@ -91,7 +94,66 @@ class TestErrors:
             assert response.status_code in (404, 405)
             assert len(response.content) < 2000
 
-    @pytest.mark.parametrize("body", [b"", b"{", b'{"model": }', b"\xff\xfe", b'{"a": "\xc3"}', b"5", b"[]", b"null"])
+    async def test_a_byte_order_mark(self, client: httpx.AsyncClient) -> None:
+        body = json.dumps(chat()).encode("utf-8-sig")
+        assert (await client.post(CHAT, content=body)).status_code == 200
+
+    @pytest.mark.parametrize("charset", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+    async def test_another_charset(self, charset: str, client: httpx.AsyncClient) -> None:
+        error = error_of(await client.post(CHAT, content=json.dumps(chat()).encode(charset)), 415)
+        assert (error["code"], error["param"]) == ("unsupported_charset", "content-type")
+        assert "UTF-8" in error["message"]
+
+    @pytest.mark.parametrize(
+        ("path", "body", "param", "code"),
+        [
+            (CHAT, chat(stop=5), "stop", None),
+            (CHAT, chat(stop=[5]), "stop[0]", None),
+            (CHAT, chat(ocr={"pages": {}}), "ocr.pages", None),
+            (CHAT, chat(ocr={"body": 1}), "ocr.body", "unknown_parameter"),
+            (CHAT, chat(audio={"voice": "a"}), "audio", "unsupported_parameter"),
+            ("/v1/responses", {"model": "deepseek-ocr", "input": 5}, "input", None),
+        ],
+    )
+    async def test_the_name_and_the_code_of_a_parameter(
+        self, path: str, body: dict[str, Any], param: str, code: str | None, client: httpx.AsyncClient
+    ) -> None:
+        error = error_of(await client.post(path, json=body), 400)
+        assert (error["param"], error["code"]) == (param, code)
+
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            (CHAT, chat(model=LONG)),
+            (CHAT, chat(**{LONG: 1})),
+            (CHAT, chat(ocr={LONG: 1})),
+            (CHAT, chat(ocr={"mode": LONG})),
+            (CHAT, chat(ocr={"pages": LONG})),
+            (CHAT, chat(tool_choice=LONG)),
+            (CHAT, chat(message(picture(LONG)))),
+            (CHAT, chat(message(picture("http://" + LONG)))),
+            (CHAT, chat({"role": LONG, "content": "a"})),
+            (CHAT, chat(message({"type": LONG}))),
+            (CHAT, chat(response_format={"type": LONG})),
+            (
+                CHAT,
+                chat(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": LONG}}}),
+            ),
+            ("/v1/ocr", {"model": LONG, "document": {"document_url": "data:"}}),
+            ("/v1/ocr", {"document": {"document_url": LONG}}),
+            ("/v1/ocr", {"document": {"type": LONG, "document_url": "data:"}}),
+            ("/v1/responses", {"model": "deepseek-ocr", "input": [{"type": "item_reference", "id": LONG}]}),
+            ("/v1/responses", {"model": "deepseek-ocr", "input": "a", "tools": [{"type": LONG}]}),
+        ],
+    )
+    async def test_an_error_does_not_repeat_the_request(
+        self, path: str, body: dict[str, Any], client: httpx.AsyncClient, engine: FakeEngine
+    ) -> None:
+        response = await client.post(path, json=body)
+        assert len(response.content) < 3000
+        assert max((len(value) for value in response.headers.values()), default=0) < 3000
+
+    @pytest.mark.parametrize("body", [b"", b"{", b'{"model": }', b"\xff", b'{"a": "\xc3"}', b"5", b"[]", b"null"])
     @pytest.mark.parametrize("kind", ["application/json", "text/plain", None])
     async def test_a_body_that_is_not_a_json_object(
         self, client: httpx.AsyncClient, body: bytes, kind: str | None
@@ -536,3 +598,16 @@ class TestOpenapi:
     def test_every_option_of_this_server_is_documented(self, schema: dict[str, Any]) -> None:
         options = schema["components"]["schemas"]["OcrOptions"]["properties"]
         assert all(option.get("description") for option in options.values())
+
+
+async def test_the_server_accepts_its_own_examples(app: FastAPI, client: httpx.AsyncClient) -> None:
+    schema = app.openapi()
+    tried = 0
+    for path, operations in schema["paths"].items():
+        body = operations.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json", {})
+        name = body.get("schema", {}).get("$ref", "").rpartition("/")[2]
+        for example in schema["components"]["schemas"].get(name, {}).get("examples", []):
+            tried += 1
+            response = await client.post(path, json=example)
+            assert response.status_code == 200, response.text
+    assert tried >= 2

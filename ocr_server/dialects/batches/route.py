@@ -19,7 +19,7 @@ from ocr_server.dialects.batches.wire import (
 )
 from ocr_server.dialects.dialect import Api
 from ocr_server.dialects.http import ERRORS, batches_of, client_of, parsed, runtime_of
-from ocr_server.errors import InvalidRequest
+from ocr_server.errors import InvalidRequest, NotFound
 
 router = APIRouter(prefix="/v1/batches", tags=["Batches"], responses=ERRORS)
 
@@ -39,7 +39,11 @@ async def create_batch(request: Request) -> Batch:
     endpoint = own.endpoints.get(body.endpoint)
     if endpoint is None:
         raise InvalidRequest(f"endpoint must be one of {', '.join(own.endpoints)}.", param="endpoint")
-    file = await own.files.get(client, body.input_file_id)
+    try:
+        file = await own.files.get(client, body.input_file_id)
+    except NotFound as error:
+        error.param = "input_file_id"
+        raise
     if file["purpose"] != "batch":
         raise InvalidRequest("The input file must have the purpose batch.", param="input_file_id")
     each = None
@@ -66,10 +70,10 @@ async def create_batch(request: Request) -> Batch:
 
 @router.get("")
 async def list_batches(
-    request: Request, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    request: Request, after: str | None = None, limit: Annotated[int, Query(ge=0, le=100)] = 20
 ) -> BatchList:
-    """List your batches, the newest first."""
-    page = await batches_of(request).store.list(client_of(request), after=after, limit=limit)
+    """List your batches, the newest first. A limit of 0 and an empty `after` ask for nothing."""
+    page = await batches_of(request).store.list(client_of(request), after=after or None, limit=limit or 20)
     data = [_object(row) for row in page.rows]
     return BatchList(
         data=data,

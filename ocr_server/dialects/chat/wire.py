@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from ocr_server.dialects.chat import vllm_extras
 from ocr_server.dialects.chat.response_format import ResponseFormat
 from ocr_server.dialects.chat.vllm_extras import VllmExtras
+from ocr_server.dialects.examples import PICTURE
 from ocr_server.dialects.messages import Message
 from ocr_server.dialects.page_report import OcrExtension, PageOpened
 from ocr_server.dialects.text_options import OcrOptions
@@ -75,7 +76,7 @@ class ChatCompletionRequest(VllmExtras):
                         {
                             "role": "user",
                             "content": [
-                                {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo…"}},
+                                {"type": "image_url", "image_url": {"url": PICTURE}},
                                 {"type": "text", "text": "Free OCR."},
                             ],
                         }

@@ -34,6 +34,7 @@ from ocr_server.runtime import MEGA
 
 router = APIRouter(prefix="/v1/files", tags=["Files"], responses=ERRORS)
 
+MOST_FILES = 10_000
 PAGE_SIZE = 100
 """Mistral's default size of a page of a list."""
 MAX_URL_HOURS = 168
@@ -76,22 +77,23 @@ async def list_files(
     request: Request,
     conditions: Annotated[list[ColumnElement[bool]], Depends(filters)],
     after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    limit: Annotated[int, Query(ge=0, le=MOST_FILES)] = MOST_FILES,
     order: Literal["asc", "desc"] = "desc",
     page: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
-    page_size: Annotated[int | None, Query(ge=1, le=10_000)] = None,
+    page_size: Annotated[int | None, Query(ge=0, le=MOST_FILES)] = None,
 ) -> Response:
     """List your files, sorted by the time of their creation.
 
-    OpenAI's clients go through the list by `after` and `limit`, Mistral's by `page` and `page_size`.
+    OpenAI's clients go through the list by `after` and `limit`, Mistral's by `page` and `page_size`. A limit of 0
+    and an empty `after` ask for nothing.
     """
     is_paged = page is not None or page_size is not None
     if is_paged:
         limit = page_size or PAGE_SIZE
     listing = await batches_of(request).files.list(
         client_of(request),
-        after=after,
-        limit=limit,
+        after=after or None,
+        limit=limit or MOST_FILES,
         newest_first=order == "desc",
         conditions=conditions,
         offset=(page or 0) * limit,
