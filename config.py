@@ -189,7 +189,7 @@ class Settings(BaseSettings):
 
     # Batches and their files
     BATCHES: bool = True
-    """Serve /v1/files and /v1/batches."""
+    """Serve /v1/files and /v1/batches. Without them, nothing is stored, and requests cannot name uploaded files."""
     DATABASE_URL: DatabaseUrl = SecretStr("")
     """Database of files and batches, as an SQLAlchemy URL: `postgresql+psycopg://user:password@host/name`. Empty
     selects SQLite in this project's `data` folder. Servers that have the same database and the same storage share their
@@ -207,13 +207,13 @@ class Settings(BaseSettings):
     MAX_BATCHES_OF_CLIENT: Positive = 100
     """Maximum number of unfinished batches for each API key."""
     MAX_FILE_MB: Positive = 200
-    """Maximum size, in megabytes, of a file uploaded for a batch."""
+    """Maximum size, in megabytes, of an uploaded file. Files to read are also limited by MAX_IMAGE_MB."""
     MAX_STORED_MB: Positive = 20_000
     """Maximum total size, in megabytes, of all stored files and of the answers of unfinished batches. Beyond it,
     uploads are rejected, and the remaining requests of a batch fail."""
     MAX_STORED_MB_OF_CLIENT: Annotated[int, Field(ge=0)] = 0
     """Maximum total size, in megabytes, of the stored files and of the answers of unfinished batches of each API key. 0
-    means no limit."""
+    means half of MAX_STORED_MB if there are API keys, and no limit otherwise."""
     FILE_DAYS: Positive = 30
     """Days after which a file is deleted, unless the file has its own expiry, and after which a finished batch is
     deleted."""
@@ -307,6 +307,11 @@ class Settings(BaseSettings):
     def serves_batches(self) -> bool:
         """Whether /v1/files and /v1/batches are served."""
         return self.BATCHES and not self.ZERO_RETENTION
+
+    @property
+    def max_stored_mb_of_client(self) -> int:
+        """MAX_STORED_MB_OF_CLIENT, with 0 resolved. Without API keys it remains 0: no limit."""
+        return self.MAX_STORED_MB_OF_CLIENT or (max(1, self.MAX_STORED_MB // 2) if self.has_keys else 0)
 
     @property
     def batch_concurrency(self) -> int:

@@ -48,7 +48,7 @@ class Batches:
 def batches_for(runtime: Runtime, endpoints: Endpoints, keys: KeyRing) -> Batches:
     """Build the components according to the settings. The database and the storage are opened at their first use."""
     settings = runtime.settings
-    quota = Quota(of_all=settings.MAX_STORED_MB * MEGA, of_client=settings.MAX_STORED_MB_OF_CLIENT * MEGA)
+    quota = Quota(of_all=settings.MAX_STORED_MB * MEGA, of_client=settings.max_stored_mb_of_client * MEGA)
     database = Database(settings.database_url)
     clock = SteadyClock(database)
     files = Files(database, Storage(settings.storage_url), quota, days=settings.FILE_DAYS, clock=clock)

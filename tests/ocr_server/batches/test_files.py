@@ -173,6 +173,17 @@ async def test_the_quota_of_a_client_does_not_affect_others(serve: Serve) -> Non
         await upload(served, b"{" * 900_000)
 
 
+async def test_no_key_can_fill_the_storage_by_default(serve: Serve) -> None:
+    async with serve(API_KEYS="alice:sk-a,bob:sk-b", MAX_STORED_MB=2) as served:
+        served.api = served.sdk("sk-a")
+        await upload(served, b"{" * 900_000)
+        with pytest.raises(openai.APIStatusError) as full:
+            await upload(served, b"{" * 900_000)
+        assert refusal(full.value) == (413, "file", "storage_full")
+        served.api = served.sdk("sk-b")
+        await upload(served, b"{" * 900_000)
+
+
 async def test_answers_count_as_stored_bytes(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch whose answers exceed the quota ends with errors that say so."""
     monkeypatch.setattr("ocr_server.batches.runner.POLL_SECONDS", 0.02)
