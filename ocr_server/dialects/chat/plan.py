@@ -9,6 +9,7 @@ from ocr_server.dialects.chat.wire import ChatCompletionRequest
 from ocr_server.dialects.messages import conversation, nothing_to_read
 from ocr_server.dialects.model_names import model_choice
 from ocr_server.dialects.options import OtherOptions, SharedOptions, check_prompt
+from ocr_server.dialects.sources import planned_sources
 from ocr_server.dialects.text_options import PREFIX, OcrOptions, check_output, text_format
 from ocr_server.dialects.wire import Wire
 from ocr_server.errors import InvalidRequest
@@ -54,34 +55,15 @@ def plan_chat(request: ChatCompletionRequest, settings: Settings, content: Conte
     shared = SharedOptions(
         options, options.pages, settings, prefix=PREFIX, first_page=1, others=_others(request, options)
     )
-    if content is None:
-        sources = [
-            shared.source(
-                each.content,
-                each.parameter,
-                mode=mode or settings.family.modes.get(settings.detail_modes.get(each.detail, "")),
-                alone=len(asked.to_read) == 1,
-            )
-            for each in asked.to_read
-        ]
-    elif asked.to_read:
-        raise InvalidRequest(
-            "The requests of a batch of a PDF or zip can have no pictures of their own.", param="messages"
-        )
-    else:
-        sources = [shared.source(content, "input_file_id", mode=mode)]
+    sources = planned_sources(asked, shared, settings, content, mode=mode, place="messages")
     if not sources and (settings.PICTURE_REQUIRED or request.wants_json or request.constraints):
         raise nothing_to_read()
-    if len(sources) > settings.MAX_IMAGES:
-        raise InvalidRequest(
-            f"The request has {len(sources)} pictures; the limit is {settings.MAX_IMAGES}.", param="messages"
-        )
     _check_output(request, options, written)
     blocks_json(request, written)  # raises what is wrong with its schema
     prompt = settings.DEFAULT_PROMPT if asked.prompt is None else asked.prompt
     return ReadPlan(
         family=settings.family,
-        sources=tuple(sources),
+        sources=sources,
         prompt=check_prompt(prompt, settings, param="messages"),
         decoding=_decoding(request, options, shared, written),
         artifacts=written.artifacts | Artifacts(figures=options.include_figures),

@@ -55,7 +55,7 @@ def plan_response(request: ResponsesRequest, settings: Settings, content: Conten
         options, choice.output, settings, has_prompt=asked.prompt is not None, verbatim=_needs_verbatim(request)
     )
     shared = SharedOptions(options, options.pages, settings, prefix=PREFIX, first_page=1)
-    sources = planned_sources(asked, choice, shared, settings, content, place="input")
+    sources = planned_sources(asked, shared, settings, content, mode=choice.mode, place="input")
     if not sources and (settings.PICTURE_REQUIRED or _wants_json(request)):
         raise nothing_to_read("input")
     check_output(options, written, stream=request.stream)

@@ -90,7 +90,12 @@ _MOVED = {
 }
 """Parameter of Chat Completions → its name in this API."""
 
-_CHAT_ONLY = ("n", "logprobs", "logit_bias", "min_tokens", "ignore_eos", "stop_token_ids")
+_CHAT_ONLY = (
+    *("n", "logprobs", "logit_bias", "min_tokens", "ignore_eos", "stop_token_ids", "include_stop_str_in_output"),
+    *("bad_words", "allowed_token_ids", "repetition_detection", "vllm_xargs", "mm_processor_kwargs", "prompt_logprobs"),
+    *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    *("return_token_ids", "return_tokens_as_token_ids"),
+)
 
 _REFUSED = {
     "previous_response_id": "the server stores no responses; send the whole conversation as input",
@@ -131,6 +136,7 @@ class ResponsesRequest(Sampling):
     )
 
     REFUSED: ClassVar = _REFUSED
+    NEUTRAL: ClassVar = {**dict.fromkeys(_CHAT_ONLY, (False,)), "n": (1,), "modalities": (["text"],)}
     EMPTY_IS_ABSENT: ClassVar = True
 
     model: str

@@ -145,6 +145,8 @@ class TestInput:
             ({"messages": [{}]}, "messages", "input"),
             ({"max_tokens": 5}, "max_tokens", "max_output_tokens"),
             ({"n": 2}, "n", "/v1/chat/completions"),
+            ({"n": 1, "return_token_ids": False}, None, ""),
+            ({"vllm_xargs": {"ngram_size": 5}}, "vllm_xargs", "/v1/chat/completions"),
             ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0].type", "items"),
             ({"input": asks({"type": "input_audio"})}, "input[0].content[0].type", "input_audio"),
             ({"input": asks({"type": "input_image"})}, "input[0].content[0].image_url", ""),
