@@ -21,7 +21,7 @@ class Sampling(Wire):
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
     """Sampling temperature. The default is 0 (greedy decoding), so that reading does not depend on chance."""
     top_p: Annotated[float | None, Field(ge=0, le=1)] = None
-    """0 means greedy decoding."""
+    """Sample from the most likely tokens with this total probability. 0 is greedy decoding."""
     stop: Stops | None = None
     """Up to 16 texts that end the answer of a page where they occur, at most 1,000 characters each. They are not part
     of the answer."""

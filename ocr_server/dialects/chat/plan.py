@@ -143,15 +143,7 @@ def _decoding(request: ChatCompletionRequest, options: OcrOptions, shared: Share
     loops = request.repetition_detection
     return Decoding(
         n=1 if request.is_greedy else request.n or 1,
-        temperature=0.0 if request.is_greedy else request.temperature or 0.0,
-        top_p=request.top_p or None,
-        top_k=max(request.top_k or 0, 0),
-        min_p=request.min_p or 0.0,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-        repetition_penalty=request.repetition_penalty,
-        seed=request.seed,
-        stop=tuple(request.stop) if isinstance(request.stop, list) else request.stop,
+        **request.sampling(),
         stop_token_ids=None if request.stop_token_ids is None else tuple(request.stop_token_ids),
         include_stop=request.include_stop_str_in_output,
         bad_words=tuple(request.bad_words or ()),

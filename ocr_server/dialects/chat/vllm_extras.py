@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from ocr_server.dialects.json_schema import MAX_SCHEMA_CHARS, SmallSchema
+from ocr_server.dialects.sampling import Sampling
 from ocr_server.dialects.wire import ModeName, Wire
 from ocr_server.reading.decoding import LoopDetection
 
@@ -130,15 +131,9 @@ class RepetitionDetection(Wire):
         return LoopDetection(max(1, self.min_pattern_size), self.max_pattern_size, self.min_count)
 
 
-class VllmExtras(Wire):
+class VllmExtras(Sampling):
     """vLLM's additions to OpenAI's chat completion request."""
 
-    top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
-    """vLLM: sample from the k most likely tokens; 0 or −1 for all tokens."""
-    min_p: Annotated[float | None, Field(ge=0, le=1)] = None
-    """vLLM: minimum probability of a token, relative to that of the most likely token."""
-    repetition_penalty: Annotated[float | None, Field(gt=0, le=10)] = None
-    """vLLM: values above 1 discourage tokens that have already occurred."""
     min_tokens: Annotated[int | None, Field(ge=0)] = None
     """vLLM: minimum number of tokens before the answer can end."""
     ignore_eos: bool | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ocr_server.dialects.chat import vllm_extras
@@ -14,18 +14,12 @@ from ocr_server.dialects.examples import PICTURE
 from ocr_server.dialects.messages import Message
 from ocr_server.dialects.page_report import OcrExtension, PageOpened
 from ocr_server.dialects.text_options import OcrOptions
-from ocr_server.dialects.wire import Answer, Maybe, Wire, string_or_list
+from ocr_server.dialects.wire import Answer, Maybe, Wire
 
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
-MAX_STOPS, MAX_STOP_CHARS = 16, 1000
 MAX_SCORES = 32
 """Maximum number of log probabilities for each token of a page: `n` choices, each with itself and its alternatives."""
-
-Stops = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True), Tag("<list>")],
-    Discriminator(string_or_list),
-]
 
 
 class StreamOptions(Wire):
@@ -101,18 +95,8 @@ class ChatCompletionRequest(VllmExtras):
     """Maximum number of tokens to generate for each page, clamped to what the context leaves."""
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     """Newer name of `max_tokens`. It takes precedence if both are given."""
-    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
-    """Sampling temperature. The default is 0 (greedy decoding), so that reading does not depend on chance."""
-    top_p: Annotated[float | None, Field(ge=0, le=1)] = None
-    """Sample from the most likely tokens with this total probability. 0 is greedy decoding."""
     n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
     """Number of choices in the answer."""
-    stop: Stops | None = None
-    """Up to 16 texts that end the answer of a page where they occur, at most 1,000 characters each. They are not part
-    of the answer."""
-    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
-    presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
-    frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     logit_bias: (
         Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1000, fail_fast=True)] | None
     ) = None
@@ -128,13 +112,6 @@ class ChatCompletionRequest(VllmExtras):
     @model_validator(mode="after")
     def _parameters_agree(self) -> ChatCompletionRequest:
         """Check parameters that depend on each other. The type of each error is the name of the parameter."""
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if not all(0 < len(stop) <= MAX_STOP_CHARS for stop in stops):
-            raise PydanticCustomError(
-                "stop",
-                "stop must be one or up to 16 texts of at most {most} characters, none of them empty",
-                {"most": MAX_STOP_CHARS},
-            )
         if self.top_logprobs and not self.logprobs:
             raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs: true")
         if self.logprobs and self.scores > MAX_SCORES:
@@ -173,11 +150,6 @@ class ChatCompletionRequest(VllmExtras):
     def wants_json(self) -> bool:
         """Whether `response_format` asks for JSON."""
         return self.response_format is not None and self.response_format.type != "text"
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the most likely token is always taken, so that all choices are the same."""
-        return not self.temperature or self.top_p == 0
 
     @property
     def scores(self) -> int:
