@@ -115,6 +115,17 @@ class TestIds:
         assert answer.json()["pages"][0]["markdown"] == "Hello"
         assert len(served.engine.pages) == 2
 
+    async def test_as_other_clients_write_them(self, served: Served) -> None:
+        file_id = await uploaded(served)
+        by_mistral = chat(message({"type": "file", "file_id": file_id}))
+        assert (await served.http.post(CHAT, json=by_mistral)).status_code == 200
+        for kind in ("input_image", "input_file"):
+            message_ = {"role": "user", "content": [{"type": kind, "file_id": file_id}]}
+            body = {"model": "deepseek-ocr", "input": [message_]}
+            answer = await served.http.post("/v1/responses", json=body)
+            assert answer.status_code == 200, answer.text
+        assert len(served.engine.pages) == 3
+
     async def test_a_pdf(self, served: Served) -> None:
         file_id = await uploaded(served, pdf(3))
         answer = await ocr(served, {"file_id": file_id})
