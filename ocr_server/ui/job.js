@@ -9,7 +9,7 @@ const PAGE_SEPARATOR = "\n\n<--- Page Split --->\n\n"; // the server writes it b
 // Returns the body of a chat completion. `displayable`: whether the browser can display the file itself; otherwise the
 // server is asked for page images.
 export function buildRequest({ model, name, type, dataUri, displayable, prompt, mode, pages, password }) {
-  const ocr = {};
+  const ocr = { output: "raw" }; // whatever the server's default is: the page makes everything else of it
   if (mode) ocr.mode = mode;
   if (pages) ocr.pages = pages;
   if (password) ocr.password = password;
@@ -23,7 +23,7 @@ export function buildRequest({ model, name, type, dataUri, displayable, prompt, 
     messages: [{ role: "user", content: [part, { type: "text", text: prompt }] }],
     stream: true,
     stream_options: { include_usage: true },
-    ...(Object.keys(ocr).length ? { ocr } : {}),
+    ocr,
   };
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -408,6 +409,43 @@ def test_logprobs(read: Callable[..., ChatCompletion], client: OpenAI, top: int 
     ]
     assert [token.token for token in streamed] == [token.token for token in tokens]
     assert [len(token.top_logprobs) for token in streamed] == [top or 0] * 6
+
+
+@pytest.mark.parametrize("stop", [None, truth(SIGN)[4:8]])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_tokens_of_logprobs_join_to_the_content(client: OpenAI, stop: str | None, stream: bool) -> None:
+    """Also where a stop string begins within a token, and without the token that ends the answer."""
+    options: dict[str, Any] = {"logprobs": True, "stop": stop}
+    if stream:
+        chunks = [each for each in client.chat.completions.create(**call(**options), stream=True) if each.choices]
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        given = [chunk.choices[0].logprobs for chunk in chunks]
+    else:
+        answer = client.chat.completions.create(**call(**options))
+        text, given = text_of(answer), [answer.choices[0].logprobs]
+    tokens = [token for each in given if each is not None for token in each.content or ()]
+    assert text == (truth(SIGN) if stop is None else truth(SIGN).partition(stop)[0])
+    assert "".join(token.token for token in tokens) == text
+
+
+@pytest.mark.parametrize(
+    ("constraint", "pattern"),
+    [
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
+        ({"structured_outputs": {"regex": "[0-9]{3}"}}, "[0-9]{3}"),
+        ({"structured_outputs": {"grammar": 'root ::= "a" | "b"'}}, "a|b"),
+        ({"guided_choice": ["left"]}, "left"),
+    ],
+)
+def test_vllms_structured_outputs(client: OpenAI, constraint: dict[str, Any], pattern: str) -> None:
+    answer = client.chat.completions.create(**call(max_tokens=20), extra_body=constraint)
+    assert re.fullmatch(pattern, text_of(answer))
+
+
+def test_token_ids(client: OpenAI) -> None:
+    answer = client.chat.completions.create(**call(max_tokens=5), extra_body={"return_token_ids": True}).model_dump()
+    assert len(answer["choices"][0]["token_ids"]) == 5
+    assert len(answer["prompt_token_ids"]) == answer["usage"]["prompt_tokens"]
 
 
 def test_logit_bias_can_ban_a_token(read: Callable[..., ChatCompletion]) -> None:
