@@ -40,7 +40,7 @@ def test_a_document(client: OpenAI) -> None:
     pdf = base64.b64encode((ROOT / "examples" / "papers.pdf").read_bytes()).decode()
     part = {"type": "input_file", "filename": "papers.pdf", "file_data": f"data:application/pdf;base64,{pdf}"}
     response = client.responses.create(model=MODEL, input=asks(part), extra_body={"ocr": {"pages": "1-2"}})
-    pages = response.output[0].to_dict()["ocr"]["pages"]  # type: ignore[index]
+    pages = response.output[0].to_dict()["ocr"]["pages"]
     assert [page["page"] for page in pages] == [1, 2]
     assert response.output_text
 
