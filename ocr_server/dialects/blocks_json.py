@@ -46,7 +46,10 @@ class BlocksJson:
 
 def _check(wanted: Schema, wanted_root: Schema, ours: Schema, our_root: Schema, place: str) -> None:
     wanted, ours = _resolved(wanted, wanted_root), _resolved(ours, our_root)
-    for name, each in wanted.get("properties", {}).items():
+    properties = wanted.get("properties", {})
+    if not isinstance(properties, dict):
+        raise ValueError(f"The properties of {place or 'the schema'} are not an object")
+    for name, each in properties.items():
         path = f"{place}.{name}" if place else name
         if name not in ours.get("properties", {}):
             raise ValueError(

@@ -25,6 +25,13 @@ def test_a_schema_that_asks_for_an_unknown_field(schema: dict[str, Any], named: 
     assert (caught.value.param, caught.value.code) == (PARAM, "invalid_schema")
 
 
+@pytest.mark.parametrize("properties", [5, ["pages"], {"pages": {"items": {"properties": "page"}}}])
+def test_properties_that_are_not_an_object(properties: Any) -> None:
+    with pytest.raises(InvalidRequest, match="not an object") as caught:
+        BlocksJson({"properties": properties}, param=PARAM)
+    assert (caught.value.param, caught.value.code) == (PARAM, "invalid_schema")
+
+
 def test_a_circular_schema() -> None:
     with pytest.raises(InvalidRequest, match=r"pages\.pages"):
         BlocksJson({"properties": {"pages": {"$ref": "#"}}}, param=PARAM)
