@@ -22,24 +22,25 @@ from pathlib import Path
 from tests.clients.harness import CannotInstall, Client, clients, complaint, read
 
 
-def report(client: Client, base_url: str) -> list[str]:
-    """Run a client and return its rows of the table."""
+def report(client: Client, base_url: str) -> tuple[str, bool]:
+    """Run a client. Return its row of the table, and whether something is wrong."""
     versions = ", ".join(client.packages)
     try:
         readings = read(client, base_url)
     except CannotInstall as reason:
-        return [f"| {client.name} | {versions} | | not run: {str(reason).splitlines()[0]} |"]
+        return f"| {client.name} | {versions} | not run: {str(reason).splitlines()[0]} |", False
     except AssertionError as error:
         print(error, file=sys.stderr)
-        return [f"| {client.name} | {versions} | | **failed** |"]
-    rows = []
+        return f"| {client.name} | {versions} | **failed** |", True
+    outcomes: dict[str, list[str]] = {}
+    wrong = False
     for reading in readings:
-        problem = complaint(reading)
-        if problem:
+        if problem := complaint(reading):
+            wrong = True
             print(f"{client.name}: {reading.document}, {reading.how}: {problem}", file=sys.stderr)
-        outcome = "**wrong**" if problem else "read"
-        rows.append(f"| {client.name} | {versions} | {reading.document}: {reading.how} | {outcome} |")
-    return rows or [f"| {client.name} | {versions} | | **nothing was read** |"]
+        outcomes.setdefault(reading.document, []).append(f"**wrong**: {reading.how}" if problem else reading.how)
+    what = "; ".join(f"{document}: {', '.join(ways)}" for document, ways in outcomes.items())
+    return f"| {client.name} | {versions} | {what or '**nothing**'} |", wrong or not readings
 
 
 @contextlib.contextmanager
@@ -62,13 +63,13 @@ def main() -> int:
     if unknown := [name for name in options.names if name not in known]:
         parser.error(f"no client is called {unknown[0]}; there are {', '.join(known)}")
     chosen = [known[name] for name in options.names] or list(known.values())
-    print(f"On {datetime.date.today().isoformat()}:\n\n| client | version | what | outcome |\n|---|---|---|---|")
+    print(f"On {datetime.date.today().isoformat()}:\n\n| client | version | what was read |\n|---|---|---|")
     failed = False
     with contextlib.nullcontext(options.base_url) if options.base_url else _server() as base_url:
         for client in chosen:
-            rows = report(client, base_url)
-            failed |= any("**" in row for row in rows)
-            print("\n".join(rows), flush=True)
+            row, wrong = report(client, base_url)
+            failed |= wrong
+            print(row, flush=True)
     return 1 if failed else 0
 
 

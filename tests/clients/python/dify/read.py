@@ -21,7 +21,6 @@ content = [
     TextPromptMessageContent(data="Free OCR."),
 ]
 for how, stream in (("as a stream", True), ("whole", False)):
-    answer = model.invoke("deepseek-ocr", server, [UserPromptMessage(content=content)], {}, stream=stream)
-    pieces = answer if stream else [answer]
-    text = "".join((piece.delta if stream else piece).message.content or "" for piece in pieces)
+    pieces = model.invoke("deepseek-ocr", server, [UserPromptMessage(content=content)], {}, stream=stream)
+    text = "".join(piece.delta.message.content or "" for piece in pieces)
     print(json.dumps(["picture", how, "Free OCR.", text]))
