@@ -21,7 +21,7 @@ RECEIPT, LETTER, SIGN = (
         Reading("picture", "markdown around it", "Free OCR.", "# " + SIGN.replace("\n", "\n\n")),
         Reading("picture", "no prompt", "", SIGN.replace("Friday", "Fniday")),
         Reading("pdf", "chat", "Free OCR.", RECEIPT + LETTER + SIGN),
-        Reading("line", "typed", "Free OCR.", "Office hours"),
+        Reading("fields", "typed", "Free OCR.", "Office hours"),
     ],
     ids=lambda reading: reading.how,
 )
@@ -38,7 +38,7 @@ def test_right_answers(reading: Reading) -> None:
         (Reading("picture", "markers", "", f"<|ref|>text<|/ref|>{SIGN}"), "markers"),
         (Reading("pdf", "a page is missing", "Free OCR.", RECEIPT + LETTER), "Office hours"),
         (Reading("pdf", "the order of pages", "Free OCR.", SIGN + LETTER + RECEIPT), "Dear reader"),
-        (Reading("line", "not a line", "Free OCR.", "Office"), "not a line"),
+        (Reading("fields", "no value", "Free OCR.", ""), "no value"),
     ],
     ids=lambda value: value.how if isinstance(value, Reading) else "",
 )

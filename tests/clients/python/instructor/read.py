@@ -24,4 +24,4 @@ answer = client.create(
     response_model=Page,
     messages=[{"role": "user", "content": ["Free OCR.", instructor.Image.from_path(PICTURE)]}],
 )
-print(json.dumps(["line", "a typed answer", "Free OCR.", answer.title]))
+print(json.dumps(["fields", "a typed answer", "Free OCR.", answer.title]))
