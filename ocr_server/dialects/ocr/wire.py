@@ -105,7 +105,7 @@ class OcrParameters(ReadingOptions):
     @classmethod
     def is_ignored(cls, name: str) -> bool:
         """Return whether an unknown field may be dropped: not if it is a known one misspelt."""
-        if not super().is_ignored(name) or name == "document":  # of a template
+        if not super().is_ignored(name) or name in ("document", "file"):  # a template has neither
             return False
         options = [_letters(option) for option in cls.model_fields]
         return not get_close_matches(_letters(name[:MAX_OPTION_CHARS]), options, n=1, cutoff=MISSPELT)
