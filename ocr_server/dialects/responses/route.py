@@ -10,7 +10,7 @@ from ocr_server.dialects.dialect import Api, Dialect
 from ocr_server.dialects.http import ERRORS, caller_of, parsed, runtime_of
 from ocr_server.dialects.responses.plan import plan_response
 from ocr_server.dialects.responses.response import ResponsesAnswer
-from ocr_server.dialects.responses.wire import ResponseObject, ResponsesRequest, ResponsesTemplate
+from ocr_server.dialects.responses.wire import ResponseEvent, ResponseObject, ResponsesRequest, ResponsesTemplate
 from ocr_server.dialects.validation import parse_body
 from ocr_server.errors import InvalidRequest
 from ocr_server.runtime import Runtime
@@ -31,7 +31,7 @@ router = APIRouter(tags=["Responses"])
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ResponsesRequest"}}},
         }
     },
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **ERRORS},
+    responses={200: {"content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/ResponseEvent"}}}}, **ERRORS},
 )
 async def create_response(request: Request) -> Response:
     """Read the pictures and documents of a request. The texts of their pages are joined in order. Nothing is stored."""
@@ -71,7 +71,7 @@ def check_batchable(request: ResponsesRequest) -> None:
 
 RESPONSES: Dialect[ResponsesRequest] = Dialect(
     path=PATH,
-    api=Api(router, {"responses": f"POST {PATH}"}, (ResponsesRequest,)),
+    api=Api(router, {"responses": f"POST {PATH}"}, (ResponsesRequest, ResponseEvent)),
     parse=partial(parse_body, model=ResponsesRequest),
     parse_template=partial(parse_body, model=ResponsesTemplate),
     plan=plan_response,

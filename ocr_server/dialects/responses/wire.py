@@ -291,3 +291,11 @@ class ResponseObject(Answer):
     """Always empty: the model is offered no tools."""
     top_logprobs: int = 0
     truncation: Literal["disabled"] = "disabled"
+
+
+class ResponseEvent(Answer):
+    """An event of a stream. Further fields depend on its type, as in OpenAI's API."""
+
+    type: str
+    """Such as `response.created`, `response.output_text.delta` or `response.completed`; `error` if the stream fails."""
+    sequence_number: int
