@@ -31,7 +31,10 @@ router = APIRouter(tags=["Responses"])
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ResponsesRequest"}}},
         }
     },
-    responses={200: {"content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/ResponseEvent"}}}}, **ERRORS},
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/ResponseEvent"}}}},
+        **ERRORS,
+    },
 )
 async def create_response(request: Request) -> Response:
     """Read the pictures and documents of a request. The texts of their pages are joined in order. Nothing is stored."""
