@@ -15,6 +15,7 @@ router = APIRouter(prefix="/v1/models", tags=["Models"])
 
 
 @router.get("")
+@router.get("/", include_in_schema=False)
 async def list_models(request: Request) -> ModelList:
     """List the model under its plain name, and with each mode and output for clients that can only set this name.
 
@@ -29,7 +30,7 @@ async def list_models(request: Request) -> ModelList:
 @router.get("/{model_id:path}", responses={404: ERRORS[404]})
 async def retrieve_model(request: Request, model_id: str) -> Model:
     """Return one of the names of the model: a listed one, one of its aliases, or either with a mode and an output."""
-    return _model(model_id, runtime_of(request))
+    return _model(model_id.rstrip("/"), runtime_of(request))
 
 
 def _model(name: str, runtime: Runtime) -> Model:

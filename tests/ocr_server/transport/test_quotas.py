@@ -45,7 +45,7 @@ async def test_pages(settings: Settings) -> None:
 async def test_a_refused_request_counts_no_pages(settings: Settings) -> None:
     async with client_of(create_app(with_keys(settings, "sk-a pages_per_day=1"))) as client:
         for _ in range(3):
-            error_of(await client.post(CHAT, json={**chat(), "colour": "red"}, headers=ALICE), 400)
+            error_of(await client.post(CHAT, json={**chat(), "temperature": 9}, headers=ALICE), 400)
         assert (await ask(client, ALICE)).status_code == 200
 
 
