@@ -70,7 +70,7 @@ def create_app(runtime: Runtime, traces: TracerProvider | None = None) -> FastAP
             batches.start()
         try:
             with metrics.watching(runtime.engine, runtime.admission, runtime.memory):
-                async with LoopWatchdog() as app.state.watchdog:
+                async with LoopWatchdog(expected=runtime.engine.unavailable) as app.state.watchdog:
                     yield
         finally:
             if batches is not None:

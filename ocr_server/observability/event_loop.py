@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 
 from ocr_server.observability import metrics
@@ -32,7 +33,20 @@ class LoopWatchdog:
     when the task does not wake up, and logs where the loop's thread is, once for each stall.
     """
 
-    def __init__(self, *, warn_after_s: float = WARN_AFTER_S, window_s: float = WINDOW_S) -> None:
+    def __init__(
+        self,
+        *,
+        warn_after_s: float = WARN_AFTER_S,
+        window_s: float = WINDOW_S,
+        expected: Callable[[], object] = bool,
+    ) -> None:
+        """Args:
+        warn_after_s: Stall after which the stack is logged, in seconds.
+        window_s: Time over which `longest` looks back, in seconds.
+        expected: Returns a true value while stalls are not worth a warning, as when a model is loaded. It is called
+            in another thread.
+        """
+        self._expected = expected
         self._warn_after_s = warn_after_s
         self._window_s = window_s
         self._due = 0.0
@@ -83,7 +97,7 @@ class LoopWatchdog:
         while not self._stopped.wait(self._warn_after_s / 4):
             due = self._due
             stall = time.monotonic() - due
-            if stall < self._warn_after_s or due == reported:
+            if stall < self._warn_after_s or due == reported or self._expected():
                 continue
             reported = due
             frame = sys._current_frames().get(loop_thread)

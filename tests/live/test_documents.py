@@ -17,7 +17,7 @@ import pytest
 from live_requests import MODEL, PROMPT, RECEIPT, SEPARATOR, SIGN, data_uri, image_part, saved, text_part, truth, user
 from live_server import WAIT_SECONDS, Server
 from mistralai.client import Mistral
-from openai import BadRequestError, OpenAI
+from openai import BadRequestError, NotFoundError, OpenAI
 from PIL import Image
 
 from tests.processes import descendants
@@ -114,7 +114,6 @@ class TestChat:
             (file_part(b"%PDF-1.7 and then nothing"), {}, "messages[0].content[0].file.file_data", "pdf_damaged"),
             (file_part(scanned(SIGN)), {"pages": "2"}, "ocr.pages", "invalid_pages"),
             (file_part(scanned(SIGN)), {"pages": "0"}, "ocr.pages", "invalid_pages"),
-            ({"type": "file", "file": {"file_id": "file-1"}}, {}, "messages[0].content[0].file.file_id", None),
             (file_part("*"), {}, "messages[0].content[0].file.file_data", "invalid_base64_image"),
         ],
     )
@@ -125,6 +124,11 @@ class TestChat:
             client.chat.completions.create(model=MODEL, messages=ask(part), extra_body={"ocr": options})
         assert caught.value.param == param
         assert code is None or caught.value.code == code
+
+    def test_a_file_that_does_not_exist(self, client: OpenAI) -> None:
+        with pytest.raises(NotFoundError) as caught:
+            client.chat.completions.create(model=MODEL, messages=ask({"type": "file", "file": {"file_id": "file-1"}}))
+        assert (caught.value.param, caught.value.code) == ("messages[0].content[0].file.file_id", "file_not_found")
 
     def test_blocks_are_returned_with_the_text(self, client: OpenAI) -> None:
         answer = client.chat.completions.create(

@@ -326,13 +326,17 @@ def test_prompts_that_are_too_long(post: Post) -> None:
         ({"ocr": {"window_size": 0}}, "ocr.window_size"),
         ({"ocr": {"whitelist_token_ids": [-1]}}, "ocr.whitelist_token_ids"),
         ({"ocr": [1]}, "ocr"),
-        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
         ({"allowed_token_ids": [10**8]}, "allowed_token_ids"),
     ],
     ids=str,
 )
 def test_invalid_parameter_values(post: Post, options: dict[str, Any], param: str) -> None:
     check_error(post(**options), param=param)
+
+
+def test_an_invalid_regular_expression(post: Post) -> None:
+    answer = post(structured_outputs={"regex": "("})
+    check_error(answer, param="structured_outputs.regex", code="invalid_grammar")
 
 
 def test_min_tokens_above_max_tokens(post: Post) -> None:
@@ -352,7 +356,7 @@ def test_min_tokens_above_max_tokens(post: Post) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_invalid_json_schemas(post: Post, schema: dict[str, Any], stream: bool) -> None:
     response_format = {"type": "json_schema", "json_schema": {"name": "page", "schema": schema}}
-    check_error(post(response_format=response_format, stream=stream), param="response_format")
+    check_error(post(response_format=response_format, stream=stream), param="response_format", code="invalid_schema")
 
 
 def test_structured_output_needs_a_single_page(post: Post) -> None:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from config import EMBEDDED_CHECKPOINT, Settings
+from ocr_server.engine.checks import DecodingCheck
 from ocr_server.engine.vllm_engine import VllmEngine
 from ocr_server.errors import InvalidRequest
 from ocr_server.library import Ocr
@@ -29,7 +30,7 @@ class ScriptedEngine(VllmEngine):
     """The real engine, whose next answers can be set. Structured output then allows no other answer."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, dedicated=False)
+        super().__init__(settings, DecodingCheck(settings), dedicated=False)
         self.answers: list[str] = []
         self.reads = 0
 

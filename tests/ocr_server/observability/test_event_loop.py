@@ -90,6 +90,15 @@ class TestWarning:
             caplog.clear()
             block_until_logged(caplog)
 
+    async def test_stalls_while_the_model_is_loaded_are_measured_but_not_logged(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with LoopWatchdog(warn_after_s=0.1, expected=lambda: "The model is loading.") as watchdog:
+            await asyncio.sleep(0)
+            block(0.5)
+            await longest(watchdog, 0.3)
+        assert not caplog.records
+
     async def test_a_free_loop_is_not_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         async with LoopWatchdog(warn_after_s=5):
             await asyncio.sleep(1)
