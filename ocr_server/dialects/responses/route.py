@@ -21,6 +21,20 @@ from ocr_server.transport.event_stream import event_stream
 PATH = "/v1/responses"
 router = APIRouter(tags=["Responses"])
 
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string", "description": "The type of the event, as in the data."},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/ResponseEvent"},
+        },
+    },
+}
+"""An event of a stream: unlike those of the other APIs, it has a name."""
+
 
 @router.post(
     PATH,
@@ -32,7 +46,7 @@ router = APIRouter(tags=["Responses"])
         }
     },
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/ResponseEvent"}}}},
+        200: {"content": {"text/event-stream": {"schema": _EVENT}}},
         **ERRORS,
     },
 )
