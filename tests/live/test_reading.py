@@ -552,14 +552,15 @@ def test_the_requested_model_name_is_returned(read: Callable[..., ChatCompletion
     assert read(model=f"{MODEL}:tiny", max_tokens=1).model == f"{MODEL}:tiny"
 
 
-@pytest.mark.parametrize(("detail", "tokens"), [("low", 73), ("high", 273), ("auto", 273)])
+@pytest.mark.parametrize(("detail", "tokens"), [("low", 273), ("high", 903), ("auto", 903)])
 def test_detail_selects_a_mode(usage: Usage, detail: str, tokens: int) -> None:
-    assert image_tokens(usage(messages=[user(image_part(SIGN, detail), text_part())])) == tokens
+    assert image_tokens(usage(messages=[user(image_part(blank(1240, 1754), detail), text_part())])) == tokens
 
 
 def test_detail_applies_to_each_image(usage: Usage) -> None:
-    both = usage(messages=[user(image_part(SIGN, "low"), image_part(SIGN, "high"), text_part())])
-    assert image_tokens(both) == 73 + 273
+    page = blank(1240, 1754)
+    both = usage(messages=[user(image_part(page, "low"), image_part(page, "high"), text_part())])
+    assert image_tokens(both) == 273 + 903
 
 
 @pytest.mark.parametrize(("size", "wide", "tall"), [((1280, 640), 2, 1), ((640, 1300), 1, 2), ((1240, 1754), 2, 3)])
@@ -589,9 +590,9 @@ def test_sizes_and_crops_can_be_set(usage: Usage, options: dict[str, Any], token
 
 
 def test_precedence_of_options_model_name_detail_and_default(usage: Usage, plain: ChatCompletion) -> None:
-    low = [user(image_part(SIGN, "low"), text_part())]
+    low = [user(image_part(blank(1240, 1754), "low"), text_part())]
     assert image_tokens(usage_of(plain)) == 273
-    assert image_tokens(usage(messages=low)) == 73
+    assert image_tokens(usage(messages=low)) == 273
     assert image_tokens(usage(messages=low, model=f"{MODEL}:large")) == 421
     assert image_tokens(usage(messages=low, model=f"{MODEL}:large", ocr={"mode": "small"})) == 111
     assert image_tokens(usage(messages=low, model=f"{MODEL}:large", ocr={"base_size": 1024})) == 273

@@ -15,9 +15,10 @@ pytestmark = pytest.mark.live
 MODES = ("tiny", "small", "base", "large", "gundam", "gundam-m")
 
 
-def test_there_is_a_model_for_each_mode(client: OpenAI) -> None:
+def test_there_is_a_model_for_each_mode_and_output(client: OpenAI) -> None:
     models = client.models.list().data
-    assert [model.id for model in models] == [MODEL, *(f"{MODEL}:{mode}" for mode in MODES)]
+    suffixes = [*MODES, "raw", "markdown", "blocks"]
+    assert [model.id for model in models] == [MODEL, *(f"{MODEL}:{suffix}" for suffix in suffixes)]
     assert all(model.object == "model" and model.owned_by and model.created > 1_600_000_000 for model in models)
 
 
