@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up what is missing and runs the tests. Every argument goes to pytest: ./run_tests.sh tests/setup -k stamp
-# With --fast, only the tests that need neither vLLM nor a model run, in about a minute.
+# With --fast, only the tests that need neither vLLM nor a model run, in about two minutes.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)
@@ -13,7 +13,7 @@ Usage: ./run_tests.sh [--fast] [pytest's arguments]
 
 Without --fast: sets up .venv with the server and the test tools (minutes, once) and runs every test.
 
-With --fast: runs the tests that need no vLLM, no model and no browser, in about a minute. It uses .venv if that is
+With --fast: runs the tests that need no vLLM, no model and no browser, in about two minutes. It uses .venv if that is
 complete, else .venv-fast, which is set up once with the packages of requirements_fast.txt. While these tests run,
 importing vLLM is an error.
 
