@@ -24,6 +24,8 @@ from ocr_server.errors import TooLarge, TooMany
 
 RETRY_SECONDS = 5.0
 """`Retry-After` of requests that are refused for want of memory."""
+BYTES_HELD = 3
+"""Bytes that a byte of a JSON body takes in memory: as it was received, as text, and decoded."""
 SHARE_OF_MACHINE = 0.25
 """Default capacity, as a fraction of the memory that this process may use. The engine and its caches need the rest."""
 MIN_CAPACITY = 512_000_000

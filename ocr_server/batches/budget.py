@@ -6,10 +6,7 @@ import asyncio
 import math
 from typing import NamedTuple
 
-from ocr_server.memory import MemoryBudget, Reservation, Use
-
-BYTES_HELD = 3
-"""Bytes that a byte of a request's body takes in memory: as it is stored, parsed, and decoded."""
+from ocr_server.memory import BYTES_HELD, MemoryBudget, Reservation, Use
 
 
 class Place(NamedTuple):

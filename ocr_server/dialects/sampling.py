@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 from ocr_server.dialects.wire import Wire, string_or_list
 
 MAX_STOPS, MAX_STOP_CHARS = 16, 1000
+MAX_SCORES_OF_PAGES = 128
+"""Maximum number of pages times log probabilities for each token. They are kept until the answer ends."""
 
 Stops = Annotated[
     Annotated[str, Tag("<string>")] | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True), Tag("<list>")],

@@ -21,13 +21,9 @@ from ocr_server.intake.page_selection import Selection, TooManyPages
 from ocr_server.intake.pdf import PdfFile, PdfRenderer
 from ocr_server.intake.pdf_errors import Kind, PdfError
 from ocr_server.intake.source import Source
-from ocr_server.intake.source_page import DECODING_BYTES, Rgb, SourcePage
+from ocr_server.intake.source_page import DECODING_BYTES, KEPT_PIXELS, Rgb, SourcePage
 from ocr_server.intake.workers import WorkerLost, Workers, WorkerTimeout
 from ocr_server.memory import ClientMemory, MemoryBudget, Use
-
-KEPT_PIXELS = 9_000_000
-"""Size in pixels up to which a picture is kept decoded from when it is opened until its page is read, if there is
-memory for it: a page in A4 at 300 dpi. Larger ones are decoded again."""
 
 _numbers = itertools.count()
 

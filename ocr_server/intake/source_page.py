@@ -13,6 +13,9 @@ from ocr_server.memory import Reservation
 DECODING_BYTES = 16
 """Memory that decoding takes at its peak, in bytes per pixel, in the worker process and here: Pillow's picture in its
 own mode and in RGB, the rows, and the copies that both processes have. Measured: 10 to 21, most often 10 or 13."""
+KEPT_PIXELS = 9_000_000
+"""Size in pixels up to which a decoded picture is kept until it is needed again, if there is memory for it: a page in
+A4 at 300 dpi. Larger ones are decoded again."""
 
 Rgb = npt.NDArray[np.uint8]
 """[height, width, 3], RGB."""

@@ -13,7 +13,7 @@ from deepseek_ocr.families import Family, mode_name
 from deepseek_ocr.images import PreparedImage
 from deepseek_ocr.modes import ResolutionMode
 from ocr_server.errors import ReadError, TooMany, Unavailable
-from ocr_server.intake.source_page import SourcePage
+from ocr_server.intake.source_page import KEPT_PIXELS, SourcePage
 from ocr_server.memory import Reservation
 from ocr_server.observability.metrics import ENGINE_SECONDS, INTAKE_SECONDS, QUEUE_SECONDS
 from ocr_server.observability.tracing import stage
@@ -42,9 +42,6 @@ class Turns(Protocol):
     def release(self) -> None: ...
 
 
-KEPT_PIXELS = 9_000_000
-"""Size in pixels up to which a picture is kept while its page is read, if it is needed afterwards: a page in A4 at 300
-dpi. Larger ones are decoded again."""
 AHEAD = 4
 """How many pages are started ahead of the first unanswered one, as a multiple of `at_once`.
 

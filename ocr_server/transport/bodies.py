@@ -11,15 +11,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ocr_server.errors import ApiError, InvalidRequest, TimedOut, TooLarge, UnsupportedEncoding
-from ocr_server.memory import MemoryBudget, Reservation, Use
+from ocr_server.memory import BYTES_HELD, MemoryBudget, Reservation, Use
 from ocr_server.transport.auth import sharer_of
 from ocr_server.transport.refusal import refuse
 
 DRAIN_BYTES = 100_000_000
 DRAIN_SECONDS = 10
 """How much of a refused body is read and discarded, and for how long."""
-BYTES_HELD = 3
-"""Bytes that a byte of a JSON body takes in memory: as it was received, as text, and decoded."""
 PIECE_BYTES = 1_000_000
 """How much is decompressed at a time, so that other requests are served in between."""
 ENCODINGS = ("gzip", "x-gzip", "deflate")

@@ -25,7 +25,7 @@ RETRY_SECONDS = 5.0
 """`Retry-After` of refused connections."""
 
 
-class Use(IntEnum):
+class Activity(IntEnum):
     """What a connection is used for. Those that come first are the first to make room."""
 
     WAITS = 0
@@ -48,7 +48,7 @@ class _Group:
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
-        self.uses: dict[Use, dict[Closable, None]] = {use: {} for use in Use}
+        self.uses: dict[Activity, dict[Closable, None]] = {use: {} for use in Activity}
 
     @property
     def size(self) -> int:
@@ -59,7 +59,7 @@ class _Group:
 
     def first_to_go(self) -> Closable | None:
         """Return the connection that has been idle for longest, None if all are busy."""
-        for use in (Use.WAITS, Use.KEPT):
+        for use in (Activity.WAITS, Activity.KEPT):
             for connection in self.uses[use]:
                 return connection
         return None
@@ -78,7 +78,7 @@ class ConnectionLimits:
         self._of_address = of_address
         self._all = _Group(total)
         self._addresses: dict[str, _Group] = {}
-        self._entries: dict[Closable, tuple[str, Use]] = {}
+        self._entries: dict[Closable, tuple[str, Activity]] = {}
         self._lingering: dict[Closable, None] = {}
 
     def add(self, connection: Closable, address: str) -> None:
@@ -101,11 +101,11 @@ class ConnectionLimits:
                     )
                 self._evict(other)
         self._addresses[key] = group
-        self._entries[connection] = (key, Use.WAITS)
+        self._entries[connection] = (key, Activity.WAITS)
         for each in (group, self._all):
-            each.uses[Use.WAITS][connection] = None
+            each.uses[Activity.WAITS][connection] = None
 
-    def note(self, connection: Closable, use: Use) -> None:
+    def note(self, connection: Closable, use: Activity) -> None:
         """Note what a connection is used for. Nothing happens if it is not counted any more."""
         key, before = self._entries.get(connection, ("", use))
         if use is not before:

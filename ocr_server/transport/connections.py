@@ -25,9 +25,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ocr_server.errors import ApiError, HeadTooLarge, InvalidRequest
-from ocr_server.memory import MemoryBudget
-from ocr_server.memory import Use as MemoryUse
-from ocr_server.transport.connection_limits import ConnectionLimits, Use
+from ocr_server.memory import MemoryBudget, Use
+from ocr_server.transport.connection_limits import Activity, ConnectionLimits
 
 LEAST_TAKEN = 49_152
 """Number of bytes of a waiting answer that a client must receive within the time limit. This is the difference between
@@ -100,7 +99,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         """
         super().__init__(*arguments, **options)
         self._receive_timeout, self._send_timeout = receive_timeout, send_timeout
-        self._memory = memory.reserve(MemoryUse.HEADS)
+        self._memory = memory.reserve(Use.HEADS)
         self._connections = connections
         self._buffer = memoryview(buffer)
         self._received = bytearray()  # and not parsed: a part of a line, or what follows a request in progress
@@ -286,7 +285,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._head_timer = _cancelled(self._head_timer)
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(self._receive_timeout, self.transport.abort)
-        self._connections.note(self, Use.BUSY if busy else Use.KEPT if kept else Use.WAITS)
+        self._connections.note(self, Activity.BUSY if busy else Activity.KEPT if kept else Activity.WAITS)
         self._hold(len(self._received) >= MAX_HELD)
         size = len(self._received) + HEAD_COPIES * self._head_bytes
         more = size - self._memory.size

@@ -9,6 +9,7 @@ from ocr_server.dialects.chat.wire import ChatCompletionRequest
 from ocr_server.dialects.messages import conversation, nothing_to_read
 from ocr_server.dialects.model_names import model_choice
 from ocr_server.dialects.options import OtherOptions, SharedOptions, check_prompt
+from ocr_server.dialects.sampling import MAX_SCORES_OF_PAGES
 from ocr_server.dialects.sources import planned_sources
 from ocr_server.dialects.text_options import PREFIX, OcrOptions, check_output, text_format
 from ocr_server.dialects.wire import Wire
@@ -23,8 +24,6 @@ from ocr_server.reading.decoding import Decoding
 if TYPE_CHECKING:
     from config import Settings
 
-MAX_SCORES_OF_PAGES = 128
-"""Maximum number of pages times log probabilities for each token. They are kept until the answer ends."""
 DECODING_PARAMETERS = {
     "json_schema": "response_format",
     "json_object": "response_format",

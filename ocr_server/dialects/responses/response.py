@@ -17,16 +17,16 @@ from ocr_server.dialects.page_texts import PageTexts
 from ocr_server.dialects.responses.plan import blocks_json
 from ocr_server.dialects.responses.wire import (
     IncompleteDetails,
-    InputTokensDetails,
     OutputMessage,
     OutputText,
     ResponseError,
+    ResponseInputTokensDetails,
     ResponseObject,
     ResponsesRequest,
+    ResponseTokenLogprob,
+    ResponseTopLogprob,
+    ResponseUsage,
     Status,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
 )
 from ocr_server.dialects.text_options import OcrOptions
 from ocr_server.errors import ApiError, EngineFailure
@@ -170,9 +170,9 @@ class ResponsesAnswer:
         part = OutputText(text="".join(self._text), logprobs=self._logprobs(self._steps))
         ocr = OcrExtension(pages=self._reports) if self._texts.has_reports else None
         response.output = (OutputMessage(id=self._item_id, status=response.status, content=[part], ocr=ocr),)
-        response.usage = Usage(
+        response.usage = ResponseUsage(
             input_tokens=self._input_tokens,
-            input_tokens_details=InputTokensDetails(image_tokens=self._image_tokens),
+            input_tokens_details=ResponseInputTokensDetails(image_tokens=self._image_tokens),
             output_tokens=self._output_tokens,
             total_tokens=self._input_tokens + self._output_tokens,
         )
@@ -202,10 +202,12 @@ class ResponsesAnswer:
             top_logprobs=self._top_logprobs,
         )
 
-    def _logprobs(self, steps: list[LogprobStep]) -> tuple[TokenLogprob, ...]:
+    def _logprobs(self, steps: list[LogprobStep]) -> tuple[ResponseTokenLogprob, ...]:
         most = self._top_logprobs
         return tuple(
-            TokenLogprob(**_token(step.chosen), top_logprobs=[TopLogprob(**_token(each)) for each in step.top[:most]])
+            ResponseTokenLogprob(
+                **_token(step.chosen), top_logprobs=[ResponseTopLogprob(**_token(each)) for each in step.top[:most]]
+            )
             for step in steps
         )
 

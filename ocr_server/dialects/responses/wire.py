@@ -77,7 +77,7 @@ class Reasoning(Wire):
     """The model does not reason."""
 
 
-class StreamOptions(Wire):
+class ResponseStreamOptions(Wire):
     include_obfuscation: bool | None = None
     """Accepted without effect."""
 
@@ -154,7 +154,7 @@ class ResponsesRequest(Sampling):
     """Number of alternatives for each token. Values above 0 ask for log probabilities."""
     stream: bool = False
     """Answer with server-sent events."""
-    stream_options: StreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = None
     background: Literal[False] = False
     """Responses in the background are not supported; use batches."""
     tools: Annotated[list[Any] | None, Field(max_length=1000)] = None
@@ -190,14 +190,14 @@ class ResponsesTemplate(ResponsesRequest):
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
-class TopLogprob(Answer):
+class ResponseTopLogprob(Answer):
     token: str
     bytes: list[int]
     logprob: float
 
 
-class TokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob]
+class ResponseTokenLogprob(ResponseTopLogprob):
+    top_logprobs: list[ResponseTopLogprob]
 
 
 class OutputText(Answer):
@@ -205,7 +205,7 @@ class OutputText(Answer):
     text: str
     annotations: tuple[()] = ()
     """Always empty."""
-    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs: tuple[ResponseTokenLogprob, ...] = ()
     """The log probabilities of the tokens, if requested."""
 
 
@@ -220,22 +220,22 @@ class OutputMessage(Answer):
     the last event of a stream they have no figures, which were in the events before."""
 
 
-class InputTokensDetails(Answer):
+class ResponseInputTokensDetails(Answer):
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     image_tokens: int
     """Tokens of the input that stand for pictures."""
 
 
-class OutputTokensDetails(Answer):
+class ResponseOutputTokensDetails(Answer):
     reasoning_tokens: int = 0
 
 
-class Usage(Answer):
+class ResponseUsage(Answer):
     input_tokens: int
-    input_tokens_details: InputTokensDetails
+    input_tokens_details: ResponseInputTokensDetails
     output_tokens: int
-    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+    output_tokens_details: ResponseOutputTokensDetails = ResponseOutputTokensDetails()
     total_tokens: int
 
 
@@ -271,7 +271,7 @@ class ResponseObject(Answer):
     model: str
     output: tuple[OutputMessage, ...] = ()
     """One message, with the text of all pages."""
-    usage: Usage | None = None
+    usage: ResponseUsage | None = None
 
     instructions: str | None = None
     max_output_tokens: int | None = None

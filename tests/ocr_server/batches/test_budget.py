@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from ocr_server.batches.budget import BYTES_HELD, RequestBudget
-from ocr_server.memory import SHARES, MemoryBudget, Reservation, Use
+from ocr_server.batches.budget import RequestBudget
+from ocr_server.memory import BYTES_HELD, SHARES, MemoryBudget, Reservation, Use
 
 
 async def settle() -> None:

@@ -18,10 +18,10 @@ from PIL import Image
 from ocr_server.intake.document import DEFAULT_DPI, Document
 from ocr_server.intake.errors import SourceError, SourceTooLarge
 from ocr_server.intake.limits import IntakeLimits
-from ocr_server.intake.opener import KEPT_PIXELS, Opener
+from ocr_server.intake.opener import Opener
 from ocr_server.intake.page_selection import parse_pages
 from ocr_server.intake.source import Source
-from ocr_server.intake.source_page import DECODING_BYTES
+from ocr_server.intake.source_page import DECODING_BYTES, KEPT_PIXELS
 from ocr_server.intake.workers import Workers
 from ocr_server.memory import MemoryBudget, Use
 from tests.ocr_server.intake import pdfs

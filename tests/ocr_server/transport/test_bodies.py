@@ -15,8 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 from ocr_server.dialects.json_schema import MAX_SCHEMA_LEVELS
 from ocr_server.dialects.validation import MAX_LEVELS
 from ocr_server.errors import ApiError, InvalidRequest, TooLarge
-from ocr_server.memory import SHARES, MemoryBudget, Use
-from ocr_server.transport.bodies import BYTES_HELD, PIECE_BYTES, BodyLimit
+from ocr_server.memory import BYTES_HELD, SHARES, MemoryBudget, Use
+from ocr_server.transport.bodies import PIECE_BYTES, BodyLimit
 from tests.ocr_server.conftest import CHAT, WHITE, FakeEngine, chat, error_of
 
 OCR = "/v1/ocr"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ocr_server.errors import Unavailable
-from ocr_server.transport.connection_limits import MAX_LINGERING, ConnectionLimits, Use
+from ocr_server.transport.connection_limits import MAX_LINGERING, Activity, ConnectionLimits
 
 
 class Connection:
@@ -17,7 +17,7 @@ class Connection:
         self.is_open = False
 
 
-def added(limits: ConnectionLimits, address: str, count: int, use: Use = Use.WAITS) -> list[Connection]:
+def added(limits: ConnectionLimits, address: str, count: int, use: Activity = Activity.WAITS) -> list[Connection]:
     connections = [Connection() for _ in range(count)]
     for each in connections:
         limits.add(each, address)
@@ -28,14 +28,14 @@ def added(limits: ConnectionLimits, address: str, count: int, use: Use = Use.WAI
 class TestConnectionLimits:
     def test_the_longest_idle_goes_first(self) -> None:
         limits = ConnectionLimits(total=4)
-        (busy,) = added(limits, "10.0.0.1", 1, Use.BUSY)
-        first, second = added(limits, "10.0.0.1", 2, Use.KEPT)
+        (busy,) = added(limits, "10.0.0.1", 1, Activity.BUSY)
+        first, second = added(limits, "10.0.0.1", 2, Activity.KEPT)
         (waits,) = added(limits, "10.0.0.1", 1)
-        limits.note(first, Use.BUSY)
-        limits.note(first, Use.KEPT)
+        limits.note(first, Activity.BUSY)
+        limits.note(first, Activity.KEPT)
         gone = []
         for _ in range(3):
-            added(limits, "10.0.0.2", 1, Use.BUSY)
+            added(limits, "10.0.0.2", 1, Activity.BUSY)
             gone += [each for each in (busy, first, second, waits) if not each.is_open and each not in gone]
         assert gone == [waits, second, first]
         with pytest.raises(Unavailable) as refused:
@@ -44,10 +44,10 @@ class TestConnectionLimits:
 
     def test_room_is_given_back(self) -> None:
         limits = ConnectionLimits(total=2)
-        first, _ = added(limits, "10.0.0.1", 2, Use.BUSY)
+        first, _ = added(limits, "10.0.0.1", 2, Activity.BUSY)
         for _ in range(2):
             limits.remove(first)
-        added(limits, "10.0.0.1", 1, Use.BUSY)
+        added(limits, "10.0.0.1", 1, Activity.BUSY)
         with pytest.raises(Unavailable):
             limits.add(Connection(), "10.0.0.1")
 
@@ -66,23 +66,23 @@ class TestConnectionLimits:
 
     def test_a_limit_that_is_set_holds_for_all_addresses(self) -> None:
         limits = ConnectionLimits(total=40, of_address=2)
-        added(limits, "127.0.0.1", 2, Use.BUSY)
+        added(limits, "127.0.0.1", 2, Activity.BUSY)
         with pytest.raises(Unavailable, match="your address"):
             limits.add(Connection(), "127.0.0.1")
-        added(limits, "10.0.0.1", 2, Use.BUSY)
+        added(limits, "10.0.0.1", 2, Activity.BUSY)
 
     def test_the_addresses_of_an_ipv6_network_count_together(self) -> None:
         limits = ConnectionLimits(total=40, of_address=2)
-        added(limits, "2a00:1450::1", 1, Use.BUSY)
-        added(limits, "2a00:1450::ffff:2", 1, Use.BUSY)
-        added(limits, "2a00:1450:0:1::1", 1, Use.BUSY)
+        added(limits, "2a00:1450::1", 1, Activity.BUSY)
+        added(limits, "2a00:1450::ffff:2", 1, Activity.BUSY)
+        added(limits, "2a00:1450:0:1::1", 1, Activity.BUSY)
         with pytest.raises(Unavailable):
             limits.add(Connection(), "2a00:1450::3")
 
     def test_shed(self) -> None:
         limits = ConnectionLimits(total=10)
-        added(limits, "127.0.0.1", 2, Use.BUSY)
-        idle = added(limits, "127.0.0.1", 3, Use.KEPT)
+        added(limits, "127.0.0.1", 2, Activity.BUSY)
+        idle = added(limits, "127.0.0.1", 3, Activity.KEPT)
         assert limits.shed(2) == 2
         assert [each.is_open for each in idle] == [False, False, True]
         assert limits.shed(2) == 1
